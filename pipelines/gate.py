@@ -1,0 +1,394 @@
+"""The gate: does the artifact keep the share of its baseline's score that the recipe asks for? (docs/gate.md)
+
+A pure function over per-document scores. For document i, b_i is the baseline's score, c_i the artifact's and g_i the
+chance level. Retention R = mean(c - g) / mean(b - g) reaches the target r exactly when the mean of
+
+    d_i = (c_i - g_i) - r (b_i - g_i)
+
+is not negative, so the test is on that mean and nothing is divided or rounded. Means are taken within each task and
+weighted over tasks; variances are those of sums over clusters (documents that share a passage).
+
+Sources: Miller 2411.00640 (paired and clustered errors of evaluations), Fieller 1954 (bounds of a ratio by inverting
+the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for the variance at the boundary).
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.errors import Problem, refuse
+from pipelines.recipe import Gate, Policy, Suite
+from pipelines.schema import Frozen
+from pipelines.scores import Document, Evaluation, Scores
+
+
+class TaskVerdict(Frozen):
+    """One task, as the gate sees it."""
+
+    task: str
+    documents: int
+    clusters: int
+    weight: float
+    chance: float
+    baseline: float
+    candidate: float
+    """Mean scores, in [0, 1]."""
+    retention: float | None
+    """None when the baseline does not score above chance."""
+    lower_bound: float | None
+    upper_bound: float | None
+    lost: int
+    """Documents whose score fell."""
+    gained: int
+    """Documents whose score rose."""
+    below_floor: bool
+
+
+class Verdict(Frozen):
+    """What the gate says, and on what grounds."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    certified: bool
+    """Whether the verdict is PASS because retention is shown, at the stated confidence, to be above the target."""
+    reasons: tuple[str, ...]
+    target: float
+    retention: float | None
+    """Point estimate over the suite."""
+    lower_bound: float | None
+    upper_bound: float | None
+    """One-sided bounds of the retention at `policy.confidence`; None where there is none."""
+    more_documents: int | None
+    """How many more documents of this kind would decide, if the point estimate is right; None when decided."""
+    tasks: tuple[TaskVerdict, ...]
+    policy: Policy
+    suite: str
+    baseline_digest: str = ""
+    candidate_digest: str = ""
+    """Digests of the two models' files: a verdict belongs to exactly these bytes."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """Baseline and candidate, when the scores came from evaluations."""
+
+
+class _Moments(Frozen):
+    """A task's paired scores, reduced to what any retention target needs."""
+
+    documents: int
+    clusters: int
+    baseline: float
+    candidate: float
+    """Means above chance."""
+    vbb: float
+    vbc: float
+    vcc: float
+    """Cluster-robust variances and covariance of those two means."""
+    leverage: float
+    """The share of the mean that the largest cluster holds."""
+
+
+class _Statistic(Frozen):
+    """The weighted mean of d at a target, as a function of the target."""
+
+    baseline: float
+    candidate: float
+    vbb: float
+    vbc: float
+    vcc: float
+    leverage: float
+
+    def mean(self, target: float) -> float:
+        return self.candidate - target * self.baseline
+
+    def margin(self, target: float, confidence: float) -> float:
+        """Distance from `mean` to its one-sided bound.
+
+        The bound x solves x² = z²V + (-ln α) A x, with V the variance of the mean and A the leverage: the most that
+        one independent document can move the mean. The second term is the variance of the extra losses that the
+        boundary supposes (as in Wilson's interval, the variance is the one under the hypothesis, not the observed).
+        Without it, 50 documents of which none changed would "certify" 99%; with it, no observed loss bounds the rate
+        of losses by 3/n at 95%, which is what the exact binomial test says.
+        """
+        alpha = 1 - confidence
+        z = statistics.NormalDist().inv_cdf(confidence)
+        variance = max(0.0, self.vcc - 2 * target * self.vbc + target * target * self.vbb)
+        sparse = -math.log(alpha) * self.leverage
+        return (sparse + math.sqrt(sparse * sparse + 4 * z * z * variance)) / 2
+
+    def lower(self, target: float, confidence: float) -> float:
+        return self.mean(target) - self.margin(target, confidence)
+
+    def upper(self, target: float, confidence: float) -> float:
+        return self.mean(target) + self.margin(target, confidence)
+
+    def retention(self) -> float | None:
+        return self.candidate / self.baseline if self.baseline > 0 else None
+
+    def retention_bound(self, bound: Callable[[float, float], float], confidence: float) -> float | None:
+        """The target at which `bound` (of the mean) is zero: the bound of the ratio (Fieller)."""
+        low, high = 0.0, 10.0
+        if self.baseline <= 0 or bound(high, confidence) > 0:
+            return None
+        if bound(low, confidence) <= 0:
+            return 0.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if bound(middle, confidence) > 0 else (low, middle)
+        return low
+
+
+def gate(baseline: Evaluation, candidate: Evaluation, wanted: Gate | float = 0.99) -> Verdict:
+    """Judge `candidate` against `baseline`, two evaluations on the same suite, by that suite's policy.
+
+    Raises:
+        BadInput: the evaluations are not of the same suite, runtime and device, or their documents do not pair.
+    """
+    problems = [
+        Problem("gate", f"baseline and candidate differ in their {name}: {ours} and {theirs}", "evaluate both alike")
+        for name, ours, theirs in (
+            ("suite", baseline.suite.name, candidate.suite.name),
+            ("runtime", baseline.runtime, candidate.runtime),
+            ("device", baseline.device, candidate.device),
+        )
+        if ours != theirs
+    ]
+    refuse(problems)
+    target = wanted.retention if isinstance(wanted, Gate) else wanted
+    verdict = judge(baseline.scores(), candidate.scores(), baseline.suite, target)
+    return verdict.model_copy(
+        update={
+            "baseline_digest": baseline.model_digest,
+            "candidate_digest": candidate.model_digest,
+            "evaluations": (baseline, candidate),
+        }
+    )
+
+
+def judge(baseline: Scores, candidate: Scores, suite: Suite, target: float) -> Verdict:
+    """The verdict over per-document scores: pure, and the only place that decides.
+
+    Raises:
+        BadInput: documents that are missing, doubled or different on one side. None is ever dropped.
+    """
+    policy = suite.policy
+    missing = [task.task for task in suite.tasks if not candidate.get(task.task)]
+    broken = [name for name, documents in candidate.items() if any(not math.isfinite(d.score) for d in documents)]
+    if missing or broken:
+        reasons = [f"the artifact has no score for task {name}" for name in missing]
+        reasons += [f"the artifact has scores that are not numbers on task {name}" for name in broken]
+        return _verdict(suite, target, "FAIL", False, reasons)
+    pairs = {task.task: _paired(task.task, baseline.get(task.task, ()), candidate[task.task]) for task in suite.tasks}
+    moments = {name: _moments(documents, policy) for name, documents in pairs.items()}
+    total = sum(task.weight for task in suite.tasks)
+    weights = {task.task: task.weight / total for task in suite.tasks}
+    overall = _combined(moments, weights)
+    tasks = tuple(_task_verdict(name, pairs[name], moments, weights[name], policy) for name in pairs)
+    documents = sum(task.documents for task in tasks)
+    name, certified, reasons, more = _decide(overall, tasks, policy, target, documents)
+    return _verdict(suite, target, name, certified, reasons, overall, tasks, more)
+
+
+def _decide(
+    overall: _Statistic, tasks: tuple[TaskVerdict, ...], policy: Policy, target: float, documents: int
+) -> tuple[Literal["PASS", "FAIL", "INCONCLUSIVE"], bool, list[str], int | None]:
+    """The verdict's name, whether it is a certified pass, its reasons, and the documents that would decide."""
+    percent = f"{policy.confidence:.0%}"
+    if overall.baseline <= 0:
+        return "INCONCLUSIVE", False, ["the baseline does not score above chance: this suite cannot judge it"], None
+    below = [task.task for task in tasks if task.below_floor]
+    if below:
+        assert policy.floor is not None
+        return "FAIL", False, [f"task {name} is shown to keep less than {policy.floor:.0%}" for name in below], None
+    if overall.upper(target, policy.confidence) < 0:
+        return "FAIL", False, [f"retention is shown to be below {target:.2%} ({percent} confidence)"], None
+    if overall.lower(target, policy.confidence) > 0:
+        return "PASS", True, [f"retention is shown to be above {target:.2%} ({percent} confidence)"], None
+    more = _more_documents(overall, target, policy.confidence, documents)
+    undecided = f"the data does not decide at {percent} confidence"
+    if policy.decide == "certified":
+        return "INCONCLUSIVE", False, [f"{undecided}, and the policy asks for that"], more
+    if overall.mean(target) >= 0:
+        return "PASS", False, [f"{undecided}; the point estimate is not below {target:.2%}"], more
+    return "FAIL", False, [f"{undecided}; the point estimate is below {target:.2%}"], more
+
+
+def _verdict(
+    suite: Suite,
+    target: float,
+    name: Literal["PASS", "FAIL", "INCONCLUSIVE"],
+    certified: bool,
+    reasons: list[str],
+    overall: _Statistic | None = None,
+    tasks: tuple[TaskVerdict, ...] = (),
+    more: int | None = None,
+) -> Verdict:
+    confidence = suite.policy.confidence
+    return Verdict(
+        verdict=name,
+        certified=certified,
+        reasons=tuple(reasons),
+        target=target,
+        retention=overall.retention() if overall else None,
+        lower_bound=overall.retention_bound(overall.lower, confidence) if overall else None,
+        upper_bound=overall.retention_bound(overall.upper, confidence) if overall else None,
+        more_documents=more,
+        tasks=tasks,
+        policy=suite.policy,
+        suite=suite.name,
+    )
+
+
+def _paired(
+    task: str, baseline: tuple[Document, ...], candidate: tuple[Document, ...]
+) -> list[tuple[Document, Document]]:
+    """The documents of both sides, paired by position and content; any difference is an error.
+
+    A data set may hold the same document twice: its position tells the two apart, and their common cluster keeps
+    them from counting as independent.
+    """
+    problems: list[Problem] = []
+    sides = {"baseline": baseline, "candidate": candidate}
+    keyed: dict[str, dict[tuple[int, str, str, str], Document]] = {}
+    for side, documents in sides.items():
+        keyed[side] = {(d.id, d.doc_hash, d.prompt_hash, d.target_hash): d for d in documents}
+        if len({d.id for d in documents}) < len(documents):
+            problems.append(Problem(f"task {task}", f"the {side} has documents twice"))
+        if any(not 0 <= d.score <= 1 for d in documents):
+            problems.append(Problem(f"task {task}", f"the {side} has scores outside [0, 1]", "choose another metric"))
+    ours, theirs = keyed["baseline"], keyed["candidate"]
+    if unmatched := len(ours.keys() ^ theirs.keys()):
+        what = f"{unmatched} documents or prompts are on one side only"
+        problems.append(Problem(f"task {task}", what, "evaluate both models on the same documents"))
+    elif len({d.cluster for d in baseline}) < 2:
+        problems.append(Problem(f"task {task}", "has fewer than two independent documents", "raise its limit"))
+    refuse(problems)
+    return [(document, theirs[key]) for key, document in ours.items()]
+
+
+def _moments(pairs: list[tuple[Document, Document]], policy: Policy) -> _Moments:
+    """Means above chance and their cluster-robust covariance (sums over clusters, G/(G-1) corrected)."""
+    count = len(pairs)
+    chance = 1.0 if policy.chance_correction else 0.0
+    b = [ours.score - chance * ours.chance for ours, _ in pairs]
+    c = [theirs.score - chance * ours.chance for ours, theirs in pairs]
+    mean_b, mean_c = math.fsum(b) / count, math.fsum(c) / count
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for (ours, _), b_i, c_i in zip(pairs, b, c, strict=True):
+        total = sums[ours.cluster]
+        total[0] += b_i - mean_b
+        total[1] += c_i - mean_c
+        total[2] += 1
+    clusters = len(sums)
+    scale = clusters / (clusters - 1) / count**2
+    return _Moments(
+        documents=count,
+        clusters=clusters,
+        baseline=mean_b,
+        candidate=mean_c,
+        vbb=scale * math.fsum(x * x for x, _, _ in sums.values()),
+        vbc=scale * math.fsum(x * y for x, y, _ in sums.values()),
+        vcc=scale * math.fsum(y * y for _, y, _ in sums.values()),
+        leverage=max(size for _, _, size in sums.values()) / count,
+    )
+
+
+def _combined(moments: Mapping[str, _Moments], weights: Mapping[str, float]) -> _Statistic:
+    """The statistic over strata: weighted means, independent between tasks."""
+    return _Statistic(
+        baseline=math.fsum(weights[name] * m.baseline for name, m in moments.items()),
+        candidate=math.fsum(weights[name] * m.candidate for name, m in moments.items()),
+        vbb=math.fsum(weights[name] ** 2 * m.vbb for name, m in moments.items()),
+        vbc=math.fsum(weights[name] ** 2 * m.vbc for name, m in moments.items()),
+        vcc=math.fsum(weights[name] ** 2 * m.vcc for name, m in moments.items()),
+        leverage=max(weights[name] * m.leverage for name, m in moments.items()),
+    )
+
+
+def _task_verdict(
+    name: str,
+    pairs: list[tuple[Document, Document]],
+    moments: Mapping[str, _Moments],
+    weight: float,
+    policy: Policy,
+) -> TaskVerdict:
+    alone = _combined({name: moments[name]}, {name: 1.0})
+    floor_confidence = _floors(policy, len(moments))
+    return TaskVerdict(
+        task=name,
+        documents=moments[name].documents,
+        clusters=moments[name].clusters,
+        weight=weight,
+        chance=statistics.fmean(ours.chance for ours, _ in pairs),
+        baseline=statistics.fmean(ours.score for ours, _ in pairs),
+        candidate=statistics.fmean(theirs.score for _, theirs in pairs),
+        retention=alone.retention(),
+        lower_bound=alone.retention_bound(alone.lower, policy.confidence),
+        upper_bound=alone.retention_bound(alone.upper, policy.confidence),
+        lost=sum(theirs.score < ours.score for ours, theirs in pairs),
+        gained=sum(theirs.score > ours.score for ours, theirs in pairs),
+        below_floor=policy.floor is not None and alone.baseline > 0 and alone.upper(policy.floor, floor_confidence) < 0,
+    )
+
+
+def _floors(policy: Policy, tasks: int) -> float:
+    """Confidence of one task's floor test, so that the chance of refusing any good task stays within α (Bonferroni)."""
+    return 1 - (1 - policy.confidence) / tasks
+
+
+def _more_documents(overall: _Statistic, target: float, confidence: float, documents: int) -> int | None:
+    """Documents to add so that the margin shrinks to the distance seen; None when that distance is zero."""
+    distance = abs(overall.mean(target))
+    if distance == 0:
+        return None
+    z = statistics.NormalDist().inv_cdf(confidence)
+    variance = max(0.0, overall.vcc - 2 * target * overall.vbc + target**2 * overall.vbb)
+    factor = (z * z * variance - math.log(1 - confidence) * overall.leverage * distance) / distance**2
+    return max(1, math.ceil((factor - 1) * documents))
+
+
+class Sight(Frozen):
+    """What a suite can see before anything is evaluated."""
+
+    documents: int
+    fails_below: float
+    """A true retention below this is refused with 80% probability …"""
+    certifies_above: float = Field(description="… and one above this is certified with 80% probability.")
+    discordance: float
+    headroom: float
+
+
+TYPICAL_DISCORDANCE = {"FP8_DYNAMIC": 0.045, "W8A8": 0.045, "W4A16": 0.10}
+"""Share of documents whose answer changes, by scheme; as seen on the default model (docs/gate.md)."""
+TYPICAL_HEADROOM = 0.3
+
+
+def sight(
+    documents: Mapping[str, int], suite: Suite, target: float, scheme: str, headroom: float | None = None
+) -> Sight:
+    """The smallest drop that `suite` would detect, for a task → documents count and the discordance of a scheme.
+
+    `headroom` is the baseline's mean score above chance over the suite, once it is known.
+    """
+    share = TYPICAL_DISCORDANCE[scheme]
+    above = headroom if headroom is not None else TYPICAL_HEADROOM
+    total = sum(task.weight for task in suite.tasks)
+    weights = {task.task: task.weight / total for task in suite.tasks}
+    statistic = _Statistic(
+        baseline=above,
+        candidate=above,
+        vbb=0.0,
+        vbc=0.0,
+        vcc=sum(weights[name] ** 2 * share / count for name, count in documents.items()),
+        leverage=max(weights[name] / count for name, count in documents.items()),
+    )
+    reach = statistic.margin(target, suite.policy.confidence)
+    reach += statistics.NormalDist().inv_cdf(0.8) * math.sqrt(statistic.vcc)
+    return Sight(
+        documents=sum(documents.values()),
+        fails_below=max(0.0, target - reach / above),
+        certifies_above=target + reach / above,
+        discordance=share,
+        headroom=above,
+    )

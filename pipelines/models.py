@@ -1,0 +1,47 @@
+"""From what the user calls a model to a checkpoint on disk: the embedded default, a local folder, or the hub."""
+
+import re
+from pathlib import Path
+
+from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.errors import bad_input
+
+DEFAULT = "SmolLM2-135M-Instruct"
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+
+
+def load_model(model: str | Path | None = None) -> Checkpoint:
+    """The checkpoint that `model` names: a folder, a hub id `org/name[@revision]`, or none for the default model.
+
+    Raises:
+        BadInput: no such folder or repository, or not a sound safetensors checkpoint.
+    """
+    if model is None or str(model) == DEFAULT:
+        from pipelines.default_model import default_model
+
+        return default_model()
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return read_checkpoint(folder)
+    if HUB_ID.match(str(model)) and not str(model).startswith((".", "/")):
+        return _from_hub(str(model))
+    raise bad_input(model, "is neither a folder nor a hub id", "give a checkpoint folder, or org/name[@revision]")
+
+
+def _from_hub(model: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name, _, revision = model.partition("@")
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES)))
+    except RepositoryNotFoundError:
+        raise bad_input(model, "there is no such repository on the hub, or it needs a token", "set HF_TOKEN") from None
+    except LocalEntryNotFoundError:
+        remedy = "there is no folder of this name either; check the name, or the network and HF_HUB_OFFLINE"
+        raise bad_input(model, "the hub cannot be reached and the model is not in its local cache", remedy) from None
+    except HfHubHTTPError as error:
+        raise bad_input(model, f"the hub refused: {error}") from None
+    checkpoint = read_checkpoint(folder, label=name)
+    return checkpoint.model_copy(update={"hub_id": name, "revision": folder.name})

