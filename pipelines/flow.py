@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +10,17 @@ from pipelines.calibrate import calibrate
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import bad_input
 from pipelines.evaluate import check_tasks, evaluate
-from pipelines.gate import Verdict, gate
+from pipelines.gate import Sight, Verdict, gate, sight
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
 from pipelines.package import Bundle, Manifest, StageRecord, package, stage_record
 from pipelines.plan import Plan, make_plan
 from pipelines.publish import publish, published
 from pipelines.quantize import quantize
-from pipelines.recipe import Recipe, load_recipe, load_suite
+from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
+from pipelines.runtime import choose_device
 from pipelines.schema import Frozen
+from pipelines.scores import Evaluation
 from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
 from pipelines.verify import verify
 
@@ -50,9 +53,10 @@ def run(
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
     to = Path(to) if to else Path("artifacts") / checkpoint.label / recipe.name
     plan = make_plan(recipe, checkpoint, to)
+    _check_destination(plan, to)
     suite = load_suite(recipe.gate.suite)
     check_tasks(suite)
-    _check_destination(plan, to)
+    device = choose_device(device)
 
     journal = _Journal(plan, to)
     tokens = None
@@ -64,6 +68,7 @@ def run(
     journal.add("verify", verify(artifact, device))
     baseline = evaluate(checkpoint, suite, device)
     journal.add("evaluate baseline", *baseline.tasks)
+    _say(foresee(recipe, suite, baseline).sentence(suite.name))
     candidate = evaluate(artifact, suite, device)
     journal.add("evaluate artifact", *candidate.tasks)
     with journal.measure("gate"):
@@ -79,8 +84,29 @@ def run(
     return journal.close(bundle, verdict, artifact.checkpoint, place)
 
 
+def foresee(recipe: Recipe, suite: Suite, baseline: Evaluation) -> Sight:
+    """What the gate will be able to see, once the baseline's documents and its score above chance are known."""
+    counts = {task.task: task.documents for task in baseline.tasks}
+    total = sum(task.weight for task in suite.tasks)
+    above = sum(task.weight / total * _above_chance(suite, baseline, task.task) for task in suite.tasks)
+    return sight(counts, suite, recipe.gate.retention, recipe.quantize.scheme, max(above, 0.01))
+
+
+def _above_chance(suite: Suite, baseline: Evaluation, task: str) -> float:
+    documents = baseline.scores()[task]
+    chance = sum(document.chance for document in documents) if suite.policy.chance_correction else 0.0
+    return (sum(document.score for document in documents) - chance) / len(documents)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _check_destination(plan: Plan, to: Path) -> None:
     """Refuse a destination that holds something else, before anything is computed."""
+    above = next(parent for parent in to.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise bad_input(to, f"cannot be made: {above} is not a folder", "give another folder with TO= or --to")
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if (there := published(to)) is None:
@@ -122,6 +148,7 @@ class _Journal:
         self._note(StageRecord(stage=name, reused=False, **meter.read()), [])
 
     def _note(self, record: StageRecord, results: list[dict[str, object]]) -> None:
+        _say(f"{record.stage}: " + ("reused" if record.reused else f"{record.seconds:.1f} s"))
         self._stages.append(record)
         self._results.append({**record.model_dump(), "results": results})
         write_json(self.path, {**self._head, "stages": self._results})

@@ -100,22 +100,34 @@ class _Statistic(Frozen):
     leverage: float
 
     def mean(self, target: float) -> float:
-        return self.candidate - target * self.baseline
+        """Of d; a tie is zero, though sums of floats miss it by 1e-16."""
+        mean = self.candidate - target * self.baseline
+        return 0.0 if abs(mean) < 1e-12 else mean
 
     def margin(self, target: float, confidence: float) -> float:
         """Distance from `mean` to its one-sided bound.
 
-        The bound x solves x² = z²V + (-ln α) A x, with V the variance of the mean and A the leverage: the most that
-        one independent document can move the mean. The second term is the variance of the extra losses that the
-        boundary supposes (as in Wilson's interval, the variance is the one under the hypothesis, not the observed).
+        The bound x solves x² = z²V + k A x, with k = max(-ln α, z²), V the variance of the mean and A the leverage:
+        the most that one independent document can move the mean. The second term is the variance of the extra losses
+        that the boundary supposes (as in Wilson's interval, the variance is the one under the hypothesis, not the
+        observed).
         Without it, 50 documents of which none changed would "certify" 99%; with it, no observed loss bounds the rate
         of losses by 3/n at 95%, which is what the exact binomial test says.
         """
-        alpha = 1 - confidence
-        z = statistics.NormalDist().inv_cdf(confidence)
-        variance = max(0.0, self.vcc - 2 * target * self.vbc + target * target * self.vbb)
-        sparse = -math.log(alpha) * self.leverage
+        return self._reach(self.variance(target), confidence)
+
+    def variance(self, target: float) -> float:
+        """Of the mean of d."""
+        return max(0.0, self.vcc - 2 * target * self.vbc + target * target * self.vbb)
+
+    def _reach(self, variance: float, confidence: float) -> float:
+        z = _z(confidence)
+        sparse = _sparse(confidence) * self.leverage
         return (sparse + math.sqrt(sparse * sparse + 4 * z * z * variance)) / 2
+
+    def above_chance(self, confidence: float) -> bool:
+        """Whether the baseline is shown to score above chance; where it is not, no ratio to it means anything."""
+        return self.baseline > self._reach(self.vbb, confidence)
 
     def lower(self, target: float, confidence: float) -> float:
         return self.mean(target) - self.margin(target, confidence)
@@ -129,7 +141,7 @@ class _Statistic(Frozen):
     def retention_bound(self, bound: Callable[[float, float], float], confidence: float) -> float | None:
         """The target at which `bound` (of the mean) is zero: the bound of the ratio (Fieller)."""
         low, high = 0.0, 10.0
-        if self.baseline <= 0 or bound(high, confidence) > 0:
+        if not self.above_chance(confidence) or bound(high, confidence) > 0:
             return None
         if bound(low, confidence) <= 0:
             return 0.0
@@ -148,7 +160,8 @@ def gate(baseline: Evaluation, candidate: Evaluation, wanted: Gate | float = 0.9
     problems = [
         Problem("gate", f"baseline and candidate differ in their {name}: {ours} and {theirs}", "evaluate both alike")
         for name, ours, theirs in (
-            ("suite", baseline.suite.name, candidate.suite.name),
+            ("suite", baseline.suite, candidate.suite),
+            ("metrics", [task.metric for task in baseline.tasks], [task.metric for task in candidate.tasks]),
             ("runtime", baseline.runtime, candidate.runtime),
             ("device", baseline.device, candidate.device),
         )
@@ -173,13 +186,16 @@ def judge(baseline: Scores, candidate: Scores, suite: Suite, target: float) -> V
         BadInput: documents that are missing, doubled or different on one side. None is ever dropped.
     """
     policy = suite.policy
-    missing = [task.task for task in suite.tasks if not candidate.get(task.task)]
-    broken = [name for name, documents in candidate.items() if any(not math.isfinite(d.score) for d in documents)]
+    names = [task.task for task in suite.tasks]
+    missing = [name for name in names if not candidate.get(name)]
+    broken = [name for name in names if any(not math.isfinite(d.score) for d in candidate.get(name, ()))]
     if missing or broken:
         reasons = [f"the artifact has no score for task {name}" for name in missing]
         reasons += [f"the artifact has scores that are not numbers on task {name}" for name in broken]
         return _verdict(suite, target, "FAIL", False, reasons)
-    pairs = {task.task: _paired(task.task, baseline.get(task.task, ()), candidate[task.task]) for task in suite.tasks}
+    problems: list[Problem] = []
+    pairs = {name: _paired(name, baseline.get(name, ()), candidate[name], problems) for name in names}
+    refuse(problems)
     moments = {name: _moments(documents, policy) for name, documents in pairs.items()}
     total = sum(task.weight for task in suite.tasks)
     weights = {task.task: task.weight / total for task in suite.tasks}
@@ -195,8 +211,9 @@ def _decide(
 ) -> tuple[Literal["PASS", "FAIL", "INCONCLUSIVE"], bool, list[str], int | None]:
     """The verdict's name, whether it is a certified pass, its reasons, and the documents that would decide."""
     percent = f"{policy.confidence:.0%}"
-    if overall.baseline <= 0:
-        return "INCONCLUSIVE", False, ["the baseline does not score above chance: this suite cannot judge it"], None
+    if not overall.above_chance(policy.confidence):
+        reason = "the baseline is not shown to score above chance: this suite cannot judge this model"
+        return "INCONCLUSIVE", False, [reason], None
     below = [task.task for task in tasks if task.below_floor]
     if below:
         assert policy.floor is not None
@@ -241,14 +258,13 @@ def _verdict(
 
 
 def _paired(
-    task: str, baseline: tuple[Document, ...], candidate: tuple[Document, ...]
+    task: str, baseline: tuple[Document, ...], candidate: tuple[Document, ...], problems: list[Problem]
 ) -> list[tuple[Document, Document]]:
     """The documents of both sides, paired by position and content; any difference is an error.
 
     A data set may hold the same document twice: its position tells the two apart, and their common cluster keeps
     them from counting as independent.
     """
-    problems: list[Problem] = []
     sides = {"baseline": baseline, "candidate": candidate}
     keyed: dict[str, dict[tuple[int, str, str, str], Document]] = {}
     for side, documents in sides.items():
@@ -263,8 +279,7 @@ def _paired(
         problems.append(Problem(f"task {task}", what, "evaluate both models on the same documents"))
     elif len({d.cluster for d in baseline}) < 2:
         problems.append(Problem(f"task {task}", "has fewer than two independent documents", "raise its limit"))
-    refuse(problems)
-    return [(document, theirs[key]) for key, document in ours.items()]
+    return [(document, theirs[key]) for key, document in ours.items() if key in theirs]
 
 
 def _moments(pairs: list[tuple[Document, Document]], policy: Policy) -> _Moments:
@@ -328,7 +343,9 @@ def _task_verdict(
         upper_bound=alone.retention_bound(alone.upper, policy.confidence),
         lost=sum(theirs.score < ours.score for ours, theirs in pairs),
         gained=sum(theirs.score > ours.score for ours, theirs in pairs),
-        below_floor=policy.floor is not None and alone.baseline > 0 and alone.upper(policy.floor, floor_confidence) < 0,
+        below_floor=policy.floor is not None
+        and alone.above_chance(policy.confidence)
+        and alone.upper(policy.floor, floor_confidence) < 0,
     )
 
 
@@ -342,10 +359,18 @@ def _more_documents(overall: _Statistic, target: float, confidence: float, docum
     distance = abs(overall.mean(target))
     if distance == 0:
         return None
-    z = statistics.NormalDist().inv_cdf(confidence)
-    variance = max(0.0, overall.vcc - 2 * target * overall.vbc + target**2 * overall.vbb)
-    factor = (z * z * variance - math.log(1 - confidence) * overall.leverage * distance) / distance**2
+    needed = _z(confidence) ** 2 * overall.variance(target) + _sparse(confidence) * overall.leverage * distance
+    factor = needed / distance**2
     return max(1, math.ceil((factor - 1) * documents))
+
+
+def _z(confidence: float) -> float:
+    return statistics.NormalDist().inv_cdf(confidence)
+
+
+def _sparse(confidence: float) -> float:
+    """Weight of the leverage in the margin: at least the -ln α of the exact test with no observed loss."""
+    return max(-math.log(1 - confidence), _z(confidence) ** 2)
 
 
 class Sight(Frozen):
@@ -357,6 +382,14 @@ class Sight(Frozen):
     certifies_above: float = Field(description="… and one above this is certified with 80% probability.")
     discordance: float
     headroom: float
+
+    def sentence(self, suite: str) -> str:
+        """For people."""
+        return (
+            f"suite {suite}, {self.documents} documents, if {self.discordance:.1%} of the answers change and the "
+            f"baseline is {self.headroom:.2f} above chance: a true retention below {self.fails_below:.1%} is refused, "
+            f"and one above {self.certifies_above:.1%} certified, with 80% probability"
+        )
 
 
 TYPICAL_DISCORDANCE = {"FP8_DYNAMIC": 0.045, "W8A8": 0.045, "W4A16": 0.10}

@@ -30,18 +30,28 @@ def load_model(model: str | Path | None = None) -> Checkpoint:
 
 
 def _from_hub(model: str) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    import httpx
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name, _, revision = model.partition("@")
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_FILES)))
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=list(HUB_FILES),
+                local_files_only=constants.HF_HUB_OFFLINE,  # else it asks the hub about a commit even then
+            )
+        )
+    except HFValidationError as error:
+        raise bad_input(model, f"is not a name the hub allows: {error}") from None
     except RepositoryNotFoundError:
         raise bad_input(model, "there is no such repository on the hub, or it needs a token", "set HF_TOKEN") from None
     except LocalEntryNotFoundError:
         remedy = "there is no folder of this name either; check the name, or the network and HF_HUB_OFFLINE"
         raise bad_input(model, "the hub cannot be reached and the model is not in its local cache", remedy) from None
-    except HfHubHTTPError as error:
+    except (httpx.HTTPError, ConnectionError) as error:
         raise bad_input(model, f"the hub refused: {error}") from None
     checkpoint = read_checkpoint(folder, label=name)
     return checkpoint.model_copy(update={"hub_id": name, "revision": folder.name})

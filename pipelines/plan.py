@@ -11,7 +11,7 @@ from typing import Literal
 
 import psutil
 
-from pipelines.checkpoint import FLOAT, Checkpoint, TensorInfo, refuse_quantized
+from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
 from pipelines.errors import Problem, refuse
 from pipelines.models import load_model
 from pipelines.recipe import Gptq, Recipe, load_recipe
@@ -22,6 +22,7 @@ from pipelines.store import cache_dir
 NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
 """Last name components of two-dimensional weights that are not linear modules."""
 ROUTER = re.compile(r"(^|\.)(router(\.\w+)?|mlp\.gate|block_sparse_moe\.gate|shared_expert_gate)$")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 HEAD = "lm_head"
 
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
@@ -114,22 +115,45 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
     if checkpoint.config.get("tie_word_embeddings") or HEAD not in linear:
         names.add(HEAD)  # the head exists in the model, though the checkpoint holds no tensor for it
     matched: set[str] = set()
+    last = max((_layer(name) for name in names), default=-1)
     for pattern in recipe.quantize.ignore:
-        hits = {name for name in names if matches(pattern, name)}
+        hits = {name for name in names if matches(pattern, name, last)}
         if not hits:
             what = f"ignore pattern '{pattern}' matches no linear module of {checkpoint.label}"
             problems.append(
                 Problem(f"recipe {recipe.name}", what, f"modules are named like {min(linear, default='?')}")
             )
         matched |= hits
-    return [_module(name, tensor, name in matched, recipe, problems) for name, tensor in sorted(linear.items())]
+    indivisible: dict[int, list[str]] = {}
+    modules = [_module(name, tensor, name in matched, recipe, indivisible) for name, tensor in sorted(linear.items())]
+    for columns, affected in sorted(indivisible.items()):
+        size = recipe.quantize.group_size or 0
+        who = affected[0] if len(affected) == 1 else f"{len(affected)} modules, like {affected[0]}"
+        what = f"group size {size} does not divide the {columns} input columns of {who}"
+        remedy = f"use quantize.group_size={_divisor(columns, size)}, or quantize.on_indivisible=shrink or skip"
+        problems.append(Problem(f"recipe {recipe.name}", what, remedy))
+    return modules
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether `pattern` of a recipe means module `name`, as compressed-tensors reads its patterns."""
+def _divisor(columns: int, group_size: int) -> int:
+    """The largest power of two, not above `group_size`, that divides `columns`."""
+    return math.gcd(columns, 1 << (group_size.bit_length() - 1))
+
+
+def matches(pattern: str, name: str, last_layer: int) -> bool:
+    """Whether `pattern` of a recipe means module `name` of a model whose last decoder layer is `last_layer`."""
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
-    return name == pattern
+    if pattern.startswith("layer:"):
+        number = int(pattern.removeprefix("layer:"))
+        return _layer(name) == (number if number >= 0 else last_layer + 1 + number)
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def _layer(name: str) -> int:
+    """The number of the decoder layer that module `name` is in, -1 if in none."""
+    found = LAYER.search(name)
+    return int(found[1]) if found else -1
 
 
 def _is_linear(tensor: TensorInfo) -> bool:
@@ -138,7 +162,7 @@ def _is_linear(tensor: TensorInfo) -> bool:
     return is_matrix and not NOT_LINEAR.search(name)
 
 
-def _module(name: str, tensor: TensorInfo, ignored: bool, recipe: Recipe, problems: list[Problem]) -> Module:
+def _module(name: str, tensor: TensorInfo, ignored: bool, recipe: Recipe, indivisible: dict[int, list[str]]) -> Module:
     rows, columns = tensor.shape
     quantize = recipe.quantize
     group_size, reason, quantized = quantize.group_size, "", True
@@ -149,20 +173,16 @@ def _module(name: str, tensor: TensorInfo, ignored: bool, recipe: Recipe, proble
     elif tensor.dtype not in FLOAT:
         quantized, reason = False, f"is {tensor.dtype}"
     elif isinstance(quantize, Gptq) and group_size and columns % group_size:
-        divisor = math.gcd(columns, 1 << (group_size.bit_length() - 1))
+        divisor = _divisor(columns, group_size)
         match quantize.on_indivisible:
             case "shrink" if divisor >= 16:
                 group_size, reason = divisor, f"group size {divisor}: {quantize.group_size} does not divide {columns}"
             case "skip" | "shrink":
                 quantized, reason = False, f"group size {group_size} does not divide {columns}"
             case "error":
-                what = f"group size {group_size} does not divide the {columns} input columns of {name}"
-                remedy = f"use quantize.group_size={divisor}, or quantize.on_indivisible=shrink or skip"
-                problems.append(Problem(f"recipe {recipe.name}", what, remedy))
+                indivisible.setdefault(columns, []).append(name)
     after = tensor.bytes
     if quantized and not (group_size and columns % group_size):
-        from pipelines.checkpoint import BYTES
-
         parts = layout(quantize, (rows, columns), tensor.dtype, group_size).values()
         after = sum(BYTES[dtype] * math.prod(shape) for dtype, shape in parts)
     return Module(
@@ -205,7 +225,7 @@ def _quantize_memory(plan: Plan) -> int:
     recipe, config = plan.recipe, plan.checkpoint.config
     if not isinstance(recipe.quantize, Gptq) or not recipe.calibrate:
         return STREAM_BYTES
-    hidden = int(config.get("hidden_size", 4096))
+    hidden = int(config.get("hidden_size") or 4096)
     widest = max((module.shape[1] for module in plan.modules), default=hidden)
     activations = 2 * recipe.calibrate.samples * recipe.calibrate.seq_len * hidden * 2  # a layer's inputs and outputs
     hessians = 7 * widest * widest * 4
@@ -214,7 +234,7 @@ def _quantize_memory(plan: Plan) -> int:
 
 
 def _evaluate_memory(plan: Plan) -> int:
-    vocabulary = int(plan.checkpoint.config.get("vocab_size", 32000))
+    vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     logits = 2 * EVALUATION_BATCH_TOKENS * vocabulary * 4
     return LIBRARIES_BYTES + int(1.2 * plan.bytes_before) + logits
 

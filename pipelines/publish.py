@@ -87,8 +87,11 @@ def _check_bytes(artifact: Artifact, verdict: Verdict) -> None:
 
 def _assemble(artifact: Artifact, bundle: Bundle, staging: Path) -> None:
     """Copy, write card, record and checksums, and read the copies back before anyone sees them."""
-    shutil.copytree(artifact.checkpoint, staging, copy_function=shutil.copyfile)
-    for name, expected in artifact.files.items():
+    from tqdm import tqdm
+
+    for name, expected in tqdm(artifact.files.items(), desc="publish", unit="file", delay=1):
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.checkpoint / name, staging / name)
         if file_digest(staging / name) != expected:
             raise QuantgateError(f"{staging / name} was not copied faithfully; is the disk sound?")
     (staging / "README.md").write_text(bundle.card, encoding="utf-8")

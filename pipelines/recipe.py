@@ -1,18 +1,20 @@
 """What a recipe, a suite, a task and a calibration set may say. A recipe says what, never where."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines import library
-from pipelines.schema import Frozen, load
+from pipelines.errors import BadInput, Problem, refuse
+from pipelines.schema import Frozen, fit, load, place, read
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 ModulePattern = str
-"""A module's full name, its last component, or `re:` and a regular expression matched from the name's start."""
+"""A module's full name or its end (`lm_head`), `re:` and a regular expression matched from the name's start, or
+`layer:N`: everything in decoder layer N, where -1 is the last."""
 
 OnIndivisible = Literal["error", "skip", "shrink"]
 
@@ -27,6 +29,8 @@ class _Quantize(Frozen):
     @classmethod
     def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
+            if pattern.startswith("layer:") and not re.fullmatch(r"layer:-?\d+", pattern):
+                raise ValueError(f"'{pattern}' is not of the form layer:N, for example layer:0 or layer:-1")
             if pattern.startswith("re:"):
                 try:
                     re.compile(pattern[3:])
@@ -41,6 +45,9 @@ class Rtn(_Quantize):
     method: Literal["rtn"]
     scheme: Literal["FP8_DYNAMIC"]
     """compressed-tensors' name: FP8 (E4M3) weights per output channel, activations per token at run time."""
+
+    observer: Literal["minmax", "mse"] = "minmax"
+    """How a channel's scale is found: its largest magnitude, or the least squared error over one octave above that."""
 
     group_size: None = None
 
@@ -75,7 +82,7 @@ class Gptq(_Quantize):
         if self.scheme != "W4A16" and self.group_size is not None:
             raise ValueError(f"group_size does not apply to {self.scheme}, whose scales are per channel; leave it out")
         if self.scheme == "W4A16" and self.group_size is None:
-            return self.model_copy(update={"group_size": 128})
+            object.__setattr__(self, "group_size", 128)  # a copy would be lost when made by the constructor
         return self
 
 
@@ -142,7 +149,7 @@ class SuiteTask(Frozen):
     shots: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, gt=0)
     """Documents, the first of the task's split; all unless given."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class Suite(Frozen):
@@ -256,11 +263,23 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         BadInput: with every problem of the file, each with line and column.
     """
-    recipe = load(library.find("recipe", str(name)), Recipe, overrides)
-    load_suite(recipe.gate.suite)
+    document = read(library.find("recipe", str(name)), overrides)
+    recipe = fit(document, Recipe)
+    problems = _named(load_suite, recipe.gate.suite, place(document, ("gate", "suite")))
     if recipe.calibrate:
-        load_set(recipe.calibrate.set)
+        problems += _named(load_set, recipe.calibrate.set, place(document, ("calibrate", "set")))
+    refuse(problems)
     return recipe
+
+
+def _named(load_it: Callable[[str], object], name: str, where: str) -> list[Problem]:
+    """What is wrong with the file that a recipe names at `where`; a name of no file is blamed on the recipe."""
+    try:
+        load_it(name)
+    except BadInput as error:
+        found = (Problem(where, f"{p.what}: '{name}'", p.remedy) if p.where == name else p for p in error.problems)
+        return list(found)
+    return []
 
 
 def load_suite(name: str | Path) -> Suite:

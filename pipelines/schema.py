@@ -4,6 +4,8 @@ Nothing a file can say runs code or multiplies itself: no tags, no anchors, no a
 """
 
 import difflib
+import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -30,6 +32,13 @@ class Frozen(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types, and `1e-3` as the number it is (PyYAML wants `1.0e-3`)."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 @dataclass(frozen=True)
 class Document:
     """A YAML file as plain data, and where each of its keys stands (for error messages)."""
@@ -45,11 +54,27 @@ def load(path: Path, model: type[M], overrides: Iterable[str] = ()) -> M:
     Raises:
         BadInput: the file cannot be read, is not plain YAML, or does not fit the model.
     """
-    document = _override(_read(path), overrides)
-    try:
-        return model.model_validate(document.data)
+    return fit(read(path, overrides), model)
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> Document:
+    """The data of `path` with `overrides` applied."""
+    return _override(_read(path), overrides)
+
+
+def fit(document: Document, model: type[M]) -> M:
+    """`document` as a `model`."""
+    try:  # as JSON, whose strict mode knows that a list may become a tuple, but a string no number
+        return model.model_validate_json(json.dumps(document.data, default=str), strict=True)
     except ValidationError as error:
-        raise BadInput(_explain(document, model, detail) for detail in error.errors()) from None
+        details = error.errors()
+        raise BadInput(_explain(document, model, d) for d in details if not _follows(d, details)) from None
+
+
+def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """Whether `detail` only says that a list is too short because its items are wrong."""
+    loc = detail["loc"]
+    return detail["type"] == "too_short" and any(d["loc"][: len(loc)] == loc for d in details if d is not detail)
 
 
 def _read(path: Path) -> Document:
@@ -66,7 +91,12 @@ def _read(path: Path) -> Document:
                 raise bad_input(
                     _place(path, token.start_mark), "anchors, aliases and tags are not allowed", "write the value out"
                 )
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise bad_input(f"{path}:{line}", f"is not valid YAML: character #x{error.character:04x}") from None
+    except RecursionError:
+        raise bad_input(path, "is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         where = _place(path, error.problem_mark) if error.problem_mark else str(path)
         raise bad_input(where, f"is not valid YAML: {error.problem}") from None
@@ -83,7 +113,10 @@ def _plain(node: yaml.Node, at: KeyPath, path: Path, places: dict[KeyPath, str],
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
+            if key_node.tag != yaml.Loader.DEFAULT_SCALAR_TAG:
+                problems.append(Problem(_place(path, key_node.start_mark), "a key must be text", "put it in quotes"))
+                continue
+            key = key_node.value
             here = (*at, key)
             if key in result:
                 problems.append(Problem(_place(path, key_node.start_mark), f"key '{key}' is given twice"))
@@ -96,13 +129,16 @@ def _plain(node: yaml.Node, at: KeyPath, path: Path, places: dict[KeyPath, str],
             places[(*at, index)] = _place(path, item.start_mark)
             items.append(_plain(item, (*at, index), path, places, problems))
         return items
-    return _scalar(node)
+    return _scalar(node, path, problems)
 
 
-def _scalar(node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
+def _scalar(node: yaml.Node, path: Path, problems: list[Problem]) -> Any:
+    loader = _Loader("")
     try:
         return loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError):  # looks like a date or a number and is none, or is `<<` or `=`
+        what = f"'{node.value}' is not a value that YAML knows"
+        problems.append(Problem(_place(path, node.start_mark), what, "put it in quotes"))
     finally:
         loader.dispose()
 
@@ -119,10 +155,11 @@ def _override(document: Document, overrides: Iterable[str]) -> Document:
         if not separator or not all(path):
             raise bad_input(f"--set {text}", "is not of the form key=value", "for example --set calibrate.samples=64")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, ValueError):
             parsed = value
         data = _replaced(data, path, parsed)
+        places = {place: where for place, where in places.items() if place[: len(path)] != path}
         places[path] = f"--set {key}"
     return Document(document.path, data, places)
 
@@ -137,7 +174,7 @@ def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
 def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -> Problem:
     location, owner = _locate(model, detail["loc"])
     key = ".".join(str(part) for part in location)
-    where = _nearest(document, location)
+    where = place(document, location)
     match detail["type"]:
         case "extra_forbidden":
             known = sorted(owner.model_fields) if owner else []
@@ -150,7 +187,7 @@ def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -
             context = detail.get("ctx", {})
             tag = str(context["discriminator"]).strip("'")
             given = context.get("tag")
-            where = _nearest(document, (*location, tag))
+            where = place(document, (*location, tag))
             what = f"'{key}.{tag}' is '{given}'" if given else f"key '{key}.{tag}' is missing"
             return Problem(where, what, f"known: {context.get('expected_tags', 'see docs/recipes.md')}")
         case _:
@@ -158,7 +195,7 @@ def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -
             return Problem(where, f"{key}: {message}" if key else message)
 
 
-def _nearest(document: Document, path: KeyPath) -> str:
+def place(document: Document, path: KeyPath) -> str:
     """Where `path`, or the innermost part of it that the file has, stands."""
     return next(document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places)
 
@@ -172,13 +209,14 @@ def _locate(model: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseMod
     owner: type[BaseModel] | None = model
     current: list[type[BaseModel]] = [model]
     for part in loc:
+        if len(current) > 1 and isinstance(part, str):  # a union's tag: narrow to the model that carries it
+            current = [m for m in current if _has_tag(m, part)]
+            continue
         matches = [m for m in current if isinstance(part, str) and part in m.model_fields]
         if matches or isinstance(part, int):
             owner = matches[0] if matches else owner
             current = _models_in(matches[0].model_fields[str(part)].annotation) if matches else current
             path.append(part)
-        elif len(current) > 1:  # a union's tag: narrow to the model that carries it
-            current = [m for m in current if _has_tag(m, str(part))]
         else:  # an unknown key of the current model
             owner = current[0] if current else None
             path.append(part)

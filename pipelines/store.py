@@ -154,6 +154,9 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+HASH_CHUNK = 8 << 20
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, remembered by path, size and modification time so that a large file is read once."""
     stat = path.stat()
@@ -161,14 +164,24 @@ def file_digest(path: Path) -> str:
     memo = cache_dir() / "digests" / key
     if memo.is_file():
         return memo.read_text()
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
+    value = _sha256(path, stat.st_size)
     if time.time_ns() - stat.st_mtime_ns > 2_000_000_000:  # a file still being written could change unseen
         memo.parent.mkdir(parents=True, exist_ok=True)
         partial = memo.with_suffix(f".{os.getpid()}")
         partial.write_text(value)
         partial.replace(memo)
     return value
+
+
+def _sha256(path: Path, size: int) -> str:
+    from tqdm import tqdm
+
+    state = hashlib.sha256()
+    with path.open("rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=2) as bar:
+        while chunk := file.read(HASH_CHUNK):
+            state.update(chunk)
+            bar.update(len(chunk))
+    return state.hexdigest()
 
 
 def folder_digests(folder: Path) -> dict[str, str]:

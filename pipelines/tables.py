@@ -49,16 +49,7 @@ def show_plan(plan: Plan, seen: Sight | None) -> None:
     for note in plan.checkpoint.notes:
         out.print(note)
     if seen:
-        show_sight(seen, plan.recipe.gate.suite)
-
-
-def show_sight(seen: Sight, suite: str) -> None:
-    """What a suite can see, in one sentence."""
-    console().print(
-        f"suite {suite}, {seen.documents} documents, if {seen.discordance:.1%} of the answers change and the baseline "
-        f"is {seen.headroom:.2f} above chance: a true retention below {seen.fails_below:.1%} is refused, and one above "
-        f"{seen.certifies_above:.1%} certified, with 80% probability"
-    )
+        out.print(seen.sentence(plan.recipe.gate.suite))
 
 
 def _grouped(plan: Plan) -> dict[tuple[str, str, str, str], int]:

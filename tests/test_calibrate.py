@@ -12,7 +12,9 @@ from pipelines.overlap import measure_overlap
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import load_recipe, load_suite
 
-WORDS = "the quick brown fox jumps over the lazy dog while a small grey cat looks on from a wall and says nothing at all"
+WORDS = (
+    "the quick brown fox jumps over the lazy dog while a small grey cat looks on from a wall and says nothing at all"
+)
 
 
 def plan_for(model: Path, set_name: str, *overrides: str) -> Plan:
@@ -149,7 +151,8 @@ def test_overlap_counts_documents_whose_words_were_seen(tiny: Path, tmp_path: Pa
 
     suite_file = tmp_path / "suite.yaml"
     suite_file.write_text(
-        "version: 1\nname: mine\nsummary: of the test\ntasks: [{task: lambada_openai, limit: 30}, {task: piqa, limit: 5}]\n"
+        "version: 1\nname: mine\nsummary: of the test\n"
+        "tasks: [{task: lambada_openai, limit: 30}, {task: piqa, limit: 5}]\n"
     )
     suite = load_suite(suite_file)
     texts = prompts(suite)

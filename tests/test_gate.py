@@ -137,14 +137,14 @@ class Clusters:
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
 
-def table_moments(table: Sequence[int], chance: float) -> _Moments:
+def table_moments(table: Sequence[float], chance: float) -> _Moments:
     """What the gate's `_moments` gives for these counts (shown below), without a loop over documents."""
-    both, lost, gained, _ = (int(count) for count in table)
-    count = int(sum(table))
+    both, lost, gained, _ = (float(count) for count in table)
+    count = float(sum(table))
     b, c = (both + lost) / count, (both + gained) / count
     return _Moments.model_construct(
-        documents=count,
-        clusters=count,
+        documents=round(count),
+        clusters=round(count),
         baseline=b - chance,
         candidate=c - chance,
         vbb=b * (1 - b) / (count - 1),
@@ -617,7 +617,6 @@ def exact_ties() -> list[tuple[list[int], float, float]]:
     return ties
 
 
-@pytest.mark.xfail(strict=True, reason="495 of 600 against 500 of 600 is 99%, and fails by 1e-16: see the report")
 def test_every_exact_tie_is_a_pass_by_the_point_estimate() -> None:
     ties = exact_ties()
     assert len(ties) > 100
@@ -726,7 +725,6 @@ def test_a_baseline_that_does_not_score_above_chance_is_inconclusive(policy: Pol
         assert "chance" in said.reasons[0]
 
 
-@pytest.mark.xfail(strict=True, reason="half of such baselines score above chance by luck: see the report")
 def test_a_baseline_that_only_guesses_is_rarely_judged() -> None:
     random = np.random.default_rng(7)
     tables = random.multinomial(1000, [0.225, 0.025, 0.025, 0.725], size=1000).tolist()
@@ -734,7 +732,6 @@ def test_a_baseline_that_only_guesses_is_rarely_judged() -> None:
     assert within_alpha(1 - said.count("INCONCLUSIVE") / 1000, 1000)
 
 
-@pytest.mark.xfail(strict=True, reason="certified, with 0 as its lower bound: see the report")
 def test_no_pass_is_certified_where_the_ratio_has_no_bound() -> None:
     said = judged(*expanded([2510, 0, 26, 2464]), chance=0.5)
     assert not said.certified or (said.lower_bound or 0) > TARGET
@@ -750,10 +747,10 @@ def test_more_documents_of_the_same_kind_decide(table: list[int]) -> None:
 
     def at(share: float) -> str:
         size = 1 + share * more / sum(table)
-        return decided([table_moments([round(size * count) for count in table], 0.0)])
+        return decided([table_moments([size * count for count in table], 0.0)])
 
-    assert at(0.9) == "INCONCLUSIVE"
-    assert at(1.05) in ("certified", "FAIL")
+    assert at(0.98) == "INCONCLUSIVE"
+    assert at(1.02) in ("certified", "FAIL")
 
 
 @pytest.mark.parametrize(("table", "verdict"), [(EQUAL_BUT_NOISY, "certified"), ([750, 60, 40, 150], "FAIL")])
@@ -855,7 +852,7 @@ def test_sight_is_right_eight_times_in_ten(scheme: str, sizes: tuple[int, ...], 
     seen = sight(counts, wanted, TARGET, scheme, baseline - chance)
     for retention, verdict in ((seen.fails_below, 1), (seen.certifies_above, 0)):
         truths = [Truth(count, baseline, seen.discordance, chance, retention) for count in sizes]
-        assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.88
+        assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.84
 
 
 def test_the_table_in_the_documentation_is_what_sight_says() -> None:

@@ -29,7 +29,8 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
     from loguru import logger
     from transformers import AutoModelForCausalLM
 
-    logger.disable("llmcompressor")  # its LLM_COMPRESSOR_LOG_DISABLED makes its own timing code raise
+    for package in ("llmcompressor", "compressed_tensors"):  # they log to standard output, which is the user's
+        logger.disable(package)  # LLM_COMPRESSOR_LOG_DISABLED would make its own timing code raise
     settings = plan.recipe.quantize
     assert isinstance(settings, Gptq)
     samples = read_tokens(tokens)
