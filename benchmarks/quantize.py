@@ -20,14 +20,13 @@ MEASURED = """
 import json, resource, sys, time, warnings
 warnings.filterwarnings("ignore")
 how, source, target = sys.argv[1:]
-if how.startswith("quantgate"):
+if how == "quantgate":
     import torch
     from pathlib import Path
     from pipelines.engines import streaming
     from pipelines.plan import make_plan
     from pipelines.recipe import load_recipe
-    observer = how.split()[1]
-    plan = make_plan(load_recipe("fp8", [f"quantize.observer={observer}", "quantize.ignore=[lm_head]"]), source)
+    plan = make_plan(load_recipe("fp8", ["quantize.ignore=[lm_head]"]), source)
     Path(target).mkdir()
     start = time.perf_counter()
     streaming.quantize(plan, None, Path(target))
@@ -52,7 +51,7 @@ def main() -> None:
         target = Path(scratch) / "target"
         rows: dict[str, list[dict[str, float]]] = {}
         for _ in range(options.runs):
-            for how in ("cp", "quantgate minmax", "quantgate mse", "model_free_ptq"):
+            for how in ("cp", "quantgate", "model_free_ptq"):
                 shutil.rmtree(target, ignore_errors=True)
                 rows.setdefault(how, []).append(measure(how, source, target))
         print_table(rows)

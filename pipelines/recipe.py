@@ -46,9 +46,6 @@ class Rtn(_Quantize):
     scheme: Literal["FP8_DYNAMIC"]
     """compressed-tensors' name: FP8 (E4M3) weights per output channel, activations per token at run time."""
 
-    observer: Literal["minmax", "mse"] = "minmax"
-    """How a channel's scale is found: its largest magnitude, or the least squared error over one octave above that."""
-
     group_size: None = None
 
     @property

