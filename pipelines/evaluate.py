@@ -244,7 +244,7 @@ def _quiet() -> Iterator[None]:
 
 
 def prompts(suite: Suite) -> list[str]:
-    """The text of every document that `suite` asks about, with its right answer where the task has one."""
+    """What `suite` asks, document by document: each prompt with each of its answers."""
     import tempfile
 
     texts: list[str] = []
@@ -252,6 +252,9 @@ def prompts(suite: Suite) -> list[str]:
         for wanted in suite.tasks:
             task = load_task(wanted.task)
             loaded = _task_manager().load([_definition(task, Path(scratch))])["tasks"][task.task]
-            for _, document in loaded.doc_iterator(limit=wanted.limit):
-                texts.append(f"{loaded.doc_to_text(document)} {loaded.doc_to_target(document)}")
+            loaded.build_all_requests(limit=wanted.limit, rank=0, world_size=1)
+            by_document: dict[int, list[str]] = {}
+            for request in loaded.instances:
+                by_document.setdefault(request.doc_id, []).append("".join(map(str, request.args[:2])))
+            texts += ["\n".join(asked) for asked in by_document.values()]
     return texts

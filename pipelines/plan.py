@@ -24,6 +24,7 @@ NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln
 ROUTER = re.compile(r"(^|\.)(router(\.\w+)?|mlp\.gate|block_sparse_moe\.gate|shared_expert_gate)$")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 HEAD = "lm_head"
+FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
@@ -132,7 +133,24 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
         what = f"group size {size} does not divide the {columns} input columns of {who}"
         remedy = f"use quantize.group_size={_divisor(columns, size)}, or quantize.on_indivisible=shrink or skip"
         problems.append(Problem(f"recipe {recipe.name}", what, remedy))
+    problems += _torn(recipe, modules)
     return modules
+
+
+def _torn(recipe: Recipe, modules: list[Module]) -> list[Problem]:
+    """Layers that vLLM loads as one matrix, of which the recipe quantizes some and keeps others: it refuses those."""
+    parts: dict[tuple[str, tuple[str, ...]], set[bool]] = {}
+    for module in modules:
+        parent, _, last = module.name.rpartition(".")
+        for fused in FUSED:
+            if last in fused:
+                parts.setdefault((parent, fused), set()).add(module.quantized)
+    torn = [(parent, fused) for (parent, fused), decisions in parts.items() if len(decisions) > 1]
+    if not torn:
+        return []
+    parent, fused = torn[0]
+    what = f"{', '.join(fused)} of {parent} are partly quantized and partly kept ({len(torn)} such groups)"
+    return [Problem(f"recipe {recipe.name}", what, "runtimes load them as one matrix: ignore all of them, or none")]
 
 
 def _divisor(columns: int, group_size: int) -> int:

