@@ -64,7 +64,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
             "files": folder_digests(target),
         }
 
-    return keep("quantize", inputs, Artifact, make)
+    return keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
 
 
 def engine_digest(plan: Plan) -> str:

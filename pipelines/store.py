@@ -57,11 +57,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def keep(stage: str, inputs: Mapping[str, Any], result: type[R], make: Callable[[Path], Mapping[str, Any]]) -> R:
+def keep(
+    stage: str,
+    inputs: Mapping[str, Any],
+    result: type[R],
+    make: Callable[[Path], Mapping[str, Any]],
+    intact: Callable[[R], bool] = lambda _: True,
+) -> R:
     """The finished result of `stage` for these `inputs`: found in the cache, or made now.
 
     `make` gets an empty folder for its files and returns the fields that `result` adds to `Result`. What it wrote
     becomes visible only when it returned: a killed process leaves a `.partial` folder that the next one removes.
+    A finished result that is no longer `intact` is made again.
     """
     versions = package_versions()
     plain = json.loads(json.dumps(dict(inputs), default=str))
@@ -71,8 +78,9 @@ def keep(stage: str, inputs: Mapping[str, Any], result: type[R], make: Callable[
     folder = home / key
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / f"{key}.lock"):
-        if finished := _finished(folder, result):
-            return finished
+        found = _finished(folder, result)
+        if found and intact(found):
+            return found
         staging = home / f"{key}.partial"
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)

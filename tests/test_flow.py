@@ -188,6 +188,9 @@ def test_an_artifact_changed_after_it_was_judged_is_refused(
     done = cli("publish", artifact, "--verdict", tmp_path / "v.json", "--to", tmp_path / "out", "--force", "why not")
     assert done.returncode == 2 and "was changed after it was made" in done.stderr
     assert not (tmp_path / "out").exists()
+    assert json.loads(cli("quantize", "fp8", "--json").stdout)["artifact"] == str(artifact)  # made again, and sound
+    healed = cli("publish", artifact, "--verdict", tmp_path / "v.json", "--to", tmp_path / "out", "--force", "why not")
+    assert healed.returncode == 0, healed.stderr
 
 
 def kill_when(command: list[str], environment: dict[str, str], seen: Path, pattern: str) -> bool:
