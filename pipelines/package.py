@@ -306,14 +306,14 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
         body += ["> The base model declares no licence: find out what you may do with this before you use it.\n"]
     if gate.forced:
         body += [f"> **Published without a PASS** ({gate.verdict}). Reason given: {gate.forced}\n"]
-    body += ["## Verdict", "", f"**{verdict_line(gate)}** {'; '.join(gate.reasons)}.", ""]
+    body += ["## Verdict", "", f"**{verdict_line(gate)}**", "", *(f"- {reason}" for reason in gate.reasons), ""]
     body += _results(manifest)
     body += _flips(gate)
     body += ["## Size", "", "| | before | after |", "|---|---|---|"]
     body += [f"| weights | {size.bytes_before / 1e6:.1f} MB | {size.bytes_after / 1e6:.1f} MB |"]
     before = size.bytes_before * 8 / model.parameters
     body += [f"| bits per weight | {before:.2f} | {size.bits_per_weight:.2f} |", ""]
-    body += ["## Serve", "", "```", serve_line("<this folder>"), "```", ""]
+    body += ["## Serve", "", "```", "vllm serve FOLDER", "```", ""]
     body += [f"Runs on {SERVE[recipe.quantize.scheme]}; transformers loads it on any device, slower.", ""]
     body += ["## How it was made", "", *_made(manifest)]
     if left_behind:
@@ -333,8 +333,9 @@ def verdict_line(gate: GateRecord) -> str:
 def _results(manifest: Manifest) -> list[str]:
     gate, evaluation = manifest.gate, manifest.evaluation
     corrected = ", above chance" if gate.policy.chance_correction else ""
+    confidence = f"{gate.policy.confidence:.0%}"
     lines = [
-        f"| task | metric | documents | baseline | artifact | retention{corrected} | {gate.policy.confidence:.0%} bounds |"  # noqa: E501,
+        f"| task | metric | documents | baseline | artifact | retention{corrected} | {confidence} bounds |",
         "|---|---|---|---|---|---|---|",
     ]
     for task in gate.tasks:
@@ -347,7 +348,7 @@ def _results(manifest: Manifest) -> list[str]:
     lines += [
         "",
         f"Measured with lm-eval {manifest.versions['lm_eval']}, {evaluation.runtime} on {evaluation.device}, suite "
-        f"`{evaluation.suite.name}`; the bounds are one-sided, each at {gate.policy.confidence:.0%}.",
+        f"`{evaluation.suite.name}`; the bounds are one-sided, each at {confidence}.",
         "",
     ]
     return lines

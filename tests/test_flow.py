@@ -75,6 +75,9 @@ def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path:
     assert record.size.bits_per_weight == pytest.approx(make_plan("fp8", smollm2).bits_per_weight)
     assert str(Path.home()) not in (out / "quantgate.json").read_text()
     card = (out / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert [row.count("|") for row in rows[:4]] == [8, 8, 8, 8] and set(rows[1]) == {"|", "-"}
+    assert rows[2].startswith("| sciq | acc, 0-shot | 24 | ")
     for expected in (
         'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"',
         'base_model_relation: "quantized"',
