@@ -393,7 +393,7 @@ class Sight(Frozen):
 
 
 TYPICAL_DISCORDANCE = {"FP8_DYNAMIC": 0.045, "W8A8": 0.045, "W4A16": 0.10}
-"""Share of documents whose answer changes, by scheme: seen on the default model for 8 bits, assumed for 4 (docs/gate.md)."""
+"""Share of documents whose answer changes: as seen on the default model for 8 bits, assumed for 4 (docs/gate.md)."""
 TYPICAL_HEADROOM = 0.3
 
 
