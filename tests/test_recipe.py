@@ -100,7 +100,6 @@ def test_every_shipped_task_loads_and_its_package_is_pinned(name: str) -> None:
     assert task.offline is None or task.offline.package in PINNED
 
 
-@pytest.mark.xfail(strict=False, reason="evals/suites/core.yaml is not written yet")
 def test_the_suite_that_a_recipe_gets_unless_it_names_one_is_shipped() -> None:
     assert Gate().suite in library.names("suite")
 
