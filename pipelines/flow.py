@@ -20,7 +20,7 @@ from pipelines.quantize import quantize
 from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
 from pipelines.runtime import choose_device
 from pipelines.schema import Frozen
-from pipelines.scores import Evaluation
+from pipelines.scores import Document, Evaluation
 from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
 from pipelines.verify import verify
 
@@ -88,12 +88,12 @@ def foresee(recipe: Recipe, suite: Suite, baseline: Evaluation) -> Sight:
     """What the gate will be able to see, once the baseline's documents and its score above chance are known."""
     counts = {task.task: task.documents for task in baseline.tasks}
     total = sum(task.weight for task in suite.tasks)
-    above = sum(task.weight / total * _above_chance(suite, baseline, task.task) for task in suite.tasks)
+    scores = baseline.scores()
+    above = sum(task.weight / total * _above_chance(suite, scores[task.task]) for task in suite.tasks)
     return sight(counts, suite, recipe.gate.retention, recipe.quantize.scheme, max(above, 0.01))
 
 
-def _above_chance(suite: Suite, baseline: Evaluation, task: str) -> float:
-    documents = baseline.scores()[task]
+def _above_chance(suite: Suite, documents: tuple[Document, ...]) -> float:
     chance = sum(document.chance for document in documents) if suite.policy.chance_correction else 0.0
     return (sum(document.score for document in documents) - chance) / len(documents)
 
