@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize test test-slow check format docs bench clean
+.PHONY: help setup quantize test test-slow test-vllm check format docs bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-quantize: $(READY) ## take MODEL through RECIPE and publish into TO, e.g. make quantize RECIPE=fp8
+quantize: $(READY) ## take MODEL through RECIPE (or several) and publish into TO, e.g. make quantize RECIPE="fp8 int8"
 	@$(BIN)/quantgate run $(or $(RECIPE),$(error say which: make quantize RECIPE=fp8)) \
 	  $(if $(MODEL),--model '$(MODEL)') $(if $(TO),--to '$(TO)') $(foreach pair,$(SET),--set '$(pair)')
 
@@ -34,6 +34,9 @@ test: check ## check, then the default tests (minutes)
 
 test-slow: $(READY) ## the tests that take long
 	$(BIN)/pytest -m slow
+
+test-vllm: $(READY) ## the tests that run vLLM (makes its environment: minutes and gigabytes, once)
+	$(BIN)/pytest -m vllm
 
 format: $(READY) ## format the code and mend what ruff can
 	$(BIN)/ruff format .

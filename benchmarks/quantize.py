@@ -1,10 +1,12 @@
-"""Data-free FP8: quantgate's streaming engine against llmcompressor's `model_free_ptq` and `cp`, on the same files.
+"""quantgate's quantize stage against llmcompressor on the same model, data and machine, one process after another.
 
-    python benchmarks/quantize.py [--gigabytes 2] [--runs 3]
+    python benchmarks/quantize.py [--samples 32] [--seq-len 256] [--gigabytes 1] [--runs 1]
 
-Each measurement is a process of its own, started in turn, after the files were read once. Prints a Markdown table:
-the median of seconds (imports not counted), as a ratio to `cp` and sync of the same files; peak memory; and the mean
-SQNR of the quantized weights. Absolute seconds mean nothing on another machine; ratios from one idle run do.
+First table: each recipe on the default model, made by quantgate and by a plain llmcompressor script. Seconds from the
+checkpoint on disk to the artifact on disk (imports not counted), peak memory, and the quality of the result: perplexity
+ratio and KL divergence to the source on held-out text. Second table: data-free FP8 of a larger checkpoint of random
+weights, as a ratio to `cp` and sync of the same files. Absolute seconds mean nothing on another machine; ratios from
+one idle run do.
 """
 
 import argparse
@@ -14,53 +16,262 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-MEASURED = """
-import json, sys, time, warnings
-warnings.filterwarnings("ignore")
-how, source, target = sys.argv[1:]
-if how == "quantgate":
-    import torch
-    from pathlib import Path
-    from pipelines.engines import streaming
-    from pipelines.plan import make_plan
-    from pipelines.recipe import load_recipe
-    plan = make_plan(load_recipe("fp8", ["quantize.ignore=[lm_head]"]), source)
-    Path(target).mkdir()
-    start = time.perf_counter()
-    streaming.quantize(plan, None, Path(target))
-else:
-    from llmcompressor import model_free_ptq
-    start = time.perf_counter()
-    model_free_ptq(source, target, scheme="FP8_DYNAMIC", ignore=["lm_head", "model.embed_tokens"], device="cpu")
-seconds = time.perf_counter() - start
-with open("/proc/self/status") as status:  # not ru_maxrss, which a process inherits from the one that started it
-    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-print(json.dumps({"seconds": seconds, "peak": peak}))
-"""
+RECIPES = ("fp8", "int8", "int4-gptq", "int4-awq")
+SAME = {  # what makes our recipes and the plain scripts ask for the same
+    "fp8": ["quantize.ignore=[lm_head]"],
+    "int8": [],
+    "int4-gptq": ["quantize.group_size=64"],
+    "int4-awq": ["quantize.group_size=64"],
+}
+HELD_OUT = ["calibrate.seed=7", "calibrate.samples=16", "calibrate.seq_len=512"]
+
+Measured = dict[str, float]
 
 
 def main() -> None:
-    """Make a checkpoint, measure, print the table."""
+    """Measure, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the generated bf16 checkpoint")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the generated checkpoint")
+    parser.add_argument("--runs", type=int, default=1, help="the median of as many is taken")
+    parser.add_argument("--recipes", nargs="*", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--one", nargs="+", metavar="WAY RECIPE SOURCE TARGET SET", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        way, recipe, origin, destination, *settings = options.one
+        return print(json.dumps(one(way, recipe, origin, destination, settings)))
+    calibrate = [f"calibrate.samples={options.samples}", f"calibrate.seq_len={options.seq_len}"]
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "source"
-        make_checkpoint(source, options.gigabytes)
-        target = Path(scratch) / "target"
-        rows: dict[str, list[dict[str, float]]] = {}
-        for _ in range(options.runs):
-            for how in ("cp", "quantgate", "model_free_ptq"):
-                shutil.rmtree(target, ignore_errors=True)
-                rows.setdefault(how, []).append(measure(how, source, target))
-        print_table(rows)
+        if options.recipes:
+            print_recipes(options.recipes, calibrate, options.runs, Path(scratch))
+        if options.gigabytes:
+            source = Path(scratch) / "source"
+            make_checkpoint(source, options.gigabytes)
+            print_streams(source, Path(scratch) / "target", options.runs)
+
+
+def print_recipes(recipes: tuple[str, ...], calibrate: list[str], runs: int, scratch: Path) -> None:
+    """The first table, as Markdown, a line as soon as it is known."""
+    from pipelines.models import load_model
+
+    source = load_model().folder
+    reference = scratch / "reference.safetensors"
+    measure("reference", "int4-gptq", source, reference, HELD_OUT)
+    print("| recipe | made by | seconds | against llmcompressor | peak memory | perplexity ratio | KL divergence |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for recipe in recipes:
+        ways = ["llmcompressor", "quantgate"] + (["model_free_ptq"] if recipe == "fp8" else [])
+        theirs = 0.0
+        for way in ways:
+            settings = SAME[recipe] + (calibrate if recipe != "fp8" else [])
+            done = [measure(way, recipe, source, scratch / "artifact", settings) for _ in range(runs)]
+            quality = measure("quality", "int4-gptq", scratch / "artifact", reference, HELD_OUT)
+            seconds = statistics.median(run["seconds"] for run in done)
+            peak = statistics.median(run["peak"] for run in done)
+            theirs = theirs or seconds
+            print(
+                f"| {recipe} | {way} | {seconds:.1f} | {seconds / theirs:.2f} | {peak / 1e9:.2f} GB "
+                f"| {quality['perplexity']:.4f} | {quality['kl']:.4f} |",
+                flush=True,
+            )
+
+
+def print_streams(source: Path, target: Path, runs: int) -> None:
+    """The second table, as Markdown."""
+    print("\n| data-free FP8 | seconds, relative to cp | peak memory | SQNR |\n|---|---|---|---|")
+    rows: dict[str, list[Measured]] = {}
+    for _ in range(runs):
+        for way in ("cp", "quantgate", "model_free_ptq"):
+            done = measure(way, "fp8", source, target, SAME["fp8"])
+            rows.setdefault(way, []).append(done if way == "cp" else {**done, "sqnr": sqnr(source, target)})
+    copy = statistics.median(run["seconds"] for run in rows["cp"])
+    for way, done_runs in rows.items():
+        ratio = statistics.median(run["seconds"] for run in done_runs) / copy
+        peak = statistics.median(run["peak"] for run in done_runs)
+        quality = f"{done_runs[0]['sqnr']:.2f} dB" if "sqnr" in done_runs[0] else ""
+        memory = f"{peak / 1e9:.2f} GB" if quality else ""
+        print(f"| {way} | {ratio:.2f} | {memory} | {quality} |", flush=True)
+
+
+def measure(way: str, recipe: str, source: Path, target: Path, settings: list[str]) -> Measured:
+    """Run one way in a process of its own, into an empty `target`."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    command = [sys.executable, __file__, "--one", way, recipe, str(source), str(target), *settings]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{way} {recipe} failed:\n{done.stderr[-3000:]}")
+    result: Measured = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def one(way: str, recipe: str, source: str, target: str, settings: list[str]) -> Measured:
+    """Do one thing in this process: seconds and peak memory, or the quality of an artifact."""
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    ways: dict[str, Callable[[str, Path, Path, list[str]], Any]] = {
+        "quantgate": prepare_quantgate,
+        "llmcompressor": prepare_oneshot,
+        "model_free_ptq": prepare_model_free,
+        "cp": prepare_copy,
+        "reference": lambda *_: lambda: write_reference(Path(source), Path(target), settings),
+    }
+    if way == "quality":
+        return quality(Path(source), Path(target), settings)
+    work = ways[way](recipe, Path(source), Path(target), settings)
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text().splitlines()  # not ru_maxrss: a process inherits its parent's
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return {"seconds": seconds, "peak": float(peak)}
+
+
+def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
+    """Our engine; plan and tokens are made before."""
+    from pipelines.calibrate import calibrate
+    from pipelines.engines import layerwise, streaming
+    from pipelines.plan import make_plan
+    from pipelines.recipe import load_recipe
+
+    plan = make_plan(load_recipe(recipe, settings), source)
+    target.mkdir()
+    for name in plan.checkpoint.companions:  # so that the result can be loaded and judged
+        shutil.copyfile(source / name, target / name)
+
+    def work() -> None:
+        if plan.recipe.calibrate:
+            written = layerwise.quantize(plan, calibrate(plan), target)
+        else:
+            written = streaming.quantize(plan, None, target)
+        config = {**plan.checkpoint.config, "quantization_config": written.quantization_config}
+        (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    if plan.recipe.calibrate:
+        calibrate(plan)
+    return work
+
+
+def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
+    """What one writes with llmcompressor: load, oneshot, save."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.calibrate import calibrate, read_tokens
+    from pipelines.plan import make_plan
+    from pipelines.recipe import load_recipe
+
+    plan = make_plan(load_recipe(recipe, settings), source)
+    samples = read_tokens(calibrate(plan)) if plan.recipe.calibrate else []
+    data = Dataset.from_dict({"input_ids": samples, "attention_mask": [[1] * len(sample) for sample in samples]})
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "dynamic": False}
+
+    def groups(symmetric: bool) -> dict[str, Any]:
+        return {"group_0": {"targets": ["Linear"], "weights": {**weights, "symmetric": symmetric}}}
+
+    modifiers: dict[str, list[Any]] = {
+        "fp8": [QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"])],
+        "int8": [
+            SmoothQuantModifier(smoothing_strength=0.8),
+            GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]),
+        ],
+        "int4-gptq": [GPTQModifier(config_groups=groups(True), ignore=["lm_head"])],
+        "int4-awq": [AWQModifier(), QuantizationModifier(config_groups=groups(False), ignore=["lm_head"])],
+    }
+    IntermediatesCache.pin_memory = lambda *_, **__: None  # AWQ asks for it, and it asks for an accelerator
+
+    def work() -> None:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        sized = {"num_calibration_samples": len(samples), "max_seq_length": len(samples[0])} if samples else {}
+        oneshot(
+            model=model,
+            dataset=data if samples else None,
+            recipe=modifiers[recipe],
+            shuffle_calibration_samples=False,
+            **sized,
+        )
+        model.save_pretrained(target, save_compressed=True)
+        for name in plan.checkpoint.companions:
+            shutil.copyfile(source / name, target / name)
+
+    return work
+
+
+def prepare_model_free(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
+    """llmcompressor's own streaming path."""
+    assert recipe == "fp8" and settings == SAME["fp8"]
+    from llmcompressor import model_free_ptq
+
+    ignore = ["lm_head", "model.embed_tokens"]
+    return lambda: model_free_ptq(str(source), str(target), scheme="FP8_DYNAMIC", ignore=ignore, device="cpu")
+
+
+def prepare_copy(_: str, source: Path, target: Path, __: list[str]) -> Callable[[], Any]:
+    """`cp` and sync."""
+
+    def work() -> None:
+        subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+        subprocess.run(["sync"], check=True)
+
+    return work
+
+
+def write_reference(source: Path, target: Path, settings: list[str]) -> None:
+    """Keep the source's log-probabilities on held-out text."""
+    from safetensors.torch import save_file
+
+    save_file({"logprobs": log_probabilities(source, held_out(settings))}, target)
+
+
+def quality(artifact: Path, reference: Path, settings: list[str]) -> Measured:
+    """Perplexity ratio and mean KL divergence (nats per token) of an artifact to the source."""
+    from safetensors.torch import load_file
+
+    tokens = held_out(settings)
+    before, after = load_file(reference)["logprobs"], log_probabilities(artifact, tokens)
+    divergence = (before.exp() * (before - after)).sum(-1).mean()
+    targets = tokens[:, 1:, None]
+    change = before[:, :-1].gather(-1, targets).mean() - after[:, :-1].gather(-1, targets).mean()
+    return {"kl": float(divergence), "perplexity": float(change.exp())}
+
+
+def held_out(settings: list[str]) -> Any:
+    """Token ids (samples, tokens) that no calibration of this benchmark uses the like of: another seed."""
+    import torch
+
+    from pipelines.calibrate import calibrate, read_tokens
+    from pipelines.plan import make_plan
+    from pipelines.recipe import load_recipe
+
+    return torch.tensor(read_tokens(calibrate(make_plan(load_recipe("int4-gptq", settings)))))
+
+
+def log_probabilities(folder: Path, tokens: Any) -> Any:
+    """(samples, tokens, vocabulary) in float32."""
+    import torch
+
+    from pipelines.runtime import load_for_inference
+
+    model = load_for_inference(folder, "cpu")
+    with torch.inference_mode():
+        return torch.cat([torch.log_softmax(model(batch).logits.float(), -1) for batch in tokens.split(4)])
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> None:
-    """A Llama-shaped checkpoint of random bf16 weights in shards of 512 MB."""
+    """A Llama-shaped checkpoint of random bf16 weights in shards of 352 MB."""
     import torch
     from safetensors.torch import save_file
 
@@ -80,20 +291,6 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
 
 
-def measure(how: str, source: Path, target: Path) -> dict[str, float]:
-    """Seconds, peak memory and SQNR (decibels) of one way to write `target` from `source`."""
-    if how == "cp":
-        script = "import subprocess,time,json,sys; t=time.perf_counter(); "
-        script += "subprocess.run(['cp','-r',*sys.argv[1:]],check=True); subprocess.run(['sync'],check=True); "
-        script += "print(json.dumps({'seconds':time.perf_counter()-t,'peak':0}))"
-        command = [sys.executable, "-c", script, str(source), str(target)]
-    else:
-        command = [sys.executable, "-c", MEASURED, how, str(source), str(target)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result if how == "cp" else {**result, "sqnr": sqnr(source, target)}
-
-
 def sqnr(source: Path, target: Path) -> float:
     """Signal to noise ratio over all quantized weights, in decibels."""
     import math
@@ -109,17 +306,6 @@ def sqnr(source: Path, target: Path) -> float:
                 signal += float(weight.square().sum())
                 noise += float((weight - stored).square().sum())
     return 10 * math.log10(signal / noise)
-
-
-def print_table(rows: dict[str, list[dict[str, float]]]) -> None:
-    """Medians, as Markdown."""
-    copy = statistics.median(run["seconds"] for run in rows["cp"])
-    print("| | seconds, relative to cp | peak memory | SQNR |\n|---|---|---|---|")
-    for how, runs in rows.items():
-        ratio = statistics.median(run["seconds"] for run in runs) / copy
-        peak = statistics.median(run["peak"] for run in runs)
-        quality = f"{runs[0]['sqnr']:.2f} dB" if "sqnr" in runs[0] else ""
-        print(f"| {how} | {ratio:.2f} | {peak / 1e9:.2f} GB | {quality} |" if peak else f"| {how} | {ratio:.2f} | | |")
 
 
 if __name__ == "__main__":

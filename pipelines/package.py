@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,11 @@ import psutil
 
 from pipelines.gate import TaskVerdict, Verdict
 from pipelines.overlap import Overlap, measure_overlap
+from pipelines.plan import Plan
 from pipelines.quantize import Artifact
 from pipelines.recipe import Policy, Recipe, Suite
 from pipelines.schema import Frozen
+from pipelines.schemes import SCHEMES, SchemeName
 from pipelines.scores import Evaluation
 from pipelines.store import Result, package_versions
 from pipelines.verify import LayerError, Verification, verify
@@ -45,6 +48,17 @@ class SizeRecord(Frozen):
     bytes_before: int
     bytes_after: int
     bits_per_weight: float
+
+
+class ModulesRecord(Frozen):
+    """Linear modules that became the same, for the same reason."""
+
+    scheme: SchemeName | None
+    """None: kept in the source's precision."""
+    group_size: int | None
+    reason: str
+    """Why they are kept, or what was changed to quantize them; mostly empty."""
+    count: int
 
 
 class CalibrationRecord(Frozen):
@@ -124,6 +138,7 @@ class Manifest(Frozen):
     model: ModelRecord
     recipe: Recipe
     size: SizeRecord
+    modules: tuple[ModulesRecord, ...] = ()
     gate: GateRecord
     evaluation: EvaluationRecord
     calibration: CalibrationRecord | None
@@ -142,10 +157,16 @@ class Bundle(Frozen):
     card: str
 
 
-def package(artifact: Artifact, verdict: Verdict, forced: str | None = None) -> Bundle:
-    """The record and the card of `artifact`, whatever its verdict. `forced` is the reason to publish without a PASS."""
+def package(
+    artifact: Artifact, verdict: Verdict, forced: str | None = None, verification: Verification | None = None
+) -> Bundle:
+    """The record and the card of `artifact`, whatever its verdict.
+
+    `forced` is the reason to publish without a PASS. `verification` is what the verify stage returned; without it the
+    stage is asked again, and says that it reused what it had.
+    """
     _, candidate = verdict.evaluations
-    verification = verify(artifact, candidate.device)
+    verification = verification or verify(artifact, candidate.device)
     overlap = None
     if artifact.calibration:
         overlap = measure_overlap(artifact.calibration, artifact.source, candidate.suite)
@@ -193,6 +214,7 @@ def _manifest(
             bytes_after=verification.bytes_after,
             bits_per_weight=verification.bits_per_weight,
         ),
+        modules=_modules(artifact.plan),
         gate=GateRecord(forced=forced, **{name: getattr(verdict, name) for name in _GATE_FIELDS}),
         evaluation=_evaluation(candidate),
         calibration=_calibration(artifact, overlap),
@@ -207,6 +229,14 @@ def _manifest(
 
 
 _GATE_FIELDS = [name for name in GateRecord.model_fields if name != "forced"]
+
+
+def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
+    counts = Counter((module.scheme, module.group_size, module.reason) for module in plan.modules)
+    return tuple(
+        ModulesRecord(scheme=scheme, group_size=group_size, reason=reason, count=count)
+        for (scheme, group_size, reason), count in counts.most_common()
+    )
 
 
 def _evaluation(candidate: Evaluation) -> EvaluationRecord:
@@ -275,16 +305,10 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-SERVE = {
-    "FP8_DYNAMIC": "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell), AMD MI300",
-    "W8A8": "NVIDIA GPUs of compute capability 7.5 or later (Turing on), x86 CPUs",
-    "W4A16": "NVIDIA GPUs of compute capability 7.5 or later (Turing on), x86 CPUs",
-}
-
-
-def serve_line(path: str | Path) -> str:
+def serve_line(path: str | Path, recipe: Recipe) -> str:
     """The command that serves an artifact."""
-    return f"vllm serve {shlex.quote(str(path))}"
+    cache = " --kv-cache-dtype fp8" if recipe.quantize.kv_cache else ""
+    return f"vllm serve {shlex.quote(str(path))}{cache}"
 
 
 def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
@@ -295,7 +319,7 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
         "base_model_relation": "quantized",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["quantgate", "compressed-tensors", recipe.quantize.scheme],
+        "tags": ["quantgate", "compressed-tensors", *recipe.quantize.schemes],
     }
     if model.licence:
         front["license"] = model.licence
@@ -313,8 +337,8 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
     body += [f"| weights | {size.bytes_before / 1e6:.1f} MB | {size.bytes_after / 1e6:.1f} MB |"]
     before = size.bytes_before * 8 / model.parameters
     body += [f"| bits per weight | {before:.2f} | {size.bits_per_weight:.2f} |", ""]
-    body += ["## Serve", "", "```", "vllm serve FOLDER", "```", ""]
-    body += [f"Runs on {SERVE[recipe.quantize.scheme]}; transformers loads it on any device, slower.", ""]
+    body += ["## Serve", "", "```", serve_line("FOLDER", recipe), "```", ""]
+    body += [*_hardware_lines(recipe), "In transformers it runs on any device, slower.", ""]
     body += ["## How it was made", "", *_made(manifest)]
     if left_behind:
         body += [f"- not copied from the source: {', '.join(left_behind)}"]
@@ -322,12 +346,24 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
     return "\n".join(body)
 
 
+def _hardware_lines(recipe: Recipe) -> list[str]:
+    """Where runtimes have kernels: one line, or one for each scheme of a mixed artifact, which needs them all."""
+    schemes = recipe.quantize.schemes
+    if len({SCHEMES[scheme].hardware for scheme in schemes}) == 1:
+        return [f"Runs on {SCHEMES[schemes[0]].hardware}."]
+    return ["Runs where all its formats do:", "", *(f"- {name}: {SCHEMES[name].hardware}" for name in schemes), ""]
+
+
+def verdict_name(gate: GateRecord) -> str:
+    """`PASS, certified`, `PASS, not certified`, `FAIL` or `INCONCLUSIVE`."""
+    return gate.verdict + ((", certified" if gate.certified else ", not certified") if gate.verdict == "PASS" else "")
+
+
 def verdict_line(gate: GateRecord) -> str:
-    """`PASS, certified: 99.60% of the baseline kept (95% bound: at least 99.10%)`."""
-    certified = (", certified" if gate.certified else ", not certified") if gate.verdict == "PASS" else ""
+    """`PASS, certified: 99.60% of the baseline kept, at least 99.10% at 95% (target 99.00%).`."""
     kept = "no retention measured" if gate.retention is None else f"{gate.retention:.2%} of the baseline kept"
     bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {gate.policy.confidence:.0%}"
-    return f"{gate.verdict}{certified}: {kept}{bound} (target {gate.target:.2%})."
+    return f"{verdict_name(gate)}: {kept}{bound} (target {gate.target:.2%})."
 
 
 def _results(manifest: Manifest) -> list[str]:
@@ -354,31 +390,45 @@ def _results(manifest: Manifest) -> list[str]:
     return lines
 
 
-def bounds(task: TaskVerdict) -> str:
+def bounds(kept: TaskVerdict | GateRecord) -> str:
     """`98.1% … 101.3%`, or a dash where the data bounds nothing."""
-    low = "–" if task.lower_bound is None else f"{task.lower_bound:.1%}"
-    high = "–" if task.upper_bound is None else f"{task.upper_bound:.1%}"
+    low = "–" if kept.lower_bound is None else f"{kept.lower_bound:.1%}"
+    high = "–" if kept.upper_bound is None else f"{kept.upper_bound:.1%}"
     return f"{low} … {high}"
 
 
-def _flips(gate: GateRecord) -> list[str]:
-    lost, gained = sum(task.lost for task in gate.tasks), sum(task.gained for task in gate.tasks)
+def changed(gate: GateRecord) -> float | None:
+    """The share of documents whose score changed; None when nothing was compared."""
     documents = sum(task.documents for task in gate.tasks)
-    if not documents:
+    return sum(task.lost + task.gained for task in gate.tasks) / documents if documents else None
+
+
+def _flips(gate: GateRecord) -> list[str]:
+    share = changed(gate)
+    if share is None:
         return []
-    share = (lost + gained) / documents
+    lost, gained = sum(task.lost for task in gate.tasks), sum(task.gained for task in gate.tasks)
     return [f"{share:.1%} of the answers changed: {lost} were lost and {gained} gained.", ""]
 
 
 def _made(manifest: Manifest) -> list[str]:
     recipe, model, calibration = manifest.recipe, manifest.model, manifest.calibration
     origin = f"{model.hub_id or model.label}" + (f" at {model.revision}" if model.revision else "")
-    method = recipe.quantize.model_dump(exclude_none=True)
+    quantize = recipe.quantize
+    settings = quantize.model_dump(exclude_none=True, exclude={"method", "rules", "ignore", "kv_cache"})
     lines = [
         f"- source: {origin}, digest `{model.digest}`",
-        f"- method: {', '.join(f'{key} {value}' for key, value in method.items() if key != 'ignore')}",
-        f"- kept in the source's precision: {', '.join(recipe.quantize.ignore) or 'nothing'}",
+        f"- method: {quantize.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}",
+    ]
+    for rule in quantize.rules:
+        group = f", group_size {rule.group_size}" if rule.group_size else ""
+        lines.append(f"- rule: {rule.scheme}{group} for {_patterns(rule.match)}")
+    if quantize.kv_cache:
+        lines.append(f"- KV cache: {quantize.kv_cache}, measured scales for each layer's keys and values")
+    lines += [
+        f"- kept in the source's precision: {_patterns(quantize.ignore) or 'nothing'}",
         f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
+        *_reasons(manifest.modules),
     ]
     if calibration:
         lines.append(
@@ -388,3 +438,15 @@ def _made(manifest: Manifest) -> list[str]:
         )
     lines.append(f"- quantgate {manifest.quantgate}" + (f", commit {manifest.commit}" if manifest.commit else ""))
     return lines
+
+
+def _patterns(patterns: tuple[str, ...]) -> str:
+    return ", ".join(f"`{pattern}`" for pattern in patterns)
+
+
+def _reasons(modules: tuple[ModulesRecord, ...]) -> list[str]:
+    """`- group size 64: 128 does not divide 576 (210 layers)`, for each reason."""
+    counts: Counter[str] = Counter()
+    for same in modules:
+        counts[same.reason] += same.count
+    return [f"- {reason} ({count} {'layer' if count == 1 else 'layers'})" for reason, count in counts.items() if reason]

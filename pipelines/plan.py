@@ -6,6 +6,7 @@ Nothing here imports torch: `quantgate plan` answers in a second or two.
 import math
 import re
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,17 +15,25 @@ import psutil
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
 from pipelines.errors import Problem, refuse
 from pipelines.models import load_model
-from pipelines.recipe import Gptq, Recipe, load_recipe
+from pipelines.recipe import Recipe, Rule, load_recipe
 from pipelines.schema import Frozen
-from pipelines.schemes import layout
+from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName, layout
 from pipelines.store import cache_dir
 
 NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
 """Last name components of two-dimensional weights that are not linear modules."""
-ROUTER = re.compile(r"(^|\.)(router(\.\w+)?|mlp\.gate|block_sparse_moe\.gate|shared_expert_gate)$")
+ROUTER = re.compile(
+    r"(^|\.)(router(\.\w+)?|(mlp|block_sparse_moe|feed_forward|moe|mixer)\.gate(\.wg)?|shared_expert_gate)$"
+)
+NOT_TEXT = re.compile(
+    r"(^|\.)(vision\w*|visual|image_\w+|audio\w*|multi_modal_projector|mm_projector|embed_vision|embed_audio|mtp\w*)\."
+)
+"""Towers beside the language model and multi-token prediction: kept as they are."""
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 HEAD = "lm_head"
-FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+"""Modules that read the same input, and that runtimes load as one matrix."""
+EXPERTS = re.compile(r"(.*\.experts)(\.|$)")
 
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
@@ -36,15 +45,28 @@ class Module(Frozen):
     """One linear module and what becomes of it."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     """(output features, input features)"""
     dtype: str
-    quantized: bool
+    scheme: SchemeName | None
+    """None: kept as it is."""
     group_size: int | None = None
     reason: str = ""
     """Why it is kept, or what was changed to quantize it."""
     bytes_before: int
-    bytes_after: int
+
+    @property
+    def quantized(self) -> bool:
+        return self.scheme is not None
+
+    @property
+    def parts(self) -> Layout:
+        """The tensors that replace its weight; none when it is kept."""
+        return layout(self.scheme, self.shape, self.dtype, self.group_size) if self.scheme else {}
+
+    @property
+    def bytes_after(self) -> int:
+        return layout_bytes(self.parts) if self.scheme else self.bytes_before
 
 
 class Need(Frozen):
@@ -64,9 +86,11 @@ class Plan(Frozen):
     recipe: Recipe
     checkpoint: Checkpoint
     modules: tuple[Module, ...]
+    attentions: tuple[str, ...] = ()
+    """Attention modules whose keys and values are cached in FP8."""
     needs: tuple[Need, ...]
 
-    @property
+    @cached_property
     def quantized(self) -> dict[str, Module]:
         return {module.name: module for module in self.modules if module.quantized}
 
@@ -77,7 +101,14 @@ class Plan(Frozen):
 
     @property
     def bytes_after(self) -> int:
-        return self.bytes_before + sum(module.bytes_after - module.bytes_before for module in self.modules)
+        changed = sum(module.bytes_after - module.bytes_before for module in self.modules)
+        return self.bytes_before + changed + layout_bytes(self.cache_scales)
+
+    @property
+    def cache_scales(self) -> Layout:
+        """The tensors that a quantized KV cache adds, by full name."""
+        dtype = next((module.dtype for module in self.modules), "BF16")
+        return {f"{name}.{scale}": (dtype, (1,)) for name in self.attentions for scale in ("k_scale", "v_scale")}
 
     @property
     def bits_per_weight(self) -> float:
@@ -98,7 +129,11 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
     modules = tuple(_decide(recipe, checkpoint, problems))
     if not problems and not any(module.quantized for module in modules):
         problems.append(Problem(str(checkpoint.folder), "has no linear module left to quantize"))
-    plan = Plan(recipe=recipe, checkpoint=checkpoint, modules=modules, needs=())
+    attentions = _attentions(recipe, checkpoint, modules)
+    if recipe.quantize.kv_cache and not attentions:
+        what = f"quantize.kv_cache is set, but no attention module of {checkpoint.label} is known"
+        problems.append(Problem(f"recipe {recipe.name}", what, "leave kv_cache out"))
+    plan = Plan(recipe=recipe, checkpoint=checkpoint, modules=modules, attentions=attentions, needs=())
     plan = plan.model_copy(update={"needs": _needs(plan, to)})
     for need in plan.needs:
         if need.needed > need.available:
@@ -110,52 +145,102 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
     return plan
 
 
+def layout_bytes(parts: Layout) -> int:
+    """Of all tensors of a layout."""
+    return sum(BYTES[dtype] * math.prod(shape) for dtype, shape in parts.values())
+
+
+def _decoder_layers(checkpoint: Checkpoint) -> int:
+    """How many the config tells; layers after them predict further tokens."""
+    config = checkpoint.config.get("text_config") or checkpoint.config
+    return int(config.get("num_hidden_layers") or 1 << 30)
+
+
+def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, ...]) -> tuple[str, ...]:
+    """The attention modules of the decoder layers, if the recipe quantizes their cache."""
+    if recipe.quantize.kv_cache is None:
+        return ()
+    keys = (module.name for module in modules if module.name.endswith((".k_proj", ".qkv_proj", ".query_key_value")))
+    layers = _decoder_layers(checkpoint)
+    inside = (name for name in keys if not NOT_TEXT.search(name) and _layer(name) < layers)
+    return tuple(sorted({name.rpartition(".")[0] for name in inside}))
+
+
 def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> list[Module]:
     linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if _is_linear(t)}
     names = set(linear)
     if checkpoint.config.get("tie_word_embeddings") or HEAD not in linear:
         names.add(HEAD)  # the head exists in the model, though the checkpoint holds no tensor for it
-    matched: set[str] = set()
-    last = max((_layer(name) for name in names), default=-1)
-    for pattern in recipe.quantize.ignore:
-        hits = {name for name in names if matches(pattern, name, last)}
-        if not hits:
-            what = f"ignore pattern '{pattern}' matches no linear module of {checkpoint.label}"
+    layers = _decoder_layers(checkpoint)
+    last = max((_layer(name) for name in names if not NOT_TEXT.search(name) and _layer(name) < layers), default=-1)
+    quantize, asked = recipe.quantize, []
+    for patterns, what in ((quantize.ignore, "ignore"), *((rule.match, "rule") for rule in quantize.rules)):
+        hits = {pattern: {name for name in names if matches(pattern, name, last)} for pattern in patterns}
+        for pattern in (pattern for pattern, found in hits.items() if not found):
+            what_is = f"{what} pattern '{pattern}' matches no linear module of {checkpoint.label}"
             problems.append(
-                Problem(f"recipe {recipe.name}", what, f"modules are named like {min(linear, default='?')}")
+                Problem(f"recipe {recipe.name}", what_is, f"modules are named like {min(linear, default='?')}")
             )
-        matched |= hits
-    indivisible: dict[int, list[str]] = {}
-    modules = [_module(name, tensor, name in matched, recipe, indivisible) for name, tensor in sorted(linear.items())]
-    for columns, affected in sorted(indivisible.items()):
-        size = recipe.quantize.group_size or 0
+        asked.append(set().union(*hits.values()))
+    ignored, ruled = asked[0], asked[1:]
+    indivisible: dict[tuple[int, int], list[str]] = {}
+    modules = []
+    tied = HEAD if checkpoint.config.get("tie_word_embeddings") else None
+    for name, tensor in sorted(linear.items()):
+        rule = next((rule for rule, hits in zip(quantize.rules, ruled, strict=True) if name in hits), None)
+        reason = "ignored by the recipe" if name in ignored else _kept(name, tensor, layers, tied)
+        modules.append(_module(name, tensor, reason, rule, recipe, indivisible))
+    for (size, width), affected in sorted(indivisible.items()):
         who = affected[0] if len(affected) == 1 else f"{len(affected)} modules, like {affected[0]}"
-        what = f"group size {size} does not divide the {columns} input columns of {who}"
-        remedy = f"use quantize.group_size={_divisor(columns, size)}, or quantize.on_indivisible=shrink or skip"
-        problems.append(Problem(f"recipe {recipe.name}", what, remedy))
+        what = f"group size {size} does not divide the width {width} of {who}"
+        remedy = "quantize.on_indivisible=shrink or skip"
+        if SCHEMES[quantize.scheme].resizable:
+            remedy = f"quantize.group_size={_divisor((width,), size)}, or {remedy}"
+        problems.append(Problem(f"recipe {recipe.name}", what, f"use {remedy}"))
+    outside = [module.name for module in modules if module.quantized and _layer(module.name) < 0]
+    if recipe.calibrated and outside:
+        what = f"{', '.join(outside)} is outside the decoder layers, which is all that calibrated methods quantize"
+        problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
     problems += _torn(recipe, modules)
     return modules
 
 
+def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
+    """Why a module that no pattern speaks of is kept; empty when it is not."""
+    if name == tied:
+        return "is tied to the embedding"
+    if ROUTER.search(name):
+        return "routes tokens to experts"
+    if NOT_TEXT.search(name):
+        return "is not part of the language model"
+    if _layer(name) >= layers:
+        return "predicts further tokens (MTP)"
+    if len(tensor.shape) != 2:
+        return "experts stored as one tensor"
+    return "" if tensor.dtype in FLOAT else f"is {tensor.dtype}"
+
+
 def _torn(recipe: Recipe, modules: list[Module]) -> list[Problem]:
-    """Layers that vLLM loads as one matrix, of which the recipe quantizes some and keeps others: it refuses those."""
-    parts: dict[tuple[str, tuple[str, ...]], set[bool]] = {}
+    """Modules that vLLM loads as one matrix, and that the recipe treats differently: it refuses those."""
+    parts: dict[tuple[str, tuple[str, ...]], set[object]] = {}
     for module in modules:
         parent, _, last = module.name.rpartition(".")
         for fused in FUSED:
             if last in fused:
-                parts.setdefault((parent, fused), set()).add(module.quantized)
+                parts.setdefault((parent, fused), set()).add((module.scheme, module.group_size))
+        if experts := EXPERTS.match(module.name):
+            parts.setdefault((experts[1], ("all experts",)), set()).add(module.scheme)
     torn = [(parent, fused) for (parent, fused), decisions in parts.items() if len(decisions) > 1]
     if not torn:
         return []
     parent, fused = torn[0]
-    what = f"{', '.join(fused)} of {parent} are partly quantized and partly kept ({len(torn)} such groups)"
+    what = f"{', '.join(fused)} of {parent} are not treated alike ({len(torn)} such groups)"
     return [Problem(f"recipe {recipe.name}", what, "runtimes load them as one matrix: ignore all of them, or none")]
 
 
-def _divisor(columns: int, group_size: int) -> int:
-    """The largest power of two, not above `group_size`, that divides `columns`."""
-    return math.gcd(columns, 1 << (group_size.bit_length() - 1))
+def _divisor(widths: tuple[int, ...], group_size: int) -> int:
+    """The largest power of two, not above `group_size`, that divides all `widths`."""
+    return math.gcd(*widths, 1 << (group_size.bit_length() - 1))
 
 
 def matches(pattern: str, name: str, last_layer: int) -> bool:
@@ -175,43 +260,47 @@ def _layer(name: str) -> int:
 
 
 def _is_linear(tensor: TensorInfo) -> bool:
+    """Whether it is a linear module's weight, or those of all experts in one."""
     name = tensor.name.removesuffix(".weight")
-    is_matrix = tensor.name.endswith(".weight") and len(tensor.shape) == 2
-    return is_matrix and not NOT_LINEAR.search(name)
+    if len(tensor.shape) == 3:
+        return EXPERTS.match(name) is not None
+    return tensor.name.endswith(".weight") and len(tensor.shape) == 2 and not NOT_LINEAR.search(name)
 
 
-def _module(name: str, tensor: TensorInfo, ignored: bool, recipe: Recipe, indivisible: dict[int, list[str]]) -> Module:
-    rows, columns = tensor.shape
-    quantize = recipe.quantize
-    group_size, reason, quantized = quantize.group_size, "", True
-    if ignored:
-        quantized, reason = False, "ignored by the recipe"
-    elif ROUTER.search(name):
-        quantized, reason = False, "routes tokens to experts"
-    elif tensor.dtype not in FLOAT:
-        quantized, reason = False, f"is {tensor.dtype}"
-    elif isinstance(quantize, Gptq) and group_size and columns % group_size:
-        divisor = _divisor(columns, group_size)
-        match quantize.on_indivisible:
-            case "shrink" if divisor >= 16:
-                group_size, reason = divisor, f"group size {divisor}: {quantize.group_size} does not divide {columns}"
-            case "skip" | "shrink":
-                quantized, reason = False, f"group size {group_size} does not divide {columns}"
-            case "error":
-                indivisible.setdefault(columns, []).append(name)
-    after = tensor.bytes
-    if quantized and not (group_size and columns % group_size):
-        parts = layout(quantize, (rows, columns), tensor.dtype, group_size).values()
-        after = sum(BYTES[dtype] * math.prod(shape) for dtype, shape in parts)
+def _module(
+    name: str,
+    tensor: TensorInfo,
+    kept: str,
+    rule: Rule | None,
+    recipe: Recipe,
+    indivisible: dict[tuple[int, int], list[str]],
+) -> Module:
+    """What becomes of a module; widths that its group size does not divide are noted in `indivisible`."""
+    target, action = rule or recipe.quantize, recipe.quantize.on_indivisible
+    chosen = SCHEMES[target.scheme]
+    size = target.group_size or chosen.weights.group_size
+    scheme: SchemeName | None = None if kept else target.scheme
+    reason = kept
+    widths = tensor.shape if chosen.is_block else tensor.shape[1:]
+    odd = [width for width in widths if size and width % size] if scheme else []
+    if odd and size:
+        divisor = _divisor(widths, size)
+        told = f"{size} does not divide {odd[0]}"
+        if action == "shrink" and chosen.resizable and divisor >= SMALLEST_GROUP:
+            size, reason = divisor, f"group size {divisor}: {told}"
+        elif action == "error":
+            indivisible.setdefault((size, odd[0]), []).append(name)
+            scheme = None
+        else:
+            scheme, reason = None, f"group size {told}"
     return Module(
         name=name,
-        shape=(rows, columns),
+        shape=tensor.shape,
         dtype=tensor.dtype,
-        quantized=quantized,
-        group_size=group_size if quantized else None,
+        scheme=scheme,
+        group_size=size if scheme else None,
         reason=reason,
         bytes_before=tensor.bytes,
-        bytes_after=after,
     )
 
 
@@ -241,14 +330,25 @@ def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
 
 def _quantize_memory(plan: Plan) -> int:
     recipe, config = plan.recipe, plan.checkpoint.config
-    if not isinstance(recipe.quantize, Gptq) or not recipe.calibrate:
+    if not recipe.calibrate:
         return STREAM_BYTES
-    hidden = int(config.get("hidden_size") or 4096)
-    widest = max((module.shape[1] for module in plan.modules), default=hidden)
-    activations = 2 * recipe.calibrate.samples * recipe.calibrate.seq_len * hidden * 2  # a layer's inputs and outputs
-    hessians = 7 * widest * widest * 4
-    largest = max((math.prod(module.shape) for module in plan.modules), default=0) * 4 * 4
-    return LIBRARIES_BYTES + 2 * plan.bytes_before + activations + hessians + largest
+    hidden = int((config.get("text_config") or config).get("hidden_size") or 4096)
+    tokens = recipe.calibrate.samples * recipe.calibrate.seq_len
+    activations = 2 * tokens * hidden * 2  # what goes into a layer, and what comes out
+    largest = max((math.prod(module.shape) for module in plan.modules), default=0) * 4
+    return LIBRARIES_BYTES + int(1.2 * plan.bytes_before) + activations + _moments(plan) + 8 * largest
+
+
+def _moments(plan: Plan) -> int:
+    """Bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
+    layers: dict[int, dict[str, int]] = {}
+    for module in plan.quantized.values():
+        parent, _, last = module.name.rpartition(".")
+        fused = any(last in names for names in FUSED)
+        experts = EXPERTS.match(module.name)
+        reads = (experts[1] if experts else parent) if fused else module.name
+        layers.setdefault(_layer(module.name), {})[reads] = module.shape[1] ** 2 * 4
+    return max((sum(inputs.values()) for inputs in layers.values()), default=0)
 
 
 def _evaluate_memory(plan: Plan) -> int:

@@ -3,15 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
-from typing import Any, assert_never
+from typing import Any
 
 from pipelines.calibrate import CalibrationTokens, calibrate
 from pipelines.checkpoint import Checkpoint
-from pipelines.engines import Written, oneshot, streaming
+from pipelines.engines import Written
 from pipelines.plan import Plan
-from pipelines.recipe import Gptq, Recipe, Rtn
-from pipelines.store import Result, file_digest, folder_digests, keep
+from pipelines.recipe import Recipe
+from pipelines.store import Result, digest, file_digest, folder_digests, keep
 
 
 class Artifact(Result):
@@ -49,7 +48,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         "quantize": plan.recipe.quantize.model_dump(),
         "modules": [module.model_dump() for module in plan.modules],
         "calibration": tokens.digest if tokens else None,
-        "engine": engine_digest(plan),
+        "engine": engine_digest(),
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -67,30 +66,21 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     return keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
 
 
-def engine_digest(plan: Plan) -> str:
+def engine_digest() -> str:
     """Digest of the code that writes the weights, so that a changed engine makes a new artifact."""
-    return file_digest(Path(_module(plan).__file__ or ""))
-
-
-def _module(plan: Plan) -> ModuleType:
-    match plan.recipe.quantize:
-        case Rtn():
-            return streaming
-        case Gptq():
-            return oneshot
-        case _:
-            assert_never(plan.recipe.quantize)
+    here = Path(__file__).parent
+    beside = [here / name for name in ("rounding.py", "schemes.py", "safetensors_writer.py")]
+    return digest([file_digest(file) for file in (*sorted((here / "engines").glob("*.py")), *beside)])
 
 
 def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    match plan.recipe.quantize:
-        case Rtn():
-            return streaming.quantize(plan, None, folder)
-        case Gptq():
-            assert tokens is not None
-            return oneshot.quantize(plan, tokens, folder)
-        case _:
-            assert_never(plan.recipe.quantize)
+    if tokens is None:
+        from pipelines.engines import streaming
+
+        return streaming.quantize(plan, None, folder)
+    from pipelines.engines import layerwise
+
+    return layerwise.quantize(plan, tokens, folder)
 
 
 def _write_companions(source: Checkpoint, written: Written, folder: Path) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipelines import library
 from pipelines.errors import BadInput, Problem, refuse
 from pipelines.schema import Frozen, fit, load, place, read
+from pipelines.schemes import SCHEMES, SchemeName
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 ModulePattern = str
@@ -19,54 +20,87 @@ ModulePattern = str
 OnIndivisible = Literal["error", "skip", "shrink"]
 
 
-class _Quantize(Frozen):
+def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        if pattern.startswith("layer:") and not re.fullmatch(r"layer:-?\d+", pattern):
+            raise ValueError(f"'{pattern}' is not of the form layer:N, for example layer:0 or layer:-1")
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+    return patterns
+
+
+Patterns = Annotated[tuple[ModulePattern, ...], AfterValidator(_check_patterns)]
+
+
+class _Target(Frozen):
+    """A scheme with its group size, where the scheme leaves one to choose."""
+
+    scheme: SchemeName
+    """The number formats of weights and activations, by compressed-tensors' name (docs/recipes.md)."""
+
+    group_size: int | None = Field(default=None, gt=0)
+    """Input columns that share a scale (W4A16, W4A16_ASYM, W4AFP8), or the side of a block (FP8_BLOCK);
+    128 unless given."""
+
+    @model_validator(mode="after")
+    def _group_size_fits_scheme(self) -> Self:
+        scheme = SCHEMES[self.scheme]
+        if not scheme.resizable and self.group_size is not None:
+            fixed = scheme.weights.group_size
+            why = f"has groups of {fixed}" if fixed else "has one scale per channel"
+            raise ValueError(f"group_size does not apply to {self.scheme}, which {why}; leave it out")
+        if scheme.resizable and self.group_size is None:
+            object.__setattr__(self, "group_size", scheme.weights.group_size)  # a copy would be lost
+        return self
+
+
+class Rule(_Target):
+    """Modules that get another scheme than the rest."""
+
+    match: Patterns = Field(min_length=1)
+    """As in `ignore`. A pattern that matches nothing is an error."""
+
+
+class _Quantize(_Target):
     """What every method shares."""
 
-    ignore: tuple[ModulePattern, ...] = ("lm_head",)
+    rules: tuple[Rule, ...] = ()
+    """Exceptions from `scheme`; the first that matches a module decides."""
+
+    ignore: Patterns = ("lm_head",)
     """Linear modules that stay in the source's dtype. A pattern that matches nothing is an error."""
 
-    @field_validator("ignore")
-    @classmethod
-    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            if pattern.startswith("layer:") and not re.fullmatch(r"layer:-?\d+", pattern):
-                raise ValueError(f"'{pattern}' is not of the form layer:N, for example layer:0 or layer:-1")
-            if pattern.startswith("re:"):
-                try:
-                    re.compile(pattern[3:])
-                except re.error as error:
-                    raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
-        return patterns
+    on_indivisible: OnIndivisible = "error"
+    """When the group size does not divide a layer's width: refuse, keep the layer in 16 bits,
+    or take the largest power of two that divides."""
+
+    kv_cache: Literal["FP8"] | None = None
+    """Keys and values in FP8 (E4M3), one measured scale for each layer's keys and one for its values."""
+
+    @property
+    def schemes(self) -> tuple[SchemeName, ...]:
+        """Every scheme that a module can get."""
+        return tuple(dict.fromkeys((self.scheme, *(rule.scheme for rule in self.rules))))
+
+    @property
+    def measures_activations(self) -> bool:
+        """Whether scales of activations, keys or values come from data."""
+        return self.kv_cache is not None or any(SCHEMES[scheme].calibrated for scheme in self.schemes)
 
 
 class Rtn(_Quantize):
-    """Round to nearest: data-free, streamed shard by shard."""
+    """Round to nearest. Uses no data, and is streamed from file to file, unless activations must be measured."""
 
     method: Literal["rtn"]
-    scheme: Literal["FP8_DYNAMIC"]
-    """compressed-tensors' name: FP8 (E4M3) weights per output channel, activations per token at run time."""
-
-    group_size: None = None
-
-    @property
-    def smoothquant(self) -> None:
-        return None
 
 
 class Gptq(_Quantize):
     """GPTQ (Frantar et al. 2210.17323), optionally after SmoothQuant (Xiao et al. 2211.10438): calibrated."""
 
     method: Literal["gptq"]
-    scheme: Literal["W8A8", "W4A16", "FP8_DYNAMIC"]
-    """compressed-tensors' name. W8A8: INT8 weights per channel, INT8 activations per token.
-    W4A16: INT4 weights per group, 16-bit activations. FP8_DYNAMIC: as for `rtn`."""
-
-    group_size: int | None = Field(default=None, gt=0)
-    """Input columns that share a scale (W4A16 only; 128 unless given)."""
-
-    on_indivisible: OnIndivisible = "error"
-    """When `group_size` does not divide a layer's input width: refuse, keep the layer in 16 bits,
-    or take the largest power of two that divides."""
 
     smoothquant: float | None = Field(default=None, gt=0, lt=1)
     """Migration strength from activations to weights; no smoothing unless given."""
@@ -74,16 +108,22 @@ class Gptq(_Quantize):
     dampening: float = Field(default=0.01, gt=0, lt=1)
     """Fraction of the Hessian's mean diagonal that is added to its diagonal."""
 
+
+class Awq(_Quantize):
+    """AWQ (Lin et al. 2306.00978): input columns that matter are scaled up before rounding: calibrated."""
+
+    method: Literal["awq"]
+
     @model_validator(mode="after")
-    def _group_size_fits_scheme(self) -> Self:
-        if self.scheme != "W4A16" and self.group_size is not None:
-            raise ValueError(f"group_size does not apply to {self.scheme}, whose scales are per channel; leave it out")
-        if self.scheme == "W4A16" and self.group_size is None:
-            object.__setattr__(self, "group_size", 128)  # a copy would be lost when made by the constructor
+    def _weight_only(self) -> Self:
+        for scheme in self.schemes:
+            if SCHEMES[scheme].weights.kind != "int" or SCHEMES[scheme].activations:
+                raise ValueError(f"method awq is for integer weights and 16-bit activations, which {scheme} is not")
         return self
 
 
-Quantize = Annotated[Rtn | Gptq, Field(discriminator="method")]
+Method = Rtn | Gptq | Awq
+Quantize = Annotated[Method, Field(discriminator="method")]
 
 
 class Calibrate(Frozen):
@@ -118,11 +158,21 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _calibration_fits_method(self) -> Self:
-        if isinstance(self.quantize, Gptq) and self.calibrate is None:
-            raise ValueError("method gptq needs calibration: add a 'calibrate' block, for example {set: self}")
-        if isinstance(self.quantize, Rtn) and self.calibrate is not None:
-            raise ValueError("method rtn uses no data: remove the 'calibrate' block")
+        if self.calibrated and self.calibrate is None:
+            what = f"method {self.quantize.method}" if self._by_method else "the scale of activations"
+            raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {{set: self}}")
+        if not self.calibrated and self.calibrate is not None:
+            raise ValueError("method rtn uses no data with this scheme: remove the 'calibrate' block")
         return self
+
+    @property
+    def _by_method(self) -> bool:
+        return not isinstance(self.quantize, Rtn)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether text is needed."""
+        return self._by_method or self.quantize.measures_activations
 
 
 class Policy(Frozen):

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import bad_input
-from pipelines.schemes import FP8_MAX
+from pipelines.errors import QuantgateError, bad_input
+from pipelines.schemes import FP4_MAX, FP8_MAX
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,18 @@ def load_for_inference(folder: Path, device: str) -> Any:
     extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that we pass `dequantize`, which we do
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False, **extra)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", trust_remote_code=False, output_loading_info=True, **extra
+        )
+    unread = [name for name in loaded["unexpected_keys"] if name.endswith(("weight_scale", "weight_packed"))]
+    if quantized and unread:
+        what = f"transformers does not read {len(unread)} of its quantized tensors, like {min(unread)}"
+        raise QuantgateError(f"{folder}: {what}: these modules are not linear in its model")
     if quantized:
         _skip_weight_rounding(model)
     model = model.to(torch.device(device)).eval()
-    if quantized and device == "cpu":
-        _share_fp8_rounding(model)
+    if quantized:
+        _share_rounding(model)
     return model
 
 
@@ -53,57 +59,141 @@ def choose_device(wanted: str | None) -> str:
 
 
 def _skip_weight_rounding(model: Any) -> None:
-    """Tell compressed-tensors that the weights are on their grid already (they were just dequantized from it)."""
+    """Tell compressed-tensors that the weights are on their grid already (they were just dequantized from it).
+
+    Those of FP4 come as bfloat16 whatever the model's dtype is, and get that one here.
+    """
+    import torch
     from compressed_tensors.quantization import QuantizationStatus
 
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
             module.quantization_status = QuantizationStatus.COMPRESSED
+            if isinstance(module, torch.nn.Linear):  # an attention module with a quantized cache has no weight
+                module.weight.data = module.weight.data.to(model.config.dtype)
 
 
-def _share_fp8_rounding(model: Any) -> None:
-    """Round FP8 activations once for all layers that read them, and faster than PyTorch's cast back from FP8 does."""
+def _share_rounding(model: Any) -> None:
+    """Round activations once for all layers that read them, and faster than compressed-tensors does."""
     import torch
 
     rounding = _SharedRounding()
     for module in model.modules():
         scheme = getattr(module, "quantization_scheme", None)
         inputs = scheme.input_activations if scheme else None
-        plain = isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.bfloat16
-        if inputs and plain and inputs.type == "float" and inputs.num_bits == 8 and inputs.strategy == "token":
-            module.forward = _linear(module, rounding)
+        if inputs and isinstance(module, torch.nn.Linear):
+            _replace_forward(module, rounding, _rounder(module, inputs))
 
 
-def _linear(module: Any, rounding: "_SharedRounding") -> Any:
+def _replace_forward(module: Any, rounding: "_SharedRounding", rounder: "Rounder") -> None:
     import torch
 
     def forward(x: "torch.Tensor") -> "torch.Tensor":
-        return torch.nn.functional.linear(rounding(x), module.weight, module.bias)
+        return torch.nn.functional.linear(rounding(x, rounder), module.weight, module.bias)
 
-    return forward
+    module.forward = forward
+
+
+Rounder = tuple[Any, ...]
+"""A function that rounds activations, and the arguments that follow them: equal ones round alike."""
 
 
 class _SharedRounding:
     """Remembers the last input and what it was rounded to: q, k and v read the same one, gate and up too."""
 
     def __init__(self) -> None:
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[torch.Tensor, Rounder, torch.Tensor] | None = None
 
-    def __call__(self, x: "torch.Tensor") -> "torch.Tensor":
-        if self._last is None or self._last[0] is not x:
-            self._last = (x, fp8_round(x))
-        return self._last[1]
+    def __call__(self, x: "torch.Tensor", rounder: Rounder) -> "torch.Tensor":
+        if self._last is None or self._last[0] is not x or self._last[1] != rounder:
+            self._last = (x, rounder, rounder[0](x, *rounder[1:]))
+        return self._last[2]
+
+
+def _rounder(module: Any, inputs: Any) -> Rounder:
+    """How `module` rounds its input, by compressed-tensors' description of it."""
+    described = inputs.model_dump(mode="json")
+    form = tuple(described[key] for key in ("type", "num_bits", "strategy", "dynamic"))
+    match form:
+        case ("float", 8, "token", True):
+            return (fp8_round,)
+        case ("float", 8, "group", True):
+            return (fp8_group_round, int(inputs.group_size))
+        case ("float", 8, "tensor", False):
+            return (fp8_static_round, float(module.input_scale))
+        case ("int", 8, "token", True):
+            return (int8_round,)
+        case ("float", 4, "tensor_group", "local"):
+            return (nvfp4_round, float(module.input_global_scale), int(inputs.group_size))
+        case ("float", 4, "group", True):
+            return (mxfp4_round, int(inputs.group_size))
+    raise QuantgateError(f"activations of this form are not known here: {form}")
 
 
 def fp8_round(x: "torch.Tensor") -> "torch.Tensor":
-    """`x` (…, features) in bfloat16, rounded to E4M3 with one scale for each token; bit for bit compressed-tensors'.
-
-    A code's seven low bits, moved into a bfloat16's exponent and mantissa, are its value times 2^-120.
-    """
+    """`x` (…, features) rounded to E4M3 with one scale for each token; bit for bit compressed-tensors', as all here."""
     import torch
 
     scale = x.abs().amax(dim=-1, keepdim=True) / FP8_MAX
-    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
-    codes = (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int16)
-    bits = (codes & 0x7F).bitwise_left_shift_(4).bitwise_or_((codes & 0x80).bitwise_left_shift_(8))
+    return _fp8(x, torch.where(scale == 0, torch.finfo(x.dtype).eps, scale))
+
+
+def fp8_group_round(x: "torch.Tensor", size: int) -> "torch.Tensor":
+    """`x` (…, features) rounded to E4M3 with one scale for each `size` features of a token."""
+    return fp8_round(_groups(x, size)).flatten(-2)
+
+
+def _groups(x: "torch.Tensor", size: int) -> "torch.Tensor":
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+
+
+def fp8_static_round(x: "torch.Tensor", scale: float) -> "torch.Tensor":
+    """`x` rounded to E4M3 with the scale that was measured."""
+    return _fp8(x, x.new_tensor(scale)).masked_fill_(x.isnan(), float("nan"))
+
+
+def _fp8(x: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
+    """A code's seven low bits, moved into a bfloat16's exponent and mantissa, are its value times 2^-120."""
+    import torch
+
+    codes = (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    if x.dtype != torch.bfloat16:
+        return codes.to(x.dtype).mul_(scale)
+    wide = codes.view(torch.uint8).to(torch.int16)
+    bits = (wide & 0x7F).bitwise_left_shift_(4).bitwise_or_((wide & 0x80).bitwise_left_shift_(8))
     return bits.view(torch.bfloat16).mul_(2.0**120).mul_(scale)
+
+
+def int8_round(x: "torch.Tensor") -> "torch.Tensor":
+    """`x` (…, features) rounded to INT8 with one scale for each token."""
+    import torch
+
+    scale = x.abs().amax(dim=-1, keepdim=True) / 127.5
+    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
+    return (x / scale).clamp_(-128, 127).round_().mul_(scale)
+
+
+def nvfp4_round(x: "torch.Tensor", tensor_scale: float, size: int) -> "torch.Tensor":
+    """`x` (…, features) rounded to E2M1 with one FP8 scale for each `size` features, found at run time."""
+    import torch
+
+    from pipelines.rounding import fp4_snap
+
+    groups = _groups(x, size)
+    scale = (groups.abs().amax(dim=-1, keepdim=True) / FP4_MAX).float().mul_(tensor_scale)
+    scale = scale.clamp_(max=FP8_MAX).to(torch.float8_e4m3fn).float()
+    step = torch.where(scale == 0, 0.125, scale).div_(torch.tensor(tensor_scale, device=x.device))
+    return fp4_snap(groups / step).mul_(step).flatten(-2).to(x.dtype)
+
+
+def mxfp4_round(x: "torch.Tensor", size: int) -> "torch.Tensor":
+    """`x` (…, features) rounded to E2M1 with one power of two for each `size` features."""
+    import torch
+
+    from pipelines.rounding import BIAS, fp4_snap, mx_exponent
+
+    groups = _groups(x, size)
+    exponent = mx_exponent(groups.abs().amax(dim=-1, keepdim=True).float())
+    step = torch.exp2(exponent.float() - BIAS).to(x.dtype)
+    step = torch.where(step == 0, torch.finfo(x.dtype).eps, step)
+    return fp4_snap(groups / step).mul_(step).flatten(-2)

@@ -2,17 +2,29 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pipelines.errors import QuantgateError
 from pipelines.flow import Run
 from pipelines.gate import Sight, Verdict
-from pipelines.package import GateRecord, StageRecord, bounds, serve_line, verdict_line
+from pipelines.package import GateRecord, StageRecord, bounds, changed, serve_line, verdict_line, verdict_name
 from pipelines.plan import Module, Plan
+from pipelines.recipe import Recipe
+from pipelines.schemes import SCHEMES
+from pipelines.verify import Verification
+
+if TYPE_CHECKING:
+    from pipelines.vllm import Comparison  # it needs lm-eval
 
 MANY_DOCUMENTS = 1_000_000
+FAMILIES = ("FP8", "FP4", "INT8", "INT4", "mixed")
+"""In the order that recipes are listed."""
 
 
 def console() -> Console:
@@ -42,6 +54,8 @@ def show_plan(plan: Plan, seen: Sight | None) -> None:
     before = plan.bytes_before * 8 / plan.checkpoint.parameters
     out.print(f"weights: {size(plan.bytes_before)} → {size(plan.bytes_after)}, bits per weight {before:.2f} → ", end="")
     out.print(f"{plan.bits_per_weight:.2f}")
+    if plan.attentions:
+        out.print(f"keys and values of {len(plan.attentions)} attention modules are cached in FP8")
     for need in plan.needs:
         out.print(
             f"{need.stage}: about {size(need.needed)} of {need.resource}, {size(need.available)} free {need.where}"
@@ -58,15 +72,18 @@ def _grouped(plan: Plan) -> dict[tuple[str, str, str, str], int]:
     counts: dict[tuple[str, str, str, str], int] = defaultdict(int)
     for module in plan.modules:
         pattern = re.sub(r"\.\d+\.", ".*.", module.name)
-        counts[(pattern, f"{module.shape[0]}×{module.shape[1]}", _becomes(plan, module), module.reason)] += 1
+        counts[(pattern, "×".join(map(str, module.shape)), _becomes(module), module.reason)] += 1
     return counts
 
 
-def _becomes(plan: Plan, module: Module) -> str:
-    if not module.quantized:
+def _becomes(module: Module) -> str:
+    if module.scheme is None:
         return f"kept ({module.dtype})"
     group = f", group {module.group_size}" if module.group_size else ""
-    return f"{plan.recipe.quantize.scheme}{group}"
+    return f"{module.scheme}{group}"
+
+
+COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
 
 def show_verdict(verdict: Verdict) -> None:
@@ -95,8 +112,7 @@ def show_verdict(verdict: Verdict) -> None:
         )  # fmt: skip
     out.print(table)
     record = GateRecord(**{name: getattr(verdict, name) for name in GateRecord.model_fields if name != "forced"})
-    colour = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}[verdict.verdict]
-    out.print(f"[bold {colour}]{verdict_line(record)}[/]")
+    out.print(f"[bold {COLOURS[verdict.verdict]}]{verdict_line(record)}[/]")
     for reason in verdict.reasons:
         out.print(f"  {reason}")
     if verdict.more_documents is not None:
@@ -126,10 +142,80 @@ def show_run(done: Run) -> None:
     out.print(f"record     {done.record}")
     if done.published:
         out.print(f"published  {done.published}")
-        out.print(f"serve      {serve_line(done.published)}")
+        out.print(f"serve      {serve_line(done.published, done.manifest.recipe)}")
     else:
         out.print(f"artifact   {done.artifact}")
         out.print("[bold]not published[/]")
+
+
+def show_comparison(outcomes: Mapping[str, Run | QuantgateError]) -> None:
+    """The end of several runs of one model: a line for each recipe, then where the artifacts were published."""
+    runs = [done for done in outcomes.values() if isinstance(done, Run)]
+    models = dict.fromkeys(f"{done.manifest.model.label}, suite {done.verdict.suite}" for done in runs)
+    table = Table(title="; ".join(models), title_justify="left")
+    for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", "published"):
+        table.add_column(column, justify="left" if column in ("recipe", "verdict", "published") else "right")
+    for name, done in outcomes.items():
+        table.add_row(name, *(_compared(done) if isinstance(done, Run) else ("–", "–", "–", "–", "–", "error", "no")))
+    console().print(table)
+    for done in runs:
+        if done.published:
+            show_path("published", done.published)
+
+
+def _compared(done: Run) -> tuple[str, ...]:
+    size_record, gate = done.manifest.size, done.manifest.gate
+    share = changed(gate)
+    return (
+        f"{size(size_record.bytes_before)} → {size(size_record.bytes_after)}",
+        f"{size_record.bits_per_weight:.2f}",
+        "–" if gate.retention is None else f"{gate.retention:.2%}",
+        bounds(gate),
+        "–" if share is None else f"{share:.1%}",
+        f"[{COLOURS[gate.verdict]}]{verdict_name(gate)}[/]",
+        "yes" if done.published else "no",
+    )
+
+
+def show_verification(checked: Verification) -> None:
+    """What the verify stage measured."""
+    worst = min(checked.layers, key=lambda layer: layer.sqnr)
+    show_facts(
+        "verified",
+        {
+            "layers": f"{checked.quantized} quantized, {checked.kept} tensors kept",
+            "weights": f"{size(checked.bytes_before)} → {size(checked.bytes_after)}",
+            "bits per weight": f"{checked.bits_per_weight:.2f}",
+            "worst layer": f"{worst.module}, {worst.sqnr:.1f} dB signal to noise",
+            "loss": f"{checked.loss_before:.3f} → {checked.loss_after:.3f} nats per token",
+            "agreement": f"{checked.agreement:.1%} of the next tokens",
+            "continuation": checked.continuation,
+        },
+    )
+
+
+def show_agreement(compared: "Comparison") -> None:
+    """What vLLM computed, against what transformers did."""
+    show_facts(
+        f"vLLM {compared.version} against transformers, {compared.tokens} tokens",
+        {
+            "difference": f"{compared.mean_difference:.3f} nats in the mean, {compared.max_difference:.3f} at most; "
+            f"a mean of {compared.tolerance} is tolerated",
+            "perplexity": f"{compared.perplexity_vllm:.3f} against {compared.perplexity_transformers:.3f}",
+            "continuation": f"{compared.same_tokens} tokens alike",
+            "vLLM writes": compared.continuation_vllm,
+            "transformers writes": compared.continuation_transformers,
+            "agrees": "yes" if compared.agrees else "NO",
+        },
+    )
+
+
+def show_facts(title: str, facts: Mapping[str, str]) -> None:
+    """Names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    console().print(table)
 
 
 def show_stages(stages: tuple[StageRecord, ...]) -> None:
@@ -151,6 +237,32 @@ def show_list(rows: list[tuple[str, str]], title: str) -> None:
     table.add_column("summary")
     for name, summary in rows:
         table.add_row(name, summary)
+    console().print(table)
+
+
+def family(recipe: Recipe) -> str:
+    """One of `FAMILIES`: the number format that a recipe turns weights into, or `mixed` when it has rules."""
+    return "mixed" if recipe.quantize.rules else SCHEMES[recipe.quantize.scheme].family
+
+
+def by_family(recipes: Iterable[Recipe]) -> dict[str, list[Recipe]]:
+    """The families that have recipes, in their order."""
+    grouped: dict[str, list[Recipe]] = {name: [] for name in FAMILIES}
+    for recipe in recipes:
+        grouped[family(recipe)].append(recipe)
+    return {name: found for name, found in grouped.items() if found}
+
+
+def show_recipes(recipes: Iterable[Recipe]) -> None:
+    """Names and summaries, a section for each family."""
+    table = Table(title="recipes", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("summary")
+    for name, found in by_family(recipes).items():
+        table.add_section()
+        table.add_row(f"[bold]{name}[/]", "")
+        for recipe in found:
+            table.add_row(recipe.name, recipe.summary)
     console().print(table)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.errors import QuantgateError
 from pipelines.plan import Module
 from pipelines.quantize import Artifact
 from pipelines.runtime import choose_device, load_for_inference
 from pipelines.schema import Frozen
-from pipelines.schemes import layout
 from pipelines.store import Result, keep
 
 if TYPE_CHECKING:
@@ -119,11 +119,10 @@ def _expected(artifact: Artifact) -> dict[str, tuple[str, tuple[int, ...]]]:
     for tensor in artifact.source.tensors:
         module = artifact.plan.quantized.get(tensor.name.removesuffix(".weight"))
         if module and tensor.name.endswith(".weight"):
-            parts = layout(artifact.recipe.quantize, module.shape, module.dtype, module.group_size)
-            expected |= {f"{module.name}.{suffix}": part for suffix, part in parts.items()}
+            expected |= {f"{module.name}.{suffix}": part for suffix, part in module.parts.items()}
         else:
             expected[tensor.name] = (tensor.dtype, tensor.shape)
-    return expected
+    return expected | artifact.plan.cache_scales
 
 
 def _check_tensors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> None:
@@ -143,7 +142,7 @@ def _check_kept(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> 
         module, _, parameter = tensor.name.rpartition(".")
         if module in artifact.plan.quantized and parameter == "weight":
             continue
-        if module not in artifact.written.rescaled and not _same_bytes(artifact, tensor, by_name[tensor.name]):
+        if tensor.name not in artifact.written.rescaled and not _same_bytes(artifact, tensor, by_name[tensor.name]):
             problems.append(f"tensor {tensor.name} should have been kept and was changed")
 
 
@@ -165,21 +164,23 @@ def _layer_errors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -
 
     source = {tensor.name: tensor for tensor in artifact.source.tensors}
     target = {tensor.name: tensor for tensor in stored.tensors}
-    smoothing = _smoothing(artifact, source, target)
+    _check_scales(artifact, target, problems)
+    smoothing = read_smoothing(artifact.folder)
     for module in tqdm(artifact.plan.quantized.values(), desc="verify", unit="layer", delay=1):
-        yield _layer_error(artifact, module, source, target, smoothing.get(module.name), problems)
+        yield _layer_error(artifact, module, source, target, smoothing, problems)
 
 
-def _smoothing(
-    artifact: Artifact, source: dict[str, TensorInfo], target: dict[str, TensorInfo]
-) -> "dict[str, torch.Tensor]":
-    """Module → the factor of each input column (in,), from what SmoothQuant did to the norm before it."""
-    factors: dict[str, torch.Tensor] = {}
-    for norm, modules in artifact.written.rescaled.items():
-        before = _rows(artifact.source.folder, source[f"{norm}.weight"]).double()
-        after = _rows(artifact.checkpoint, target[f"{norm}.weight"]).double()
-        factors |= {module: (before / after).flatten() for module in modules}
-    return factors
+def _check_scales(artifact: Artifact, target: dict[str, TensorInfo], problems: list[str]) -> None:
+    """Every scale, of weights, activations, keys and values, is a positive number."""
+    import torch
+
+    own = {tensor.name for tensor in artifact.source.tensors}
+    for name, tensor in target.items():
+        if name in own or not name.endswith("_scale") or tensor.dtype == "U8":  # an E8M0 exponent is always positive
+            continue
+        scale = _rows(artifact.checkpoint, tensor).float()
+        if not (torch.isfinite(scale) & (scale > 0)).all():
+            problems.append(f"{name} holds zeros, negative numbers, NaN or infinities")
 
 
 def _layer_error(
@@ -187,23 +188,23 @@ def _layer_error(
     module: Module,
     source: dict[str, TensorInfo],
     target: dict[str, TensorInfo],
-    smoothing: "torch.Tensor | None",
+    smoothing: "dict[str, torch.Tensor]",
     problems: list[str],
 ) -> LayerError:
     import torch
 
-    rows, columns = module.shape
-    scale = _rows(artifact.checkpoint, target[f"{module.name}.weight_scale"]).float()
-    if not torch.isfinite(scale).all() or (scale == 0).any():
-        problems.append(f"{module.name}.weight_scale holds zeros, NaN or infinities")
+    rows = module.shape[0]
     signal = noise = 0.0
-    step = max(1, BLOCK_ELEMENTS // columns)
+    step = rows_at_a_time(module, BLOCK_ELEMENTS)
+    by_column, by_row = smoothing.get(f"{module.name}.columns"), smoothing.get(f"{module.name}.rows")
     for first in range(0, rows, step):
         last = min(rows, first + step)
         weight = _rows(artifact.source.folder, source[f"{module.name}.weight"], first, last).double()
-        stored = _dequantized(artifact, module, target, scale, first, last).double()
-        if smoothing is not None:  # compare as the engine rounded them: columns that hardly matter were scaled down
-            weight = weight * smoothing
+        stored = _dequantized(artifact, module, target, first, last).double()
+        if by_column is not None:  # compare as the engine rounded them: columns that hardly matter were scaled down
+            weight = weight * by_column
+        if by_row is not None:
+            weight = weight / by_row[first:last, None]
         if not torch.isfinite(stored).all():
             problems.append(f"{module.name} dequantizes to NaN or infinities")
         signal += float(weight.square().sum())
@@ -212,17 +213,21 @@ def _layer_error(
 
 
 def _dequantized(
-    artifact: Artifact, module: Module, target: dict[str, TensorInfo], scale: "torch.Tensor", first: int, last: int
+    artifact: Artifact, module: Module, target: dict[str, TensorInfo], first: int, last: int
 ) -> "torch.Tensor":
     """Rows `first` to `last` of a module's stored weight, in float32."""
-    if artifact.recipe.quantize.scheme != "W4A16":
-        return _rows(artifact.checkpoint, target[f"{module.name}.weight"], first, last).float() * scale[first:last]
-    import torch
+    from pipelines import rounding
 
-    packed = _rows(artifact.checkpoint, target[f"{module.name}.weight_packed"], first, last)
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    codes = ((packed.unsqueeze(-1) >> shifts) & 0xF).flatten(1)[:, : module.shape[1]] - 8
-    return codes.float() * scale[first:last].repeat_interleave(module.group_size or 1, dim=1)
+    assert module.scheme
+    rows, parts = module.shape[0], {}
+    for suffix, (_, shape) in module.parts.items():
+        tensor = target[f"{module.name}.{suffix}"]
+        if suffix.startswith("weight") and len(shape) == 2:  # blocks of scales and words of zeros hold several rows
+            parts[suffix] = _rows(artifact.checkpoint, tensor, first * shape[0] // rows, -(-last * shape[0] // rows))
+        elif suffix == "weight_global_scale":
+            parts[suffix] = _rows(artifact.checkpoint, tensor)
+    codes, scales = rounding.unpack(parts, module.scheme, module.group_size, module.shape[1])
+    return rounding.dequantize(codes, scales)
 
 
 def _rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = None) -> "torch.Tensor":
@@ -231,7 +236,7 @@ def _rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = N
 
     dtypes = {
         "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
-        "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
+        "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64,
     }  # fmt: skip
     row_bytes = tensor.bytes // tensor.shape[0]
     count = (tensor.shape[0] if last is None else last) - first

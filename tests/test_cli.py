@@ -14,11 +14,12 @@ import yaml
 
 from pipelines import library
 from pipelines.recipe import load_recipe
+from pipelines.tables import FAMILIES
 from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import LINEAR, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
 from tests.test_plan import sparse_checkpoint
 
-COMMANDS = ("evaluate", "gate", "list", "plan", "publish", "quantize", "run", "show", "validate")
+COMMANDS = ("env", "evaluate", "gate", "list", "plan", "publish", "quantize", "run", "show", "validate", "verify")
 KINDS = {"recipes": "recipe", "sets": "set", "suites": "suite", "tasks": "task"}
 
 RECIPE = """\
@@ -131,10 +132,19 @@ def test_an_unknown_command_or_option_is_told_with_the_nearest(cli: Cli) -> None
 def test_list_names_every_file_with_a_summary(cli: Cli, kind: str) -> None:
     names = library.names(KINDS[kind])  # type: ignore[arg-type]
     printed = json.loads(cli("list", kind, "--json").stdout)
-    assert [row["name"] for row in printed] == names
-    assert all(row.keys() == {"name", "summary"} and row["summary"] for row in printed)
+    assert sorted(row["name"] for row in printed) == names
+    assert all(row["summary"] and row.keys() - {"family"} == {"name", "summary"} for row in printed)
     table = cli("list", kind).stdout
     assert all(f"│ {name} " in table for name in names)
+
+
+def test_list_groups_recipes_by_family(cli: Cli) -> None:
+    families = [row["family"] for row in json.loads(cli("list", "--json").stdout)]
+    assert families == sorted(families, key=FAMILIES.index)
+    assert set(families) == set(FAMILIES)
+    first_cells = [line.split("│")[1].strip() for line in cli("list").stdout.splitlines() if line.startswith("│")]
+    assert [cell for cell in first_cells if cell in FAMILIES] == list(FAMILIES)
+    assert first_cells.index("FP4") < first_cells.index("mxfp4") < first_cells.index("INT8") < first_cells.index("int8")
 
 
 def test_list_lists_recipes_unless_told_otherwise(cli: Cli) -> None:
@@ -183,7 +193,7 @@ def test_validate_reports_every_problem_of_every_recipe(cli: Cli, tmp_path: Path
     assert done.stderr == (
         f"error: {own}:6:1: key 'version' is given twice\n"
         f"{other}:4:12: 'quantize.method' is 'rnt'\n"
-        "    known: 'rtn', 'gptq'\n"
+        "    known: 'rtn', 'gptq', 'awq'\n"
         f"{other}:5:1: unknown key 'gtae'\n"
         "    did you mean 'gate'?\n"
         "@@@: there is no recipe of this name\n"
@@ -204,7 +214,10 @@ def test_an_unknown_recipe_is_told_with_the_nearest_names(cli: Cli, tmp_path: Pa
     ("line", "told"),
     [
         ("gaet: {suite: smoke}", "{recipe}:6:1: unknown key 'gaet'\n    did you mean 'gate'?"),
-        ("calibrate: {set: self}", "{recipe}:1:1: method rtn uses no data: remove the 'calibrate' block"),
+        (
+            "calibrate: {set: self}",
+            "{recipe}:1:1: method rtn uses no data with this scheme: remove the 'calibrate' block",
+        ),
         ("name: [a]", "{recipe}:6:1: key 'name' is given twice"),
         ("  - a", "{recipe}:6:3: is not valid YAML: expected <block end>, but found '<block sequence start>'"),
     ],
@@ -258,7 +271,7 @@ def test_a_task_that_lm_eval_does_not_know_is_refused_before_the_work(cli: Cli, 
 def test_a_group_size_that_divides_nothing_is_refused(cli: Cli, tmp_path: Path, model: Path) -> None:
     overrides = ["--set", "quantize.scheme=W4A16", "--set", "quantize.group_size=12"]
     told = refused(cli, tmp_path, "run", "int8", "--model", model, *overrides)
-    assert told.startswith("error: recipe int8: group size 12 does not divide the 8 input columns of ")
+    assert told.startswith("error: recipe int8: group size 12 does not divide the width 8 of ")
     assert LINEAR.removesuffix(".weight") in told
 
 
@@ -340,7 +353,7 @@ def test_a_destination_below_a_file_is_refused_before_the_work(cli: Cli, tmp_pat
     file.write_text("work")
     to = file / "artifact"
     told = refused(cli, tmp_path, "run", "fp8", *PLAIN, "--model", model, "--to", to, "--set", f"gate.suite={suite}")
-    assert told.startswith(f"error: {to}: ")
+    assert f"{to}: cannot be made: {file} is not a folder" in told
 
 
 def test_an_output_file_in_no_folder_is_refused_before_the_work(cli: Cli, tmp_path: Path, model: Path) -> None:
@@ -348,6 +361,50 @@ def test_an_output_file_in_no_folder_is_refused_before_the_work(cli: Cli, tmp_pa
     suite.write_text(SUITE)  # its unknown task ends the evaluation here if the output does not
     told = refused(cli, tmp_path, "evaluate", model, "--suite", suite, "--out", out)
     assert told.startswith(f"error: {out}: ")
+
+
+# Several recipes
+
+
+def test_every_problem_of_every_recipe_is_told_at_once(cli: Cli, tmp_path: Path, model: Path) -> None:
+    suite, typo, recipe = tmp_path / "suite.yaml", tmp_path / "typo.yaml", tmp_path / "mine.yaml"
+    suite.write_text(SUITE)
+    typo.write_text(RECIPE.replace("rtn", "rnt"))
+    recipe.write_text(RECIPE.replace("suite: smoke", f"suite: {suite}").replace("}", ', ignore: [head, "layer:7"]}', 1))
+    folder = tmp_path / "folder"
+    (folder / "fp8").mkdir(parents=True)
+    (folder / "fp8" / "thesis.txt").write_text("years of work")
+    told = refused(cli, tmp_path, "run", typo, "fp8", recipe, "fp9", "--model", model, "--to", folder)
+    for problem in (
+        f"{typo}:4:12: 'quantize.method' is 'rnt'",
+        "fp9: there is no recipe of this name",
+        f"{folder / 'fp8'}: exists and is not an artifact of quantgate",
+        "recipe mine: ignore pattern 'head' matches no linear module of ",
+        "recipe mine: ignore pattern 'layer:7' matches no linear module of ",
+        "suite my-suite: lm-eval has no task 'sciqq'",
+    ):
+        assert told.count(problem) == 1, told
+
+
+def test_a_problem_that_recipes_share_is_told_once(cli: Cli, tmp_path: Path, model: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(SUITE)
+    overrides = (*PLAIN, "--set", f"gate.suite={suite}")
+    told = refused(cli, tmp_path, "run", "fp8", "int8-weight-only", "--model", model, *overrides)
+    assert told == "error: suite my-suite: lm-eval has no task 'sciqq'\n    did you mean sciq?\n"
+    told = refused(cli, tmp_path, "run", "fp8", "int8", "--model", tmp_path / "nowhere")
+    assert told.count("is neither a folder nor a hub id") == 1
+
+
+def test_recipes_of_one_name_are_refused(cli: Cli, tmp_path: Path, model: Path) -> None:
+    told = refused(cli, tmp_path, "run", "fp8", "int8-weight-only", "fp8", *PLAIN, "--model", model)
+    assert told == "error: recipe fp8: is given twice\n    give it once, or another name\n"
+
+
+def test_make_quantize_takes_several_recipes() -> None:
+    command = ["make", "-n", "quantize", "RECIPE=fp8 int8", "TO=out"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert re.search(r"quantgate run fp8 int8\s.*--to 'out'", done.stdout, re.DOTALL)
 
 
 # Refusals: gate and publish
@@ -379,6 +436,41 @@ def test_publish_refuses_force_without_a_reason(cli: Cli, tmp_path: Path, model:
     assert refused(cli, tmp_path, *arguments) == "error: --force: needs a reason\n"
 
 
+@pytest.mark.parametrize("command", [("run", "fp8", "--model"), ("evaluate",), ("verify",)])
+def test_a_python_for_vllm_is_refused_where_vllm_does_not_run(
+    cli: Cli, tmp_path: Path, model: Path, command: tuple[str, ...]
+) -> None:
+    told = refused(cli, tmp_path, *command, model, "--vllm-python", sys.executable)
+    assert told == f"error: --vllm-python {sys.executable}: is not used by transformers\n    add --runtime vllm\n"
+    told = refused(cli, tmp_path, *command, model, "--runtime", "vllm", "--vllm-python", model)
+    assert told == f"error: --vllm-python {model}: is not a file\n    give the environment's bin/python\n"
+
+
+def test_verify_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, model: Path) -> None:
+    told = refused(cli, tmp_path, "verify", model)
+    assert told == f"error: {tmp_path}/result.json: cannot be read: No such file or directory\n"
+
+
 def test_publish_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, model: Path) -> None:
     told = refused(cli, tmp_path, "publish", model, "--verdict", tmp_path / "verdict.json", "--to", tmp_path / "to")
     assert told == f"error: {tmp_path}/result.json: cannot be read: No such file or directory\n"
+
+
+# Environments
+
+
+def test_env_lists_what_there_is_and_knows_no_other(cli: Cli, tmp_path: Path) -> None:
+    own = {"QUANTGATE_CACHE": str(tmp_path / "cache")}
+    assert json.loads(cli("env", "list", "--json", **own).stdout) == [{"name": "vllm", "python": None}]
+    assert re.search(r"│ vllm +│ not made +│", cli("env", "list", **own).stdout)
+    for command in ("make", "check", "remove"):
+        told = refused(cli, tmp_path, "env", command, "vlm", **own)
+        assert told == "error: vlm: is not an environment\n    known: vllm\n"
+
+
+def test_an_environment_that_is_not_there_fails_its_check(cli: Cli, tmp_path: Path) -> None:
+    own = {"QUANTGATE_CACHE": str(tmp_path / "cache")}
+    done = cli("env", "check", "vllm", **own)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the environment vllm is not there; `quantgate env make vllm` makes it\n"
+    assert cli("env", "remove", "vllm", **own).returncode == 0

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pipelines import environments, rounding, run_all, store
 from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.cli import _finish_all as finish_all
 from pipelines.cli import main
+from pipelines.errors import BadInput, Problem, QuantgateError
+from pipelines.flow import Run, run
 from pipelines.package import Manifest
 from pipelines.plan import make_plan
+from pipelines.recipe import load_recipe
 from tests.conftest import Cli
 
 SUITE = """
@@ -105,23 +112,121 @@ def test_int8_is_calibrated_and_its_record_says_on_what(cli: Cli, tmp_path: Path
     assert [stage.stage for stage in record.stages][:3] == ["calibrate", "quantize", "verify"]
 
 
+# Several recipes
+
+
+def stages(done: Run | QuantgateError) -> dict[str, bool]:
+    """Stage → whether it was reused."""
+    assert isinstance(done, Run)
+    return {stage.stage: stage.reused for stage in done.stages}
+
+
+def test_recipes_share_baseline_and_calibration_text(tiny: Path, tmp_path: Path) -> None:
+    suite, text = little(tmp_path, 6, 9), ("calibrate.samples=5", "calibrate.seq_len=56")  # no other test's
+    recipes = [load_recipe(name, [suite, *text]) for name in ("fp8-static", "int8")]
+    recipes.insert(1, load_recipe("fp8", [suite]))
+    before = set(store.cache_dir().glob("stages/calibrate/*/result.json"))
+    outcomes = run_all(recipes, tiny, tmp_path / "out")
+    assert list(outcomes) == ["fp8-static", "fp8", "int8"]
+    static, plain, int8 = map(stages, outcomes.values())
+    assert not any(static.values())
+    assert "calibrate" not in plain and plain["evaluate baseline"] and not plain["evaluate artifact"]
+    assert int8["calibrate"] and int8["evaluate baseline"] and not int8["quantize"]
+    assert len(set(store.cache_dir().glob("stages/calibrate/*/result.json")) - before) == 1
+    for done in outcomes.values():
+        assert isinstance(done, Run)
+        recorded = {stage.stage: stage.reused for stage in done.manifest.stages}
+        assert recorded == {name: reused for name, reused in stages(done).items() if name in recorded}
+    again = run_all(recipes, tiny, tmp_path / "out")
+    for done in again.values():
+        assert isinstance(done, Run)
+        assert all(stage.reused for stage in done.manifest.stages)
+
+
+def test_several_recipes_are_published_below_one_folder_and_compared(cli: Cli, tmp_path: Path) -> None:
+    arguments = (*LENIENT, "--set", little(tmp_path), "--to", tmp_path / "out")
+    done = cli("run", "fp8", "int8-weight-only", *arguments)
+    assert done.returncode == 0, done.stderr
+    for name in ("fp8", "int8-weight-only"):
+        assert sums_hold(tmp_path / "out" / name)
+        assert re.search(rf"^{name}: PASS, (not )?certified: [\d.]+% of the baseline kept", done.stderr, re.MULTILINE)
+    assert "SmolLM2-135M-Instruct, suite little" in done.stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert [row[0] for row in rows] == ["fp8", "int8-weight-only"]
+    assert rows[0][1:3] == ["269.0 MB → 170.2 MB", "10.12"]
+    assert all(row[6].startswith("PASS") and row[7] == "yes" for row in rows)
+    assert done.stdout.count("published  ") == 2
+
+    again = cli("run", "fp8", "int8-weight-only", *arguments, "--json")
+    assert again.returncode == 0, again.stderr
+    printed = [Manifest.model_validate(record) for record in json.loads(again.stdout)]
+    assert [record.recipe.name for record in printed] == ["fp8", "int8-weight-only"]
+    assert all(stage.reused for record in printed for stage in record.stages)
+    assert [f"{record.gate.retention:.2%}" for record in printed] == [row[3] for row in rows]
+
+
+def test_a_recipe_that_fails_does_not_stop_the_others(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A few words.")
+    text = tmp_path / "short.yaml"
+    text.write_text("{version: 1, name: short, summary: short, source: {kind: files, paths: [short.txt]}}")
+    recipe = tmp_path / "mine.yaml"
+    quantize = "quantize: {method: rtn, scheme: FP8_STATIC}"
+    recipe.write_text(f"version: 1\nname: mine\nsummary: mine\n{quantize}\ncalibrate: {{set: {text}}}\n")
+    arguments = ("--model", tiny, "--set", little(tmp_path, 5, 7), "--to", tmp_path / "out")
+    done = cli("run", recipe, "fp8", *arguments)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.endswith("    use --set calibrate.samples=1 or less\n")
+    assert f"error: mine: calibration set {text}: has text for 0 samples of 2048 tokens" in done.stderr
+    assert "fp8: INCONCLUSIVE: " in done.stderr
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert [(row[0], row[6], row[7]) for row in rows] == [("mine", "error", "no"), ("fp8", "INCONCLUSIVE", "no")]
+    as_json = cli("run", recipe, "fp8", *arguments, "--json")
+    assert as_json.returncode == 1
+    assert [record["recipe"]["name"] for record in json.loads(as_json.stdout)] == ["fp8"]
+
+
+def test_several_recipes_exit_with_the_worst_of_theirs(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real run, whose verdict is replaced: which code wins does not depend on how a verdict came about."""
+    done = run(load_recipe("fp8", [little(tmp_path, 5, 7)]), tiny, tmp_path / "out")
+    passed, refused, unsure = (
+        done.model_copy(update={"verdict": done.verdict.model_copy(update={"verdict": name})})
+        for name in ("PASS", "FAIL", "INCONCLUSIVE")
+    )
+    broken = QuantgateError("broken")
+    cases: list[tuple[list[Run | QuantgateError], int]] = [
+        ([passed, passed], 0),
+        ([passed, unsure], 4),
+        ([unsure, refused, passed], 3),
+        ([refused, broken, unsure], 1),
+        ([BadInput([Problem("set", "is too short")]), passed], 1),
+    ]
+    for outcomes, code in cases:
+        with pytest.raises(SystemExit) as left:
+            finish_all({str(number): outcome for number, outcome in enumerate(outcomes)}, as_json=False)
+        assert left.value.code == code
+        assert capsys.readouterr().out.count("│ error ") == sum(isinstance(o, QuantgateError) for o in outcomes)
+
+
+# Verdicts, and what they allow
+
+
 def test_a_ruined_artifact_is_refused_and_nothing_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     """The engine is made to add noise to every weight: a stand-in for any bug that quantizes badly."""
-    from pipelines.engines import streaming
+    sound = rounding.quantize
 
-    sound = streaming.fp8_codes
-
-    def ruined(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def ruined(weight: torch.Tensor, scales: rounding.Scales) -> torch.Tensor:
         generator = torch.Generator().manual_seed(weight.shape[0])
         noise = torch.randn(weight.shape, generator=generator) * weight.float().std() * 0.08
-        return sound(weight.float() + noise, scale)
+        return sound(weight.float() + noise, scales)
 
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "wheels").symlink_to((cache / "wheels").resolve())
     monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(streaming, "fp8_codes", ruined)
+    monkeypatch.setattr(rounding, "quantize", ruined)
     suite = little(tmp_path, 80, 120)
     done = CliRunner().invoke(main, ["run", "fp8", "--set", suite, "--to", str(tmp_path / "out")])
     assert done.exit_code == 3, done.output
@@ -137,6 +242,80 @@ def test_inconclusive_is_exit_code_4_where_the_policy_wants_certainty(cli: Cli, 
     assert record["gate"]["verdict"] == "INCONCLUSIVE"
     assert record["gate"]["more_documents"] > 0
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_says_what_it_measured(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    printed = json.loads(cli("quantize", "fp8", "--model", tiny, "--json").stdout)
+    checked = cli("verify", printed["artifact"], "--json")
+    assert checked.returncode == 0, checked.stderr
+    again = json.loads(checked.stdout)
+    assert again["reused"] and again["quantized"] == 14
+    assert {name: printed[name] for name in again if name != "reused"} == {
+        name: value for name, value in again.items() if name != "reused"
+    }
+    table = cli("verify", printed["artifact"]).stdout
+    assert "14 quantized, 24 tensors kept" in table and "dB signal to noise" in table
+
+    published = tmp_path / "published"
+    shutil.copytree(printed["artifact"], published / "artifact")
+    (published / "artifact" / "quantgate.json").write_text("{}")
+    refused = cli("verify", published / "artifact")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "is a published artifact" in refused.stderr and refused.stderr.endswith("    add --runtime vllm\n")
+
+
+def test_a_format_that_vllm_cannot_run_here_is_refused_before_the_work(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    arguments = ("--model", tiny, "--device", "cpu", "--runtime", "vllm", "--vllm-python", sys.executable)
+    done = cli("run", "nvfp4", "mxfp4", *arguments, "--to", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    for name, scheme in (("nvfp4", "NVFP4"), ("mxfp4", "MXFP4")):
+        assert done.stderr.count(f"recipe {name}: {scheme}: vLLM for CPUs has no kernel for FP4\n") == 1
+
+
+def test_what_this_device_cannot_run_is_never_said_to_be_verified(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    done = run(load_recipe("nvfp4-weight-only", [little(tmp_path, 5, 7)]), tiny, tmp_path / "out")
+    published = Path(shutil.copytree(done.artifact, tmp_path / "published"))
+    (published / "quantgate.json").write_text(done.manifest.model_dump_json())
+    for folder in (done.artifact, published):
+        for as_json in ((), ("--json",)):
+            arguments = ("--runtime", "vllm", "--vllm-python", sys.executable, "--device", "cpu", *as_json)
+            checked = cli("verify", folder, *arguments)
+            assert (checked.returncode, checked.stdout) == (4, "")
+            told = "not verifiable on this device: NVFP4A16: vLLM for CPUs has no kernel for FP4\n"
+            assert checked.stderr == told
+
+
+@pytest.fixture
+def vllm_python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the environment in the user's own cache, which is made there unless it is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("QUANTGATE_CACHE", str((cache / "wheels").resolve().parent))
+        return environments.make("vllm")
+
+
+@pytest.mark.vllm
+def test_verify_in_vllm_prints_its_figures(cli: Cli, tmp_path: Path, vllm_python: Path) -> None:
+    artifact = json.loads(cli("quantize", "fp8", "--json").stdout)["artifact"]
+    done = cli("verify", artifact, "--runtime", "vllm", "--vllm-python", vllm_python, "--json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["agrees"] and printed["mean_difference"] < printed["tolerance"]
+
+    published = Path(shutil.copytree(artifact, tmp_path / "published"))
+    manifest = run(load_recipe("fp8", [little(tmp_path, 4, 4)]), to=tmp_path / "out").manifest
+    (published / "quantgate.json").write_text(manifest.model_dump_json())
+    done = cli("verify", published, "--runtime", "vllm", "--vllm-python", vllm_python)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"│ agrees +│ yes +│", done.stdout)
+
+
+@pytest.mark.vllm
+def test_a_run_in_vllm_evaluates_both_sides_there(cli: Cli, tmp_path: Path, vllm_python: Path) -> None:
+    arguments = (*LENIENT, "--set", little(tmp_path, 8, 8), "--to", tmp_path / "out")
+    done = cli("run", "fp8", *arguments, "--runtime", "vllm", "--vllm-python", vllm_python, "--json")
+    assert done.returncode == 0, done.stderr
+    record = Manifest.model_validate_json(done.stdout)
+    assert record.evaluation.runtime.startswith("vllm")
 
 
 def test_each_stage_on_its_own(cli: Cli, tmp_path: Path) -> None:

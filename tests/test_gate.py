@@ -20,6 +20,7 @@ from scipy import optimize, stats
 from pipelines.errors import BadInput
 from pipelines.gate import Verdict, _combined, _decide, _Moments, _Statistic, _task_verdict, judge, sight
 from pipelines.recipe import Policy, Suite, SuiteTask
+from pipelines.schemes import SchemeName
 from pipelines.scores import Document
 
 ALPHA = 0.05
@@ -846,7 +847,9 @@ def test_only_the_proportions_of_weights_matter(factor: float, ratio: int) -> No
 @pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
 @pytest.mark.parametrize("sizes", [(1319,), (14_042,), (1000, 570, 1838, 299)])
 @pytest.mark.parametrize(("baseline", "chance"), [(0.55, 0.25), (0.8, 0.0)])
-def test_sight_is_right_eight_times_in_ten(scheme: str, sizes: tuple[int, ...], baseline: float, chance: float) -> None:
+def test_sight_is_right_eight_times_in_ten(
+    scheme: SchemeName, sizes: tuple[int, ...], baseline: float, chance: float
+) -> None:
     names = [f"task{i}" for i in range(len(sizes))]
     counts, wanted = dict(zip(names, sizes, strict=True)), suite(CERTIFIED, dict.fromkeys(names, 1.0))
     seen = sight(counts, wanted, TARGET, scheme, baseline - chance)

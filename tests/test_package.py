@@ -1,13 +1,21 @@
-"""The record's published schema, and what the card says."""
+"""The record's published schema, the page of recipes, and what the card says."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import jsonschema
+import pytest
+import yaml
 
-from pipelines.package import Manifest
+from pipelines.flow import run
+from pipelines.package import Manifest, card, serve_line
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.schemes import SCHEMES
 
 ROOT = Path(__file__).parent.parent
+SUITE = "{version: 1, name: little, summary: of the tests, tasks: [{task: sciq, limit: 5}]}"
 
 
 def test_the_committed_schema_is_the_codes() -> None:
@@ -23,3 +31,78 @@ def test_the_schema_promises_what_downstream_ci_reads() -> None:
     assert {"verdict", "certified", "retention", "lower_bound"} <= set(gate["required"])
     assert gate["properties"]["verdict"]["enum"] == ["PASS", "FAIL", "INCONCLUSIVE"]
     assert "bits_per_weight" in schema["$defs"]["SizeRecord"]["required"]
+
+
+# The page of recipes
+
+
+def test_the_committed_page_of_recipes_is_the_recipes() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["recipes_page"]()
+    assert (ROOT / "docs" / "recipes.md").read_text() == page, "run `make docs`"
+
+
+def test_the_page_has_every_recipe_scheme_and_key() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        recipe = load_recipe(path)
+        assert page.count(f"\n### {recipe.name}\n\n{recipe.summary}\n") == 1
+        for scheme in recipe.quantize.schemes:
+            assert f"`{scheme}` (compressed-tensors `{SCHEMES[scheme].format}`)" in page
+    keys = json.dumps(Recipe.model_json_schema())
+    for key in re.findall(r'"(\w+)": \{[^{}]*"title"', keys):
+        assert re.search(rf"^\| `[\w.\[\]]*\b{key}`", page, re.MULTILINE), key
+
+
+def test_the_pages_examples_are_valid() -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        data = {"version": 1, "name": "example", "summary": "of the page", **yaml.safe_load(example)}
+        if data["quantize"]["method"] != "rtn":
+            data["calibrate"] = {"set": "self"}
+        assert Recipe.model_validate(data).quantize.method == data["quantize"]["method"]
+
+
+# The card
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE)
+    return f"gate.suite={path}"
+
+
+CALIBRATION = ("calibrate.samples=4", "calibrate.seq_len=64")
+
+
+def test_a_mixed_card_says_what_each_layer_got_and_where_it_runs(tiny: Path, tmp_path: Path, suite: str) -> None:
+    done = run(load_recipe("int4-int8-mixed", [suite, *CALIBRATION]), tiny, tmp_path / "out")
+    text = card(done.manifest)
+    assert 'tags: ["quantgate", "compressed-tensors", "W4A16", "W8A16"]' in text
+    assert f"- W4A16: {SCHEMES['W4A16'].hardware}\n- W8A16: {SCHEMES['W8A16'].hardware}\n" in text
+    assert "- method: gptq, scheme W4A16, group_size 128, on_indivisible shrink, dampening 0.01\n" in text
+    assert "- rule: W8A16 for `down_proj`, `layer:0`, `layer:-1`\n" in text
+    assert "- kept in the source's precision: `lm_head`\n- 28 layers quantized, " in text
+    assert "- group size 64: 128 does not divide 64 (12 layers)\n" in text
+    modules = {(m.scheme, m.group_size, m.reason): m.count for m in done.manifest.modules}
+    assert modules == {("W8A16", None, ""): 16, ("W4A16", 64, "group size 64: 128 does not divide 64"): 12}
+
+
+def test_a_card_of_one_scheme_says_where_it_runs(tiny: Path, tmp_path: Path, suite: str) -> None:
+    done = run(load_recipe("fp8", [suite]), tiny, tmp_path / "out")
+    text = card(done.manifest)
+    assert 'tags: ["quantgate", "compressed-tensors", "FP8_DYNAMIC"]' in text
+    assert "```\nvllm serve FOLDER\n```\n" in text
+    assert f"Runs on {SCHEMES['FP8_DYNAMIC'].hardware}.\n" in text
+    assert "- ignored by the recipe (14 layers)\n" in text
+    assert "rule:" not in text and "KV cache" not in text
+
+
+def test_an_fp8_cache_is_served_as_one(tiny: Path, tmp_path: Path, suite: str) -> None:
+    done = run(load_recipe("fp8-kv", [suite, *CALIBRATION]), tiny, tmp_path / "out")
+    text = card(done.manifest)
+    assert "```\nvllm serve FOLDER --kv-cache-dtype fp8\n```\n" in text
+    assert "- KV cache: FP8, measured scales for each layer's keys and values\n" in text
+    line = serve_line("a folder/with spaces", done.manifest.recipe)
+    assert line == "vllm serve 'a folder/with spaces' --kv-cache-dtype fp8"

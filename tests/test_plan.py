@@ -1,21 +1,25 @@
 """What the plan decides from headers alone: every module, every byte, every need; and that torch stays out of it."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
+import torch
 
-from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.checkpoint import BYTES, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.plan import Plan, make_plan
-from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, load_recipe
+from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
+from pipelines.schemes import SCHEMES, SchemeName
 from pipelines.store import digest
-from tests.conftest import PLAIN, Cli, make_tiny
+from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors
 
 LAYERS, HIDDEN, WIDE, KEYS, VOCABULARY = 30, 576, 1536, 192, 49152
@@ -38,7 +42,8 @@ FP8 = Rtn(method="rtn", scheme="FP8_DYNAMIC")
 
 
 def recipe(quantize: Quantize, samples: int = 8) -> Recipe:
-    calibrate = Calibrate(set="self", samples=samples, seq_len=64) if quantize.method == "gptq" else None
+    needed = quantize.method != "rtn" or quantize.measures_activations
+    calibrate = Calibrate(set="self", samples=samples, seq_len=64) if needed else None
     return Recipe(version=1, name="mine", summary="", quantize=quantize, calibrate=calibrate)
 
 
@@ -54,6 +59,15 @@ def told(quantize: Quantize, model: Checkpoint) -> list[str]:
     with pytest.raises(BadInput) as caught:
         make_plan(recipe(quantize), model)
     return [str(problem) for problem in caught.value.problems]
+
+
+def bf16(shape: tuple[int, ...], *names: str) -> Tensors:
+    return dict.fromkeys(names, ("BF16", shape))
+
+
+def decisions(plan: Plan) -> dict[str, str]:
+    """What becomes of each module: its scheme, or why it is kept."""
+    return {module.name: module.scheme or module.reason for module in plan.modules}
 
 
 # Sizes
@@ -103,11 +117,72 @@ def test_scales_have_the_dtype_of_the_source(tmp_path: Path, dtype: str, size: i
 # Group sizes
 
 
+ODD = "model.layers.0.mlp.up_proj"
+EVEN: Tensors = {"model.layers.0.mlp.wide.weight": ("BF16", (6144, 6144))}  # which every group size here divides
+
+
+def rtn(name: SchemeName, group_size: int | None = None, on_indivisible: OnIndivisible = "error") -> Rtn:
+    return Rtn(method="rtn", scheme=name, group_size=group_size, on_indivisible=on_indivisible)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    ("kinds", "group_size", "shape", "odd", "shrunk"),
+    [  # with this group size, a weight of this shape: the width that is not divided, and what it shrinks to
+        ("group block", 128, (256, 512), None, None),
+        ("group", 128, (7, 512), None, None),
+        ("group block", 128, (256, 576), 576, 64),
+        ("group block", 64, (64, 48), 48, 16),
+        ("group block", 96, (96, 160), 160, 32),
+        ("group block", 128, (128, 24), 24, None),
+        ("block", 128, (192, 512), 192, 64),
+        ("block", 128, (192, 528), 192, 16),
+        ("block", 128, (200, 512), 200, None),
+        ("fixed16", 16, (7, 48), None, None),
+        ("fixed16", 16, (16, 40), 40, None),
+        ("fixed32", 32, (7, 96), None, None),
+        ("fixed32", 32, (32, 48), 48, None),
+        ("channel", None, (7, 13), None, None),
+    ],
+)
+def test_scheme_and_width_come_to_a_group_size_or_to_none(
+    tmp_path: Path, name: SchemeName, kinds: str, group_size: int | None, shape: tuple[int, int],
+    odd: int | None, shrunk: int | None,
+) -> None:  # fmt: skip
+    known = SCHEMES[name]
+    own = known.weights.group_size
+    if (known.weights.strategy if known.resizable else f"fixed{own}" if own else "channel") not in kinds.split():
+        return
+    model = fake(tmp_path, {f"{ODD}.weight": ("BF16", shape), **EVEN})
+
+    def decided(action: OnIndivisible) -> tuple[str | None, int | None, str]:
+        plan = make_plan(recipe(rtn(name, group_size if known.resizable else None, action)), model)
+        module = next(module for module in plan.modules if module.name == ODD)
+        return module.scheme, module.group_size, module.reason
+
+    if odd is None:
+        assert {decided(action) for action in get_args(OnIndivisible)} == {(name, group_size, "")}
+        return
+    kept = (None, None, f"group size {group_size} does not divide {odd}")
+    assert decided("skip") == kept
+    if shrunk:
+        assert decided("shrink") == (name, shrunk, f"group size {shrunk}: {group_size} does not divide {odd}")
+    else:
+        assert decided("shrink") == kept
+    with pytest.raises(BadInput, match=rf"^recipe mine: group size {group_size} does not divide the width {odd} of "):
+        decided("error")
+
+
 def test_a_group_size_that_does_not_divide_is_refused_with_one_that_does(tmp_path: Path) -> None:
-    model = fake(tmp_path, {"model.layers.0.mlp.up_proj.weight": ("BF16", (32, 576))})
+    model = fake(tmp_path, {f"{ODD}.weight": ("BF16", (32, 576)), "b.weight": ("BF16", (32, 40)), **EVEN})
     assert told(w4a16(128), model) == [
-        "recipe mine: group size 128 does not divide the 576 input columns of model.layers.0.mlp.up_proj\n"
-        "    use quantize.group_size=64, or quantize.on_indivisible=shrink or skip"
+        "recipe mine: group size 128 does not divide the width 40 of b\n"
+        "    use quantize.group_size=8, or quantize.on_indivisible=shrink or skip",
+        f"recipe mine: group size 128 does not divide the width 576 of {ODD}\n"
+        "    use quantize.group_size=64, or quantize.on_indivisible=shrink or skip",
+    ]
+    assert told(rtn("NVFP4A16"), model) == [  # whose groups are of 16, always
+        "recipe mine: group size 16 does not divide the width 40 of b\n    use quantize.on_indivisible=shrink or skip"
     ]
 
 
@@ -141,16 +216,6 @@ def test_on_indivisible_shrink_takes_the_largest_power_of_two_and_says_so(smollm
     wide = LAYERS * HIDDEN * WIDE
     scales = 2 * (wide // 128 + (LINEAR_WEIGHTS - wide) // 64)
     assert plan.bytes_after == LINEAR_WEIGHTS // 2 + scales + 210 * 16 + 2 * OTHER_WEIGHTS
-
-
-def test_on_indivisible_shrink_keeps_what_only_tiny_groups_divide(tmp_path: Path) -> None:
-    tensors: Tensors = {"a.weight": ("BF16", (32, 24)), "b.weight": ("BF16", (32, 48)), "c.weight": ("BF16", (32, 256))}
-    plan = make_plan(recipe(w4a16(128, "shrink")), fake(tmp_path, tensors))
-    assert [(module.name, module.group_size, module.reason) for module in plan.modules] == [
-        ("a", None, "group size 128 does not divide 24"),
-        ("b", 16, "group size 16: 128 does not divide 48"),
-        ("c", 128, ""),
-    ]
 
 
 # Ignore patterns
@@ -200,15 +265,24 @@ def test_a_tied_head_can_be_ignored_though_it_has_no_tensor(smollm2: Checkpoint)
     assert len(plan.quantized) == 210
 
 
-def test_an_untied_head_is_kept_when_ignored_and_quantized_when_not(smollm2: Checkpoint, tmp_path: Path) -> None:
-    model = read_checkpoint(make_tiny(tmp_path / "untied", smollm2, tie_word_embeddings=False))
-    kept = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=("lm_head",))), model)
+def test_a_tied_head_is_kept_though_the_checkpoint_holds_a_copy(tmp_path: Path) -> None:
+    tensors = bf16((64, 32), "model.embed_tokens.weight", "lm_head.weight", f"{ODD}.weight")
+    plan = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), fake(tmp_path, tensors))
+    assert decisions(plan) == {"lm_head": "is tied to the embedding", ODD: "FP8_DYNAMIC"}
+
+
+def test_an_untied_head_is_kept_when_ignored_and_quantized_when_not(tmp_path: Path) -> None:
+    tensors: Tensors = {"lm_head.weight": ("BF16", (VOCABULARY, 64)), f"{ODD}.weight": ("BF16", (32, 64))}
+    model = fake(tmp_path, tensors, tie_word_embeddings=False)
+    kept = make_plan(recipe(FP8), model)
     assert {module.name: module.reason for module in kept.modules if not module.quantized} == {
         "lm_head": "ignored by the recipe"
     }
     taken = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), model)
     assert taken.quantized["lm_head"].shape == (VOCABULARY, 64)
     assert kept.bytes_after - taken.bytes_after == VOCABULARY * 64 - 2 * VOCABULARY
+    (problem,) = told(Gptq(method="gptq", scheme="W8A8", ignore=()), model)
+    assert problem.startswith("recipe mine: lm_head is outside the decoder layers")
 
 
 def test_routers_are_kept_whatever_the_recipe_says(tmp_path: Path) -> None:
@@ -219,6 +293,11 @@ def test_routers_are_kept_whatever_the_recipe_says(tmp_path: Path) -> None:
         "model.layers.0.mlp.router",
         "model.layers.0.feed_forward.router",
         "model.layers.0.mlp.shared_expert_gate",
+        "model.layers.0.block_sparse_moe.router.layer",
+        "model.layers.0.feed_forward.gate",
+        "model.layers.0.mlp.gate.wg",
+        "model.layers.0.moe.gate",
+        "backbone.layers.1.mixer.gate",
     )
     ours: Tensors = {**experts, "model.layers.0.mlp.gate_proj.weight": ("BF16", (32, 16))}
     model = fake(tmp_path, {**ours, **{f"{name}.weight": ("BF16", (2, 16)) for name in routers}})
@@ -237,13 +316,133 @@ def test_only_two_dimensional_weights_of_linear_modules_are_modules(tmp_path: Pa
         "model.norm.weight": ("BF16", (16,)),
         "model.layers.0.input_layernorm.weight": ("BF16", (1, 16)),
         "model.layers.0.mlp.up_proj.bias": ("BF16", (32,)),
-        "model.layers.0.mlp.experts.gate_up_proj": ("BF16", (2, 32, 16)),
+        "model.layers.0.mlp.experts.gate_up_proj_bias": ("BF16", (2, 32)),
         "model.conv.weight": ("BF16", (16, 16, 3)),
     }
     model = fake(tmp_path, {**others, "model.layers.0.mlp.up_proj.weight": ("BF16", (32, 16))})
     plan = make_plan(recipe(FP8), model)
     assert [module.name for module in plan.modules] == ["model.layers.0.mlp.up_proj"]
     assert plan.bytes_after == plan.bytes_before - 2 * 32 * 16 + 32 * 16 + 2 * 32
+
+
+# Mixtures of experts, towers for images and sound, further predictions
+
+
+IMAGE, MTP = "is not part of the language model", "predicts further tokens (MTP)"
+EXPERTS, ROUTES = "experts stored as one tensor", "routes tokens to experts"
+ATTENTION = [f"self_attn.{which}_proj" for which in "qkvo"]
+ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
+    # a config's number of layers and where it stands; each linear module, and what an FP8 recipe makes of it
+    "mixtral": (
+        "",
+        {
+            **{f"model.layers.{n}.{name}": "FP8_DYNAMIC" for n in (0, 1) for name in ATTENTION},
+            **{f"model.layers.{n}.block_sparse_moe.gate": ROUTES for n in (0, 1)},
+            **{
+                f"model.layers.{n}.block_sparse_moe.experts.{expert}.{name}": "FP8_DYNAMIC"
+                for n in (0, 1)
+                for expert in range(3)
+                for name in ("w1", "w2", "w3")
+            },
+        },
+    ),
+    "qwen3_moe": (
+        "",
+        {
+            **{f"model.layers.1.{name}": "FP8_DYNAMIC" for name in ATTENTION},
+            "model.layers.1.mlp.gate": ROUTES,
+            **{
+                f"model.layers.1.mlp.experts.{expert}.{name}_proj": "FP8_DYNAMIC"
+                for expert in range(3)
+                for name in ("gate", "up", "down")
+            },
+            "model.layers.1.mlp.shared_expert.up_proj": "FP8_DYNAMIC",
+            "model.layers.1.mlp.shared_expert_gate": ROUTES,
+        },
+    ),
+    "experts in one tensor": (
+        "",
+        {
+            **{f"model.layers.0.{name}": "FP8_DYNAMIC" for name in ATTENTION},
+            "model.layers.0.mlp.router": ROUTES,
+            "model.layers.0.mlp.experts.gate_up_proj": EXPERTS,
+            "model.layers.0.mlp.experts.down_proj": EXPERTS,
+        },
+    ),
+    "gemma3": (
+        "text_config",
+        {
+            **{f"language_model.model.layers.{n}.{name}": "FP8_DYNAMIC" for n in (0, 1) for name in ATTENTION},
+            **{
+                f"vision_tower.vision_model.encoder.layers.{n}.{name}": IMAGE
+                for n in range(4)
+                for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+            },
+            "multi_modal_projector.linear_1": IMAGE,
+        },
+    ),
+    "qwen3_vl": (
+        "text_config",
+        {
+            **{f"model.language_model.layers.{n}.{name}": "FP8_DYNAMIC" for n in (0, 1) for name in ATTENTION},
+            "model.visual.blocks.3.attn.qkv": IMAGE,
+            "model.visual.merger.linear_fc1": IMAGE,
+            "model.audio_tower.layers.0.fc1": IMAGE,
+        },
+    ),
+    "deepseek_v3": (
+        "",
+        {
+            "model.layers.1.self_attn.q_b_proj": "FP8_DYNAMIC",
+            "model.layers.1.mlp.experts.0.up_proj": "FP8_DYNAMIC",
+            "model.layers.2.eh_proj": MTP,
+            "model.layers.2.self_attn.q_b_proj": MTP,
+            "model.layers.2.mlp.gate": ROUTES,
+            "model.layers.2.mlp.experts.0.up_proj": MTP,
+        },
+    ),
+    "qwen3_next": (
+        "",
+        {
+            "model.layers.1.linear_attn.in_proj_qkvz": "FP8_DYNAMIC",
+            "mtp.fc": IMAGE,
+            "mtp.layers.0.self_attn.q_proj": IMAGE,
+        },
+    ),
+}
+
+
+def build(folder: Path, name: str) -> Checkpoint:
+    where, modules = ARCHITECTURES[name]
+    tensors: Tensors = {
+        (module if why == EXPERTS else f"{module}.weight"): ("BF16", (3, 64, 32) if why == EXPERTS else (64, 64))
+        for module, why in modules.items()
+    }
+    others: Tensors = {
+        "multi_modal_projector.mm_input_projection_weight": ("BF16", (64, 64)),
+        "vision_tower.vision_model.embeddings.position_embedding.weight": ("BF16", (64, 64)),
+        "vision_tower.vision_model.embeddings.patch_embedding.weight": ("BF16", (64, 3, 4, 4)),
+    }
+    layers: dict[str, object] = {"num_hidden_layers": 2}
+    return fake(folder, {**tensors, **others}, **({where: layers} if where else layers))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_module_of_an_architecture_is_quantized_or_kept_for_a_reason(name: str, tmp_path: Path) -> None:
+    model = build(tmp_path, name)
+    plan = make_plan(recipe(FP8), model)
+    assert decisions(plan) == ARCHITECTURES[name][1]
+    taken = [module for module in plan.modules if module.quantized]
+    assert plan.bytes_after == model.weight_bytes - sum(module.bytes_before - module.bytes_after for module in taken)
+    assert all(module.bytes_after == module.bytes_before for module in plan.modules if not module.quantized)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "deepseek_v3", "qwen3_next"])
+def test_the_last_layer_is_the_last_of_the_language_model(name: str, tmp_path: Path) -> None:
+    quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=("layer:-1",), scheme="W8A8"),))
+    plan = make_plan(recipe(quantize), build(tmp_path, name))
+    ruled = {module.name for module in plan.modules if module.scheme == "W8A8"}
+    assert ruled == {name for name, why in ARCHITECTURES[name][1].items() if "layers.1." in name and "FP8" in why}
 
 
 def test_a_module_that_is_not_floating_point_is_kept(tmp_path: Path) -> None:
@@ -263,7 +462,7 @@ def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_config_with_nulls_can_be_planned(tmp_path: Path) -> None:
-    model = fake(tmp_path, {"a.weight": ("BF16", (32, 64))}, hidden_size=None, vocab_size=None)
+    model = fake(tmp_path, {f"{ODD}.weight": ("BF16", (32, 64))}, hidden_size=None, num_hidden_layers=None)
     assert len(make_plan(recipe(w4a16(64)), model).quantized) == 1
 
 
@@ -339,6 +538,12 @@ def test_a_plan_is_a_function_of_recipe_and_checkpoint(smollm2: Checkpoint) -> N
     assert digest(first) == digest(second)
 
 
+def test_the_quantized_modules_are_gathered_once(smollm2: Checkpoint) -> None:
+    """They are asked for at every tensor: of a large mixture of experts, tens of thousands of times."""
+    plan = make_plan(recipe(FP8), smollm2)
+    assert plan.quantized is plan.quantized
+
+
 def test_a_plan_survives_json(smollm2: Checkpoint) -> None:
     plan = make_plan(recipe(w4a16(64)), smollm2)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
@@ -396,9 +601,152 @@ print(sorted({"torch", "transformers", "lm_eval", "llmcompressor", "datasets"} &
     assert done.stdout == "[]\n"
 
 
-def test_layers_that_runtimes_fuse_are_quantized_together_or_not_at_all(smollm2: Checkpoint) -> None:
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([("down_proj", "W8A16")], {"mlp.down_proj": "W8A16"}),
+        ([("re:.*mlp", "W8A8"), ("down_proj", "W8A16")], {"mlp": "W8A8"}),  # the first that matches
+        ([("down_proj", "W8A16"), ("re:.*mlp", "W8A8")], {"mlp": "W8A8", "mlp.down_proj": "W8A16"}),
+        ([("layer:29", "W8A8"), ("layer:-1", "W8A16")], {"29": "W8A8"}),
+        ([("layer:-30", "W8A8")], {"model.layers.0.": "W8A8"}),
+        ([("model.layers.3.self_attn.o_proj", "NVFP4A16")], {"model.layers.3.self_attn.o_proj": "NVFP4A16"}),
+        ([("re:.*", "MXFP4")], {"": "MXFP4"}),
+    ],
+)
+def test_the_first_rule_that_matches_decides(
+    smollm2: Checkpoint, rules: list[tuple[str, SchemeName]], expected: dict[str, str]
+) -> None:
+    given = tuple(Rule(match=(pattern,), scheme=name) for pattern, name in rules)
+    plan = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=given)), smollm2)
+    for name, module in plan.quantized.items():
+        parts = [known for part, known in expected.items() if part in name]
+        assert module.scheme == (parts[-1] if parts else "FP8_DYNAMIC"), name
+
+
+def test_rules_have_group_sizes_of_their_own_and_ignore_comes_before_them(smollm2: Checkpoint) -> None:
+    small = Rule(match=("down_proj",), scheme="W4A16", group_size=32)
+    quantize = Rtn(
+        method="rtn", scheme="W4A16", group_size=64, rules=(small,), ignore=("lm_head", "model.layers.0.mlp.down_proj")
+    )
+    found = Counter((m.name.endswith("down_proj"), m.group_size) for m in make_plan(recipe(quantize), smollm2).modules)
+    assert found == {(False, 64): 180, (True, 32): 29, (True, None): 1}
+
+
+def test_a_rule_that_matches_nothing_is_told_with_all_other_problems(smollm2: Checkpoint) -> None:
+    rules = tuple(Rule(match=(pattern,), scheme="W8A8") for pattern in ("dwon_proj", "down_proj", "layer:30"))
+    problems = told(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=("lm_haed",), rules=rules), smollm2)
+    assert [problem.partition(" matches no linear module")[0] for problem in problems] == [
+        "recipe mine: ignore pattern 'lm_haed'",
+        "recipe mine: rule pattern 'dwon_proj'",
+        "recipe mine: rule pattern 'layer:30'",
+    ]
+
+
+def experts_of(name: str, block: str) -> list[str]:
+    return [f"model.layers.0.{block}.experts.{expert}.{name}" for expert in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("torn", "scheme", "says"),
+    [
+        ("k_proj", None, "q_proj, k_proj, v_proj of model.layers.0.self_attn"),
+        ("v_proj", "W4A16", "q_proj, k_proj, v_proj of model.layers.0.self_attn"),
+        ("model.layers.0.mlp.up_proj", "W8A8", "gate_proj, up_proj of model.layers.0.mlp"),
+        ("re:.*experts.0", "W8A8", "all experts of model.layers.0.block_sparse_moe.experts"),
+        ("w2", None, "all experts of model.layers.0.block_sparse_moe.experts"),
+        ("re:.*experts", "W8A8", ""),
+        ("re:.*\\.[qkv]_proj", "W4A16", ""),
+        ("re:.*mlp\\.(gate|up)_proj", None, ""),
+        ("o_proj", "W8A8", ""),
+        ("re:.*mlp\\.down_proj", "W8A8", ""),
+    ],
+)
+def test_what_runtimes_load_as_one_matrix_is_treated_alike(
+    torn: str, scheme: SchemeName | None, says: str, tmp_path: Path
+) -> None:
+    names = [f"model.layers.0.{name}" for name in (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
+    names += [name for which in ("w1", "w2", "w3") for name in experts_of(which, "block_sparse_moe")]
+    model = fake(tmp_path, {f"{name}.weight": ("BF16", (128, 128)) for name in names})
+    if scheme is None:
+        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=(torn,))
+    else:
+        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=(torn,), scheme=scheme),))
+    if not says:
+        assert any(module.scheme == scheme for module in make_plan(recipe(quantize), model).modules)
+        return
+    (problem,) = told(quantize, model)
+    assert problem.startswith(f"recipe mine: {says} are not treated alike")
+    assert "ignore all of them, or none" in problem
+
+
+def test_torn_layers_are_one_problem(smollm2: Checkpoint) -> None:
     torn = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
-    with pytest.raises(BadInput, match=r"q_proj, k_proj, v_proj of model.layers.0.self_attn are partly quantized"):
+    with pytest.raises(BadInput, match=r"of model.layers.0.self_attn are not treated alike \(30 such groups\)"):
         make_plan(torn, smollm2)
-    whole = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.[qkv]_proj$']"])
-    assert len(make_plan(whole, smollm2).quantized) == 120
+
+
+# Bytes of every scheme, and of the cache
+
+
+def write(plan: Plan, folder: Path) -> None:
+    """An artifact of `plan`: by the engine, or of zeros where it would need a calibration set."""
+    from pipelines.engines import streaming
+    from pipelines.engines.files import ArtifactFiles, copy_kept
+
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    if not plan.recipe.calibrated:
+        streaming.quantize(plan, None, folder)
+        return
+    with ArtifactFiles(plan, folder) as files:
+        parts = {f"{m.name}.{suffix}": part for m in plan.quantized.values() for suffix, part in m.parts.items()}
+        for name, (dtype, shape) in (parts | plan.cache_scales).items():
+            files.write(name, torch.zeros(BYTES[dtype] * math.prod(shape), dtype=torch.uint8))
+        copy_kept(plan, files)
+
+
+@pytest.mark.parametrize("kv_cache", [None, "FP8"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_plan_knows_every_byte_that_is_written(
+    tmp_path: Path, name: SchemeName, kv_cache: Literal["FP8"] | None
+) -> None:
+    shapes = {f"self_attn.{which}_proj": (96, 96) for which in "qkv"}
+    shapes |= {"mlp.up_proj": (160, 96), "mlp.down_proj": (96, 160)}
+    dtype = {"FP8": "BF16", "FP4": "F16", "INT8": "F32", "INT4": "F16"}[SCHEMES[name].family]
+    tensors: Tensors = {f"model.layers.{n}.{k}.weight": (dtype, shape) for n in (0, 1) for k, shape in shapes.items()}
+    model = fake(tmp_path, {**tensors, "model.norm.weight": (dtype, (96,)), "x.bias": ("F32", (7,))})
+    size = 32 if SCHEMES[name].resizable else None
+    quantize = Rtn(
+        method="rtn", scheme=name, group_size=size, kv_cache=kv_cache, ignore=("model.layers.0.mlp.up_proj",)
+    )
+    plan = make_plan(recipe(quantize), model)
+    write(plan, tmp_path / "artifact")
+    stored = {tensor.name: tensor for tensor in read_checkpoint(tmp_path / "artifact").tensors}
+    assert plan.bytes_after == sum(tensor.bytes for tensor in stored.values())
+    assert plan.bits_per_weight == 8 * plan.bytes_after / model.parameters
+    for module in plan.modules:
+        assert module.bytes_after == sum(t.bytes for n, t in stored.items() if n.startswith(f"{module.name}."))
+    scales = {f"model.layers.{n}.self_attn.{which}_scale": (dtype, (1,)) for n in (0, 1) for which in "kv"}
+    found = {n: (t.dtype, t.shape) for n, t in stored.items() if n.endswith(("k_scale", "v_scale"))}
+    assert found == plan.cache_scales == (scales if kv_cache else {})
+
+
+def test_the_cache_is_that_of_the_decoders_attention(tmp_path: Path) -> None:
+    names = (
+        "model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.qkv_proj",
+        "model.layers.2.self_attn.k_proj", "mtp.layers.0.self_attn.k_proj",
+        "vision_tower.encoder.layers.0.self_attn.k_proj",
+    )  # fmt: skip
+    model = fake(tmp_path, bf16((32, 32), *(f"{name}.weight" for name in names)), num_hidden_layers=2)
+    quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", kv_cache="FP8")
+    assert make_plan(recipe(quantize), model).attentions == ("model.layers.0.self_attn", "model.layers.1.self_attn")
+
+
+def test_a_cache_that_no_known_module_fills_is_refused(tmp_path: Path) -> None:
+    names = ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", "model.layers.0.self_attn.kv_b_proj.weight")
+    quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", kv_cache="FP8")
+    (problem,) = told(quantize, fake(tmp_path, bf16((32, 32), *names)))
+    assert "kv_cache" in problem

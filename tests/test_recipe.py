@@ -12,9 +12,11 @@ from pipelines.recipe import (
     CalibrationSet,
     Gate,
     Gptq,
+    Method,
     PackageSource,
     Recipe,
     Rtn,
+    Rule,
     Suite,
     Task,
     load_recipe,
@@ -23,6 +25,7 @@ from pipelines.recipe import (
     load_task,
 )
 from pipelines.schema import MAX_FILE_BYTES, load
+from pipelines.schemes import SCHEMES
 from pipelines.wheels import PINNED
 
 RTN = """\
@@ -38,6 +41,17 @@ summary: my own
 quantize: {method: gptq, scheme: W4A16}
 calibrate: {set: self}
 """
+RULED = """\
+version: 1
+name: mine
+summary: my own
+quantize:
+  method: gptq
+  scheme: W8A16
+  rules:
+    - {match: [down_proj, "layer:-1"], scheme: W4A16}
+calibrate: {set: self}
+"""
 SUITE = """\
 version: 1
 name: mine
@@ -51,6 +65,8 @@ summary: my own
 source: {kind: files, paths: [mine.txt]}
 """
 RECIPE_KEYS = "known keys: calibrate, gate, name, quantize, summary, version"
+RTN_KEYS = "known keys: group_size, ignore, kv_cache, method, on_indivisible, rules, scheme"
+A_SCHEME = f"Input should be {', '.join(map(repr, list(SCHEMES)[:-1]))} or {list(SCHEMES)[-1]!r}"
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -126,11 +142,13 @@ def test_what_a_recipe_leaves_out_is_filled_in() -> None:
         "name": "mine",
         "summary": "",
         "quantize": {
-            "ignore": ("lm_head",),
             "method": "gptq",
             "scheme": "W4A16",
             "group_size": 128,
+            "rules": (),
+            "ignore": ("lm_head",),
             "on_indivisible": "error",
+            "kv_cache": None,
             "smoothquant": None,
             "dampening": 0.01,
         },
@@ -150,6 +168,18 @@ def test_w4a16_has_groups_of_128_when_made_in_python_too() -> None:
     assert Gptq(method="gptq", scheme="W4A16").group_size == 128
 
 
+def test_rules_keep_their_order_and_say_which_schemes_there_are(tmp_path: Path) -> None:
+    more = "    - {match: ['re:.*up_proj'], scheme: FP8_DYNAMIC}\n    - {match: [o_proj], scheme: W8A16}\n"
+    recipe = load(write(tmp_path, RULED.replace("calibrate:", f"{more}calibrate:")), Recipe)
+    assert recipe.quantize.rules == (
+        Rule(match=("down_proj", "layer:-1"), scheme="W4A16", group_size=128),
+        Rule(match=("re:.*up_proj",), scheme="FP8_DYNAMIC"),
+        Rule(match=("o_proj",), scheme="W8A16"),
+    )
+    assert recipe.quantize.schemes == ("W8A16", "W4A16", "FP8_DYNAMIC")
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-2", 0.01), ("5E-3", 0.005), ("0.02", 0.02), (".5", 0.5)])
 def test_a_number_can_be_written_with_an_exponent(tmp_path: Path, text: str, value: float) -> None:
     path = write(tmp_path, GPTQ.replace("W4A16", f"W4A16, dampening: {text}"))
@@ -158,10 +188,42 @@ def test_a_number_can_be_written_with_an_exponent(tmp_path: Path, text: str, val
         assert recipe.quantize.dampening == value
 
 
-@pytest.mark.parametrize("scheme", ["W8A8", "FP8_DYNAMIC"])
-def test_schemes_with_scales_per_channel_have_no_groups(tmp_path: Path, scheme: str) -> None:
-    path = write(tmp_path, GPTQ.replace("W4A16", scheme))
-    assert load(path, Recipe).quantize.group_size is None
+CHANNEL = "has one scale per channel"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "default", "refused"),
+    [
+        ("FP8_DYNAMIC", None, CHANNEL),
+        ("FP8_STATIC", None, CHANNEL),
+        ("FP8_BLOCK", 128, ""),
+        ("NVFP4", None, "has groups of 16"),
+        ("NVFP4A16", None, "has groups of 16"),
+        ("MXFP4", None, "has groups of 32"),
+        ("W8A8", None, CHANNEL),
+        ("W8A16", None, CHANNEL),
+        ("W4A16", 128, ""),
+        ("W4A16_ASYM", 128, ""),
+        ("W4AFP8", 128, ""),
+    ],
+)
+def test_a_group_size_can_be_given_where_the_scheme_leaves_one_to_choose(
+    tmp_path: Path, scheme: str, default: int | None, refused: str
+) -> None:
+    for text, key, place in ((GPTQ, "quantize", "4:1"), (RULED, "quantize.rules.0", "8:7")):
+        path = write(tmp_path, text.replace("W4A16}", f"{scheme}}}"))
+        assert target(load(path, Recipe)).group_size == default
+        write(tmp_path, text.replace("W4A16}", f"{scheme}, group_size: 64}}"))
+        if refused:
+            told = f"{key}: group_size does not apply to {scheme}, which {refused}; leave it out"
+            assert problems(path) == {f"mine.yaml:{place}: {told}"}
+        else:
+            assert target(load(path, Recipe)).group_size == 64
+
+
+def target(recipe: Recipe) -> Rule | Method:
+    """The rule of a recipe that has one, else what it does to all modules."""
+    return recipe.quantize.rules[0] if recipe.quantize.rules else recipe.quantize
 
 
 def test_a_recipe_loaded_from_its_own_dump_is_the_same(tmp_path: Path) -> None:
@@ -182,6 +244,40 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         recipe.calibrate.samples = 1
 
 
+# Which recipes need text
+
+
+@pytest.mark.parametrize(
+    ("quantize", "needs"),
+    [
+        ("method: rtn, scheme: FP8_DYNAMIC", ""),
+        ("method: rtn, scheme: MXFP4", ""),
+        ("method: rtn, scheme: W4A16_ASYM", ""),
+        ("method: rtn, scheme: NVFP4A16, rules: [{match: [down_proj], scheme: W8A8}]", ""),
+        ("method: rtn, scheme: FP8_STATIC", "the scale of activations"),
+        ("method: rtn, scheme: NVFP4", "the scale of activations"),
+        ("method: rtn, scheme: FP8_DYNAMIC, kv_cache: FP8", "the scale of activations"),
+        ("method: rtn, scheme: W8A16, rules: [{match: [down_proj], scheme: NVFP4}]", "the scale of activations"),
+        ("method: gptq, scheme: FP8_DYNAMIC", "method gptq"),
+        ("method: gptq, scheme: NVFP4, kv_cache: FP8", "method gptq"),
+        ("method: awq, scheme: W4A16", "method awq"),
+        ("method: awq, scheme: W8A16, rules: [{match: [down_proj], scheme: W4A16_ASYM}]", "method awq"),
+    ],
+)
+def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
+    tmp_path: Path, quantize: str, needs: str
+) -> None:
+    without = RTN.replace("method: rtn, scheme: FP8_DYNAMIC", quantize)
+    right, wrong = without, without + "calibrate: {set: self}\n"
+    told = "method rtn uses no data with this scheme: remove the 'calibrate' block"
+    if needs:
+        right, wrong = wrong, right
+        told = f"{needs} needs calibration: add a 'calibrate' block, for example {{set: self}}"
+    recipe = load(write(tmp_path, right), Recipe)
+    assert recipe.calibrated == bool(needs) == (recipe.calibrate is not None)
+    assert problems(write(tmp_path, wrong)) == {f"mine.yaml:1:1: {told}"}
+
+
 # One mistake at a time
 
 
@@ -196,7 +292,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ),
         (
             RTN.replace("}", ", smoothquant: 0.5}"),
-            "mine.yaml:4:46: unknown key 'quantize.smoothquant'\n    known keys: group_size, ignore, method, scheme",
+            f"mine.yaml:4:46: unknown key 'quantize.smoothquant'\n    {RTN_KEYS}",
         ),
         (
             GPTQ.replace("self}", "self, sampels: 4}"),
@@ -221,15 +317,8 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ),
         (RTN + "gate: {retention: 1.5}\n", "mine.yaml:5:8: gate.retention: Input should be less than 1"),
         (RTN + "gate: {retention: .nan}\n", "mine.yaml:5:8: gate.retention: Input should be less than 1"),
-        (RTN.replace("rtn", "gtpq"), "mine.yaml:4:12: 'quantize.method' is 'gtpq'\n    known: 'rtn', 'gptq'"),
-        (
-            RTN.replace("FP8_DYNAMIC", "FP9"),
-            "mine.yaml:4:25: quantize.scheme: Input should be 'FP8_DYNAMIC'",
-        ),
-        (
-            GPTQ.replace("W4A16", "W4A4"),
-            "mine.yaml:4:26: quantize.scheme: Input should be 'W8A8', 'W4A16' or 'FP8_DYNAMIC'",
-        ),
+        (RTN.replace("rtn", "gtpq"), "mine.yaml:4:12: 'quantize.method' is 'gtpq'\n    known: 'rtn', 'gptq', 'awq'"),
+        (RTN.replace("FP8_DYNAMIC", "FP9"), f"mine.yaml:4:25: quantize.scheme: {A_SCHEME}"),
         (
             GPTQ.replace("W4A16", "W4A16, ignore: [lm_head, 7]"),
             "mine.yaml:4:59: quantize.ignore.1: Input should be a valid string",
@@ -239,23 +328,45 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "mine.yaml:4:41: quantize.ignore: 're:(' is not a regular expression: "
             "missing ), unterminated subpattern at position 0",
         ),
-        (
-            GPTQ.replace("W4A16", "W8A8, group_size: 128"),
-            "mine.yaml:4:1: quantize: group_size does not apply to W8A8, whose scales are per channel; leave it out",
-        ),
-        (
-            GPTQ.replace("calibrate: {set: self}\n", ""),
-            "mine.yaml:1:1: method gptq needs calibration: add a 'calibrate' block, for example {set: self}",
-        ),
-        (
-            RTN + "calibrate: {set: self}\n",
-            "mine.yaml:1:1: method rtn uses no data: remove the 'calibrate' block",
-        ),
         (RTN + "name: again\n", "mine.yaml:5:1: key 'name' is given twice"),
+        (
+            RULED.replace("match", "macth"),
+            {
+                "mine.yaml:8:8: unknown key 'quantize.rules.0.macth'\n    did you mean 'match'?",
+                "mine.yaml:8:7: key 'quantize.rules.0.match' is missing",
+            },
+        ),
+        (
+            RULED.replace('[down_proj, "layer:-1"]', "[]"),
+            "mine.yaml:8:8: quantize.rules.0.match: Tuple should have at least 1 item after validation, not 0",
+        ),
+        (
+            RULED.replace("layer:-1", "layer:last"),
+            "mine.yaml:8:8: quantize.rules.0.match: 'layer:last' is not of the form layer:N, for example layer:0 or "
+            "layer:-1",
+        ),
+        (RULED.replace("W4A16", "W4A4"), f"mine.yaml:8:40: quantize.rules.0.scheme: {A_SCHEME}"),
+        (RTN.replace("}", ", kv_cache: INT8}"), "mine.yaml:4:46: quantize.kv_cache: Input should be 'FP8'"),
+        (
+            GPTQ.replace("W4A16", "W4A16, on_indivisible: pad"),
+            "mine.yaml:4:41: quantize.on_indivisible: Input should be 'error', 'skip' or 'shrink'",
+        ),
+        *(
+            (
+                text.replace("gptq", "awq"),
+                "mine.yaml:4:1: quantize: method awq is for integer weights and 16-bit activations, which "
+                f"{scheme} is not",
+            )
+            for text, scheme in (
+                (GPTQ.replace("W4A16", "W8A8"), "W8A8"),
+                (GPTQ.replace("W4A16", "NVFP4A16"), "NVFP4A16"),
+                (RULED.replace("scheme: W4A16", "scheme: W4AFP8"), "W4AFP8"),
+            )
+        ),
     ],
 )
-def test_a_mistake_is_told_with_file_line_column_and_remedy(tmp_path: Path, text: str, told: str) -> None:
-    assert problems(write(tmp_path, text)) == {told}
+def test_a_mistake_is_told_with_file_line_column_and_remedy(tmp_path: Path, text: str, told: str | set[str]) -> None:
+    assert problems(write(tmp_path, text)) == ({told} if isinstance(told, str) else told)
 
 
 def test_a_key_that_is_no_text_is_told_where_it_stands(tmp_path: Path) -> None:
@@ -266,11 +377,6 @@ def test_a_key_that_is_no_text_is_told_where_it_stands(tmp_path: Path) -> None:
 def test_a_missing_method_is_told_where_it_belongs(tmp_path: Path) -> None:
     (told,) = problems(write(tmp_path, RTN.replace("method: rtn, ", "")))
     assert told.startswith("mine.yaml:4:1: key 'quantize.method' is missing")
-
-
-def test_groups_for_round_to_nearest_are_refused_where_they_stand(tmp_path: Path) -> None:
-    (told,) = problems(write(tmp_path, RTN.replace("}", ", group_size: 64}")))
-    assert told.startswith("mine.yaml:4:46: quantize.group_size: ")
 
 
 def test_columns_count_from_one_in_nested_blocks_too(tmp_path: Path) -> None:
@@ -360,7 +466,7 @@ gtae: {suite: smoke}
 """
     assert problems(write(tmp_path, text)) == {
         "mine.yaml:1:1: key 'summary' is missing",
-        "mine.yaml:5:3: quantize.scheme: Input should be 'W8A8', 'W4A16' or 'FP8_DYNAMIC'",
+        f"mine.yaml:5:3: quantize.scheme: {A_SCHEME}",
         "mine.yaml:6:3: unknown key 'quantize.dampning'\n    did you mean 'dampening'?",
         "mine.yaml:7:24: calibrate.samples: Input should be a valid integer",
         "mine.yaml:8:1: unknown key 'gtae'\n    did you mean 'gate'?",
@@ -482,7 +588,7 @@ def test_an_override_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     [
         ("calibrate.sampels=4", "calibrate.sampels: unknown key 'calibrate.sampels'\n    did you mean 'samples'?"),
         ("calibrate.samples=-4", "calibrate.samples: calibrate.samples: Input should be greater than 0"),
-        ("quantize.method=awq", "quantize.method: 'quantize.method' is 'awq'\n    known: 'rtn', 'gptq'"),
+        ("quantize.method=rtm", "quantize.method: 'quantize.method' is 'rtm'\n    known: 'rtn', 'gptq', 'awq'"),
         ("gaet=x", "gaet: unknown key 'gaet'\n    did you mean 'gate'?"),
         ("gate.suite=5", "gate.suite: gate.suite: Input should be a valid string"),
         ("summary", "summary: is not of the form key=value\n    for example --set calibrate.samples=64"),
@@ -505,9 +611,7 @@ def test_mistakes_of_the_file_and_of_overrides_are_told_together(tmp_path: Path)
 
 def test_a_mistake_in_a_block_given_by_an_override_is_blamed_on_it(tmp_path: Path) -> None:
     override = "quantize={method: gptq, scheme: W4A4}"
-    assert problems(write(tmp_path, GPTQ), Recipe, override) == {
-        "--set quantize: quantize.scheme: Input should be 'W8A8', 'W4A16' or 'FP8_DYNAMIC'"
-    }
+    assert problems(write(tmp_path, GPTQ), Recipe, override) == {f"--set quantize: quantize.scheme: {A_SCHEME}"}
 
 
 def test_an_override_that_looks_like_a_date_but_is_none_is_text(tmp_path: Path) -> None:

@@ -1,32 +1,185 @@
-"""What evaluation runs against what transformers runs by itself."""
+"""What evaluation runs against what transformers and compressed-tensors run by themselves."""
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from pipelines.checkpoint import Checkpoint
+from pipelines import rounding
+from pipelines.engines import fused_names, written_config
 from pipelines.plan import make_plan
-from pipelines.quantize import quantize
-from pipelines.runtime import fp8_round, load_for_inference
+from pipelines.recipe import Calibrate, Recipe, Rtn
+from pipelines.runtime import _rounder, load_for_inference
+from pipelines.schemes import SCHEMES, SchemeName, config_group
+from tests.conftest import edit_json
+
+ROUNDED: list[SchemeName] = [name for name, scheme in SCHEMES.items() if scheme.activations]
+DTYPES = list(rounding.DTYPES.values())
 
 
-def test_rounding_is_compressed_tensors_own_bit_for_bit() -> None:
-    from compressed_tensors.quantization import QuantizationArgs
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+def linear(name: SchemeName, largest: float, dtype: torch.dtype) -> Any:
+    """A module whose input compressed-tensors rounds as the scheme says, with scales measured for `largest`."""
+    from compressed_tensors.quantization import QuantizationScheme, QuantizationStatus
 
-    torch.manual_seed(0)
-    arguments = QuantizationArgs(num_bits=8, type="float", strategy="token", dynamic=True, symmetric=True)
-    spread = torch.logspace(-20, 20, 64).unsqueeze(1)
-    for values in (torch.randn(2, 64, 96) * spread, torch.randn(1, 4, 96).pow(9), torch.zeros(1, 2, 8)):
-        x = values.to(torch.bfloat16)
-        scale, zero = compute_dynamic_scales_and_zp(x, arguments, torch.nn.Linear(1, 1))
-        assert torch.equal(fp8_round(x), fake_quantize(x, scale, zero, arguments))
+    module: Any = torch.nn.Linear(1, 1)
+    module.quantization_scheme = QuantizationScheme.model_validate(
+        config_group(name, ["Linear"], SCHEMES[name].weights.group_size)
+    )
+    module.quantization_status = QuantizationStatus.FROZEN
+    if name == "NVFP4":  # compressed-tensors takes this attribute wherever it is
+        module.input_global_scale = rounding.fp4_tensor_scale(torch.tensor(largest))
+    if name == "FP8_STATIC":
+        module.input_scale = torch.tensor([largest / 448]).to(dtype)
+    return module
 
 
-def test_logits_equal_transformers_own_bit_for_bit(smollm2: Checkpoint) -> None:
-    artifact = quantize(make_plan("fp8", smollm2))
-    ids = torch.arange(100, 164).view(2, 32)
+def activations(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """(samples, tokens, features): what a layer may see."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(2, 16, 256, generator=generator)
+    outliers = normal.clone()
+    outliers[:, :, 7] *= 2000
+    holes = normal.clone()
+    holes[0, 3] = 0  # a token
+    holes[1, :, 32:160] = 0  # whole groups
+    spread = normal * torch.logspace(-3, 3, 32).view(2, 16, 1)
+    ties = torch.arange(-256, 256).view(1, 2, 256).expand(1, 2, 256) / 16
+    wide = normal * torch.logspace(-30, 30, 32).view(2, 16, 1)
+    given = {"normal": normal, "outliers": outliers, "holes": holes, "spread": spread, "ties": ties}
+    given |= {"zeros": torch.zeros(1, 2, 256), "nothing": torch.zeros(1, 0, 256)}
+    if dtype != torch.float16:
+        given["wide"] = wide
+    return {kind: values.to(dtype) for kind, values in given.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ROUNDED)
+def test_activations_are_rounded_as_by_compressed_tensors_bit_for_bit(name: SchemeName, dtype: torch.dtype) -> None:
+    from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+
+    for largest in (4.0, 100.0):  # outliers go beyond what calibration saw, as they will
+        module = linear(name, largest, dtype)
+        arguments = module.quantization_scheme.input_activations
+        ours, *further = _rounder(module, arguments)
+        for kind, x in activations(dtype).items():
+            before = x.clone()
+            rounded = ours(x, *further)
+            assert torch.equal(rounded, forward_quantize(module, x, "input", arguments)), kind
+            assert (rounded.dtype, rounded.shape) == (x.dtype, x.shape)
+            assert torch.equal(x, before), "the input itself was changed"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_token_is_rounded_by_itself_and_what_is_no_number_stays_none(name: SchemeName, dtype: torch.dtype) -> None:
+    """compressed-tensors takes one scale for all tokens where there is no dimension of samples, as of experts."""
+    module = linear(name, 4.0, dtype)
+    ours, *further = _rounder(module, module.quantization_scheme.input_activations)
+    for kind, x in activations(dtype).items():
+        rounded = ours(x, *further)
+        assert torch.equal(ours(x.flatten(0, 1), *further), rounded.flatten(0, 1)), kind
+    broken = activations(dtype)["normal"]
+    broken[1, 2, 5] = float("nan")
+    assert ours(broken, *further)[1, 2, 5].isnan()
+
+
+def artifact(name: SchemeName, source: Path, folder: Path) -> Path:
+    """An artifact of any scheme, made here by hand: scales of activations without calibration."""
+    size = 32 if SCHEMES[name].resizable else None
+    chosen = Rtn(method="rtn", scheme=name, group_size=size)
+    calibrate = Calibrate(set="self") if chosen.measures_activations else None
+    plan = make_plan(Recipe(version=1, name="mine", summary="", quantize=chosen, calibrate=calibrate), source)
+    folder.mkdir()
+    tensors = load_file(source / "model.safetensors")
+    together = fused_names(plan)
+    largest = {module: tensors[f"{module}.weight"].abs().amax().float() for module in plan.quantized}
+    for module in plan.quantized.values():
+        weight = tensors.pop(f"{module.name}.weight")
+        tensor_scale = rounding.fp4_tensor_scale(torch.stack([largest[o] for o in together[module.name]]).amax())
+        scales = rounding.find_scales(weight, name, module.group_size, tensor_scale)
+        parts = rounding.pack(rounding.quantize(weight, scales), scales, name, weight.dtype)
+        given = {
+            "weight_shape": torch.tensor(module.shape),
+            "input_scale": torch.tensor([2.0 / 448]).to(weight.dtype),
+            "input_global_scale": rounding.fp4_tensor_scale(torch.tensor(2.0)),
+        }
+        parts |= {suffix: given[suffix] for suffix in module.parts.keys() - parts.keys()}
+        tensors |= {f"{module.name}.{suffix}": part for suffix, part in parts.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": written_config(plan)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def in_dtype(dtype: torch.dtype, source: Path, folder: Path) -> Path:
+    """A copy of the model `source` in another dtype."""
+    folder.mkdir()
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(source / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(source / "config.json", folder / "config.json")
+    edit_json(folder / "config.json", dtype=str(dtype).removeprefix("torch."))
+    return folder
+
+
+IDS = torch.arange(100, 164).view(2, 32)
+
+
+def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        ours = load_for_inference(artifact.checkpoint, "cpu")(ids).logits
-        theirs = AutoModelForCausalLM.from_pretrained(artifact.checkpoint)(ids).logits
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+OTHERS: list[tuple[SchemeName, torch.dtype]] = [
+    ("FP8_DYNAMIC", torch.float16), ("FP8_STATIC", torch.float32), ("W8A8", torch.float32), ("W8A16", torch.float16),
+    ("W4A16_ASYM", torch.float16), ("FP8_BLOCK", torch.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.bfloat16) for name in SCHEMES), *OTHERS], ids=str)
+def test_logits_equal_transformers_own_bit_for_bit(
+    name: SchemeName, dtype: torch.dtype, tiny: Path, tmp_path: Path
+) -> None:
+    source = in_dtype(dtype, tiny, tmp_path / "source")
+    made = artifact(name, source, tmp_path / "artifact")
+    dequantized = CompressedTensorsConfig(dequantize=True)
+    ours = logits(load_for_inference(made, "cpu"))
+    theirs = logits(AutoModelForCausalLM.from_pretrained(made, quantization_config=dequantized))
+    before = logits(load_for_inference(source, "cpu"))
+    assert ours.dtype == theirs.dtype == before.dtype == dtype
     assert torch.equal(ours, theirs)
+    assert 0 < (ours.float() - before.float()).norm() / before.float().norm() < 0.4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", [name for name in SCHEMES if SCHEMES[name].family == "FP4"])
+def test_fp4_runs_in_the_dtype_of_the_model(name: SchemeName, dtype: torch.dtype, tiny: Path, tmp_path: Path) -> None:
+    """compressed-tensors dequantizes it to bfloat16 always, which transformers does not multiply with another dtype."""
+    made = artifact(name, in_dtype(dtype, tiny, tmp_path / "source"), tmp_path / "artifact")
+    ours = load_for_inference(made, "cpu")
+    dequantized = CompressedTensorsConfig(dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(made, quantization_config=dequantized, dtype=torch.bfloat16)
+    for key, parameter in theirs.named_parameters():
+        if key.endswith("_proj.weight"):
+            assert torch.equal(ours.get_parameter(key), parameter.to(dtype))
+    found = logits(ours)
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+
+
+def test_layers_that_read_one_input_share_its_rounding_and_no_other(tiny: Path, tmp_path: Path) -> None:
+    model = load_for_inference(artifact("NVFP4", tiny, tmp_path / "artifact"), "cpu")
+    attention, x = model.model.layers[0].self_attn, torch.randn(1, 4, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        alone = {which: getattr(attention, which)(x.clone()) for which in ("q_proj", "k_proj")}
+        assert all(torch.equal(getattr(attention, which)(x), rounded) for which, rounded in alone.items())
+        other = x + 1
+        assert not torch.equal(attention.q_proj(other), alone["q_proj"])
+        attention.k_proj.forward(x)
+        assert torch.equal(attention.q_proj(x), alone["q_proj"])

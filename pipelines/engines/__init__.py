@@ -7,11 +7,28 @@ empty. The engine writes safetensors files (and an index when there is more than
 tokenizer and the rest are the same for every engine and `pipelines.quantize` writes them.
 """
 
-from typing import Any
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipelines.plan import FUSED, HEAD, Module, Plan
 from pipelines.schema import Frozen
+from pipelines.schemes import SCHEMES, quantization_config
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS_TOGETHER = 128
+"""Weights are handled in multiples of as many rows, so that no word of zeros is torn."""
+
+
+def rows_at_a_time(module: Module, elements: int) -> int:
+    """How many rows of a weight hold about `elements`; neither a block of scales nor a word of zeros is torn."""
+    block = module.group_size if module.scheme and SCHEMES[module.scheme].is_block and module.group_size else 1
+    together = math.lcm(ROWS_TOGETHER, block)
+    return max(1, elements // module.shape[1] // together) * together
 
 
 class Written(Frozen):
@@ -19,5 +36,44 @@ class Written(Frozen):
 
     quantization_config: dict[str, Any]
     """For `config.json`, as compressed-tensors reads it."""
-    rescaled: dict[str, tuple[str, ...]] = Field(default={})
-    """Norm module → the linear modules whose input columns absorbed its change (SmoothQuant)."""
+    rescaled: tuple[str, ...] = Field(default=())
+    """Kept tensors that smoothing changed: the norms before the layers whose columns were scaled, and biases."""
+
+
+def written_config(plan: Plan) -> dict[str, Any]:
+    """The `quantization_config` of the artifact that `plan` describes."""
+    modules = {module.name: (module.scheme, module.group_size) for module in plan.modules if module.scheme}
+    kept = {module.name for module in plan.modules if not module.scheme}
+    head = set() if HEAD in {module.name for module in plan.modules} else {HEAD}
+    config: dict[str, Any] = quantization_config(modules, sorted(kept | head), bool(plan.attentions))
+    return config
+
+
+def fused_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Each quantized module → the modules, itself among them, that runtimes load as one matrix with it."""
+    sets: dict[str, tuple[str, ...]] = {}
+    for name in plan.quantized:
+        parent, _, last = name.rpartition(".")
+        fused = next((fused for fused in FUSED if last in fused), (last,))
+        siblings = (f"{parent}.{sibling}" if parent else sibling for sibling in fused)
+        sets[name] = tuple(sibling for sibling in siblings if sibling in plan.quantized)
+    return sets
+
+
+def write_smoothing(factors: "dict[str, torch.Tensor]", folder: Path) -> None:
+    """Keep what smoothing did, beside the artifact's folder, for `verify`: float32 vectors by name,
+    `MODULE.columns` (multiplied into the input columns) and `MODULE.rows` (divided out of the output rows)."""
+    from safetensors.torch import save_file
+
+    save_file(factors, folder.parent / SMOOTHING)
+
+
+def read_smoothing(stage: Path) -> "dict[str, torch.Tensor]":
+    """What `write_smoothing` kept in a quantize stage's folder; nothing when it did not smooth."""
+    from safetensors.torch import load_file
+
+    file = stage / SMOOTHING
+    return dict(load_file(file)) if file.is_file() else {}
+
+
+SMOOTHING = "smoothing.safetensors"

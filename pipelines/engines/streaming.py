@@ -1,74 +1,67 @@
 """Round to nearest, straight from file to file: a block of rows at a time, so memory does not grow with the model.
 
-Source of the numbers: compressed-tensors' FP8_DYNAMIC. A row's scale is its largest magnitude / 448, in the source's
-dtype; the quotient is taken in float32, so that each weight is rounded once (a quotient in bfloat16 rounds it twice).
+Each weight is rounded once, from a float32 quotient (one in bfloat16 would round it twice).
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
 
+import torch
 from tqdm import tqdm
 
-from pipelines.checkpoint import INDEX, TensorInfo
-from pipelines.engines import Written
+from pipelines import rounding
+from pipelines.checkpoint import TensorInfo
+from pipelines.engines import Written, fused_names, rows_at_a_time, written_config
+from pipelines.engines.files import ArtifactFiles, quantized_module
 from pipelines.errors import QuantgateError
-from pipelines.plan import Plan
-from pipelines.safetensors_writer import SafetensorsWriter, write_index
-from pipelines.schemes import FP8_MAX, config_group, layout
+from pipelines.plan import Module, Plan
 
 BLOCK_ELEMENTS = 1 << 21
 """Weights converted at a time: 8 MB in float32, small enough to stay in a core's cache."""
-
-if TYPE_CHECKING:
-    import torch
-
-VERSION = "0.19.0"  # of compressed-tensors, whose format this is
 
 
 def quantize(plan: Plan, tokens: None, folder: Path) -> Written:
     """Write the artifact's weight files, one for each of the source's, into `folder`."""
     assert tokens is None
-    files: dict[str, list[tuple[str, int]]] = {}
-    with tqdm(total=plan.bytes_before, unit="B", unit_scale=True, desc="quantize", delay=1) as bar:
+    tensor_scales = _tensor_scales(plan)
+    with (
+        ArtifactFiles(plan, folder) as files,
+        tqdm(total=plan.bytes_before, unit="B", unit_scale=True, desc="quantize", delay=1) as bar,
+    ):
         for file in plan.checkpoint.weight_files:
-            sources = [tensor for tensor in plan.checkpoint.tensors if tensor.file == file]
-            files[file] = _convert_file(plan, sources, folder / file, bar)
-    if len(files) > 1 or (plan.checkpoint.folder / INDEX).is_file():
-        write_index(folder, files)
-    return Written(quantization_config=_config(plan))
+            source = os.open(plan.checkpoint.folder / file, os.O_RDONLY)
+            try:
+                tensors = (tensor for tensor in plan.checkpoint.tensors if tensor.file == file)
+                for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+                    if module := quantized_module(plan, tensor):
+                        _convert(tensor, module, tensor_scales.get(module.name), source, files)
+                    else:
+                        files.copy(tensor, source)
+                    bar.update(tensor.bytes)
+            finally:
+                os.close(source)
+    return Written(quantization_config=written_config(plan))
 
 
-def _convert_file(plan: Plan, sources: list[TensorInfo], to: Path, bar: "tqdm[Never]") -> list[tuple[str, int]]:
-    outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for tensor in sources:
-        module = tensor.name.removesuffix(".weight")
-        if module in plan.quantized and tensor.name.endswith(".weight"):
-            parts = layout(plan.recipe.quantize, tensor.shape, tensor.dtype, None)
-            outputs |= {f"{module}.{suffix}": part for suffix, part in parts.items()}
-        else:
-            outputs[tensor.name] = (tensor.dtype, tensor.shape)
-    source = os.open(plan.checkpoint.folder / sources[0].file, os.O_RDONLY)
-    try:
-        with SafetensorsWriter(to, outputs) as writer:
-            for tensor in sorted(sources, key=lambda tensor: tensor.start):
-                if f"{tensor.name}_scale" in outputs:
-                    _fp8(tensor, source, writer)
-                else:
-                    writer.copy(tensor.name, source, tensor.start)
-                bar.update(tensor.bytes)
-            return list(writer.sizes.items())
-    finally:
-        os.close(source)
-
-
-def _fp8(tensor: TensorInfo, source: int, writer: SafetensorsWriter) -> None:
+def _convert(
+    tensor: TensorInfo, module: Module, tensor_scale: torch.Tensor | None, source: int, files: ArtifactFiles
+) -> None:
     """Quantize one weight (out, in), reading and writing a block of whole rows at a time."""
-    import torch
+    assert module.scheme
+    for first, weight in _blocks(tensor, module, source):
+        scales = rounding.find_scales(weight, module.scheme, module.group_size, tensor_scale)
+        _check_finite(tensor, scales.step)
+        codes = rounding.quantize(weight, scales)
+        files.write_rows(module, rounding.pack(codes, scales, module.scheme, weight.dtype), first)
+    files.write_shape(module)
 
-    dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[tensor.dtype]
+
+def _blocks(tensor: TensorInfo, module: Module, source: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """The rows of a weight, some at a time, each with the number of its first row. Valid until the next."""
+    dtype = rounding.DTYPES[tensor.dtype]
     rows, columns = tensor.shape
-    block = max(1, BLOCK_ELEMENTS // columns)
+    block = rows_at_a_time(module, BLOCK_ELEMENTS)
     buffer = bytearray(min(rows, block) * columns * dtype.itemsize)
     for first in range(0, rows, block):
         count = min(block, rows - first)
@@ -76,45 +69,33 @@ def _fp8(tensor: TensorInfo, source: int, writer: SafetensorsWriter) -> None:
         read = os.preadv(source, [view], tensor.start + first * columns * dtype.itemsize)
         if read != view.nbytes:
             raise QuantgateError(f"the source of tensor {tensor.name} became shorter while it was read")
-        weight = torch.frombuffer(view, dtype=dtype).view(count, columns)
-        scale = fp8_scale(weight)
-        codes = fp8_codes(weight, scale)
-        if not torch.isfinite(scale).all():
-            raise QuantgateError(f"tensor {tensor.name} holds NaN or infinite weights; the source checkpoint is broken")
-        writer.write(tensor.name, codes.view(torch.uint8).numpy().data.cast("B"), first * columns)
-        scales = scale.view(torch.uint8).numpy()
-        writer.write(f"{tensor.name}_scale", scales.data.cast("B"), first * dtype.itemsize)
+        yield first, torch.frombuffer(view, dtype=dtype).view(count, columns)
 
 
-def fp8_scale(weight: "torch.Tensor") -> "torch.Tensor":
-    """The scale of each row of `weight` (rows, columns), as (rows, 1) in the weight's dtype.
-
-    A row of zeros gets the scale 1, so that no scale is zero.
-    """
-    import torch
-
-    scale = (weight.abs().amax(dim=1, keepdim=True).float() / FP8_MAX).to(weight.dtype)
-    return torch.where(scale == 0, torch.ones_like(scale), scale)
-
-
-def fp8_codes(weight: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
-    """`weight` (rows, columns) over `scale` (rows, 1), rounded to float8_e4m3fn."""
-    import torch
-
-    return weight.float().div_(scale.float()).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-
-
-def _config(plan: Plan) -> dict[str, object]:
-    group = config_group(plan.recipe.quantize.scheme, ["Linear"], None)
-    kept = [module.name for module in plan.modules if not module.quantized]
-    head = [] if "lm_head" in {module.name for module in plan.modules} else ["lm_head"]
+def _tensor_scales(plan: Plan) -> dict[str, torch.Tensor]:
+    """NVFP4's scale of each module's whole weight; runtimes fuse modules, so those of a fused set share one."""
+    wanted = [module for module in plan.modules if "weight_global_scale" in module.parts]
+    if not wanted:
+        return {}
+    tensors = {tensor.name: tensor for tensor in plan.checkpoint.tensors}
+    largest: dict[str, torch.Tensor] = {}
+    for module in tqdm(wanted, desc="scales", unit="layer", delay=1):
+        tensor = tensors[f"{module.name}.weight"]
+        source = os.open(plan.checkpoint.folder / tensor.file, os.O_RDONLY)
+        try:
+            blocks = [weight.abs().amax().float() for _, weight in _blocks(tensor, module, source)]
+        finally:
+            os.close(source)
+        largest[module.name] = torch.stack(blocks).amax()
+        _check_finite(tensor, largest[module.name])
+    together = fused_names(plan)
     return {
-        "quant_method": "compressed-tensors",
-        "version": VERSION,
-        "quantization_status": "compressed",
-        "format": group["format"],
-        "config_groups": {"group_0": group},
-        "ignore": sorted([*kept, *head]),
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
+        name: rounding.fp4_tensor_scale(torch.stack([largest[other] for other in together[name]]).amax())
+        for name in largest
     }
+
+
+def _check_finite(tensor: TensorInfo, found: torch.Tensor) -> None:
+    """`found` is computed from all of `tensor`, or of a part of it."""
+    if not torch.isfinite(found).all():
+        raise QuantgateError(f"tensor {tensor.name} holds NaN or infinite weights; the source checkpoint is broken")

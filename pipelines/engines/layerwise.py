@@ -1,0 +1,523 @@
+"""The calibrated methods, one decoder layer at a time: measure its inputs, smooth, round, go on with the result.
+
+The tokens pass through each layer twice: once to measure, and once more with the rounded weights, so that the next
+layer is rounded for the inputs it will really get. Modules that read the same input share one second moment and are
+rounded together.
+
+Quirks of what this rests on, met here and shown to nobody:
+- transformers stores a mixture's experts as one tensor, which no hook sees: llmcompressor's linear experts replace it,
+  and give every token to every expert while measuring, so that none is left without data.
+- llmcompressor logs to what is standard output while it is imported, through loguru.
+- A decoder layer's arguments (masks, rotary embeddings) differ between models and layers: they are taken from a real
+  forward pass of two samples, and serve batches because they are the same for both.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pipelines import rounding
+from pipelines.calibrate import CalibrationTokens, read_tokens
+from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
+from pipelines.engines.files import ArtifactFiles, copy_kept
+from pipelines.engines.statistics import Collector, InputStatistics
+from pipelines.errors import QuantgateError
+from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan
+from pipelines.recipe import Awq, Gptq, Rtn
+from pipelines.schemes import FP8_MAX, SCHEMES
+
+BATCH_TOKENS = 4096
+"""Tokens that pass through a layer at a time."""
+SOUND = 0.03
+"""Share of what a layer adds to its input that smoothing may change: rounding, where a norm has an offset."""
+EXPERT_NAMES = {"block_sparse_moe": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""Mixtral's names in a checkpoint, where transformers has others in the model."""
+
+
+def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
+    """Calibrate, and write the artifact's weight files into `folder`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.inference_mode(), _all_experts(plan), ArtifactFiles(plan, folder) as files:
+        model = _load(plan)
+        work = _Work(plan, model, files)
+        batches = list(_batches(read_tokens(tokens)))
+        stream = _Stream(model, work.layers, batches, device)
+        for number, layer in enumerate(tqdm(work.layers, desc="quantize", unit="layer")):
+            layer.to(device)
+            work.layer(number, layer, stream)
+            layer.to("cpu")
+        copy_kept(plan, files, frozenset(work.rescaled))
+    write_smoothing(work.smoothing, folder)
+    return Written(quantization_config=written_config(plan), rescaled=tuple(sorted(work.rescaled)))
+
+
+class _Work:
+    """One pass over a model: what is to be done, and what was done so far."""
+
+    def __init__(self, plan: Plan, model: Any, files: ArtifactFiles) -> None:
+        self.plan, self.model, self.files = plan, model, files
+        self.method = plan.recipe.quantize
+        self.names = _model_names(plan, model)
+        """Quantized or attention module of the checkpoint → its name in the model."""
+        self.layers = _decoder_layers(model, self.names)
+        self.smoothing: dict[str, torch.Tensor] = {}
+        self.rescaled: dict[str, torch.Tensor] = {}
+
+    def layer(self, number: int, layer: Any, stream: "_Stream") -> None:
+        """Quantize one decoder layer, and take the stream of tokens through it."""
+        modules = {m.name: m for m in self.plan.quantized.values() if _number(m.name) == number}
+        linears = {name: self.model.get_submodule(self.names[name]) for name in modules}
+        attentions = [name for name in self.plan.attentions if _number(name) == number]
+        if not modules and not attentions:
+            return stream.advance(number, layer)
+        collector = Collector(linears, with_hessian=not isinstance(self.method, Rtn))
+        caches = self._watch(attentions) if isinstance(self.method, Rtn) else {}
+        outputs = stream.run(number, layer, collector.after_forward)
+        statistics = collector.close()
+        if missing := modules.keys() - statistics.keys():
+            raise QuantgateError(f"calibration reached no input of {', '.join(sorted(missing))}")
+        weights = {name: linear.weight.to(torch.float32, copy=True) for name, linear in linears.items()}
+        self._smooth(number, layer, stream, weights, statistics)
+        for group in _together(modules, statistics):
+            self._round(group, weights, statistics[group[0].name], linears)
+        if isinstance(self.method, Rtn):
+            stream.hidden = outputs
+        else:
+            caches = self._watch(attentions)  # of the keys and values that the rounded weights make
+            stream.advance(number, layer)
+        for name, cache in caches.items():
+            self._write_cache_scales(name, cache)
+
+    def _watch(self, attentions: list[str]) -> dict[str, "_CacheRange"]:
+        return {name: _CacheRange(self.model, self.model.get_submodule(self.names[name])) for name in attentions}
+
+    def _smooth(
+        self,
+        number: int,
+        layer: Any,
+        stream: "_Stream",
+        weights: dict[str, torch.Tensor],
+        statistics: dict[str, InputStatistics],
+    ) -> None:
+        """Scale columns of `weights`, and divide what comes before them, as the method says."""
+        if isinstance(self.method, Rtn) or (isinstance(self.method, Gptq) and self.method.smoothquant is None):
+            return
+        if not weights:
+            return
+        stored = {self.names[name]: name for name in weights}
+        prefix = _layer_prefix(next(iter(stored)))
+        inside = [f"{prefix}{name}" for name, _ in layer.named_modules() if name]
+        links = smoothing.find_links(self.model, inside, {name: weights[stored[name]] for name in stored})
+        if isinstance(self.method, Gptq):  # SmoothQuant smooths what norms write
+            links = [link for link in links if link.source not in stored]
+        for link in self._sound(links, number, layer, stream):
+            readers = [stored[name] for name in link.readers]
+            chosen, measured = {name: weights[name] for name in readers}, statistics[readers[0]]
+            if isinstance(self.method, Awq):
+                group_size = self.plan.quantized[readers[0]].group_size
+                factors = smoothing.awq_factors(chosen, measured, group_size, self._rounded)
+            else:
+                assert self.method.smoothquant is not None
+                factors = smoothing.smoothquant_factors(list(chosen.values()), measured, self.method.smoothquant)
+            source = stored.get(link.source) or _layer_prefix(readers[0]) + link.source.removeprefix(prefix)
+            factors = self._divide_source(source, self.model.get_submodule(link.source), factors, weights)
+            for name in readers:
+                weights[name] = weights[name] * factors
+                self.smoothing[f"{name}.columns"] = factors.cpu().clone()  # a file holds no tensor twice
+            for shared in {id(statistics[name]): statistics[name] for name in readers}.values():
+                shared.divide(factors)
+
+    def _divide_source(
+        self, source: str, module: Any, factors: torch.Tensor, weights: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Divide what writes the input by `factors`, and return what it was divided by after rounding to its dtype."""
+        rows = _divide(module, factors)
+        if source in weights:
+            weights[source] = weights[source] / rows[:, None]
+            self.smoothing[f"{source}.rows"] = rows.cpu()
+        for name, parameter in module.named_parameters():
+            if name != "weight" or source not in weights:
+                self._keep(f"{source}.{name}", parameter)
+        return rows[-len(factors) :]
+
+    def _sound(self, links: list[smoothing.Link], number: int, layer: Any, stream: "_Stream") -> list[smoothing.Link]:
+        """The links along which smoothing leaves the layer's function alone.
+
+        Tried out, because there are more architectures than tables know: one reads a norm twice, another bends what a
+        linear module writes. All links at once, and one by one only if that fails.
+        """
+        before = stream.output(0, number, layer)
+
+        def hold(some: list[smoothing.Link]) -> bool:
+            with self._doubled(some):
+                after = stream.output(0, number, layer)
+            return bool((after - before).float().norm() <= SOUND * (before - stream.hidden[0]).float().norm())
+
+        return links if hold(links) else [link for link in links if hold([link])]
+
+    @contextlib.contextmanager
+    def _doubled(self, links: list[smoothing.Link]) -> Iterator[None]:
+        """Every other column along `links` multiplied by 2 in the readers, and divided by 2 in the source: no bit of a
+        plain weight is lost."""
+        modules = {name: self.model.get_submodule(name) for link in links for name in (link.source, *link.readers)}
+        saved = {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in modules.items()}
+        for link in links:
+            columns = modules[link.readers[0]].weight.shape[1]
+            factors = 1.0 + torch.arange(columns, device=modules[link.source].weight.device) % 2
+            _divide(modules[link.source], factors)
+            for name in link.readers:
+                modules[name].weight.mul_(factors)
+        yield
+        for name, module in modules.items():
+            module.load_state_dict(saved[name])
+
+    def _keep(self, name: str, value: torch.Tensor) -> None:
+        self.rescaled[name] = value
+        self.files.write(name, value.cpu())
+
+    def _scales(self, name: str, weight: torch.Tensor, shrink: float, largest: torch.Tensor | None) -> Any:
+        module = self.plan.quantized[name]
+        assert module.scheme
+        tensor_scale = None if largest is None else rounding.fp4_tensor_scale(largest)
+        return rounding.find_scales(
+            weight, module.scheme, module.group_size, tensor_scale, rounding.DTYPES[module.dtype], shrink
+        )
+
+    def _rounded(self, weight: torch.Tensor, name: str) -> torch.Tensor:
+        scales = self._scales(name, weight, 1.0, None)
+        return rounding.dequantize(rounding.quantize(weight, scales), scales)
+
+    def _round(
+        self,
+        group: list[Module],
+        weights: dict[str, torch.Tensor],
+        measured: InputStatistics,
+        linears: dict[str, Any],
+    ) -> None:
+        """Round modules that share input and scheme, as one matrix, and put what they became into model and files."""
+        weight = torch.cat([weights[module.name] for module in group])
+        name, scheme = group[0].name, group[0].scheme
+        assert scheme
+        chosen = SCHEMES[scheme]
+        largest = weight.abs().amax() if chosen.weights.strategy == "tensor_group" else None
+        if chosen.family in ("INT4", "FP4") and not isinstance(self.method, Rtn):
+            scales = smoothing.clipped_scales(weight, lambda s: self._scales(name, weight, s, largest), measured)
+        else:
+            scales = self._scales(name, weight, 1.0, largest)
+        if not all(torch.isfinite(part).all() for part in (scales.step, weight, measured.largest)):
+            raise QuantgateError(f"{name} holds NaN or infinite weights or activations; the source is broken")
+        if isinstance(self.method, Gptq):
+            codes = gptq.quantize(weight, scales, measured.hessian, self.method.dampening)
+        else:
+            codes = rounding.quantize(weight, scales)
+        restored = rounding.dequantize(codes, scales)
+        first = 0
+        for module in group:
+            last = first + module.shape[0]
+            per = module.group_size if chosen.is_block and module.group_size else 1
+            own = scales.rows(first // per, last // per)
+            self._write(module, codes[first:last], own, measured)
+            linears[module.name].weight.copy_(restored[first:last])
+            first = last
+
+    def _write(self, module: Module, codes: torch.Tensor, scales: rounding.Scales, measured: InputStatistics) -> None:
+        assert module.scheme
+        parts = rounding.pack(codes.cpu(), _on_cpu(scales), module.scheme, rounding.DTYPES[module.dtype])
+        largest = measured.largest.amax().cpu()
+        if "input_global_scale" in module.parts:
+            parts["input_global_scale"] = rounding.fp4_tensor_scale(largest)
+        if "input_scale" in module.parts:
+            parts["input_scale"] = _fp8_scale(largest).to(rounding.DTYPES[module.dtype])
+        self.files.write_rows(module, parts)
+        self.files.write_shape(module)
+
+    def _write_cache_scales(self, name: str, cache: "_CacheRange") -> None:
+        if not cache.keys or not cache.values:
+            raise QuantgateError(f"calibration saw no keys and values of {name}")
+        for scale, largest in (("k_scale", cache.keys), ("v_scale", cache.values)):
+            dtype = rounding.DTYPES[self.plan.cache_scales[f"{name}.{scale}"][0]]
+            self.files.write(f"{name}.{scale}", _fp8_scale(largest.cpu()).to(dtype))
+        cache.close()
+
+
+class _Stream:
+    """The hidden states of all calibration tokens on their way through the layers."""
+
+    def __init__(self, model: Any, layers: list[Any], batches: list[torch.Tensor], device: torch.device) -> None:
+        self.device = device
+        self.hidden: list[torch.Tensor] = []
+        self._arguments: list[dict[int, tuple[tuple[Any, ...], dict[str, Any]]]] = [{} for _ in layers]
+        for batch in batches:
+            length = batch.shape[1]
+            if length not in self._arguments[0]:
+                self._record(model, layers, torch.stack([batch[0], batch[0].flip(0)]))
+            self.hidden.append(_first_input(model, layers[0], batch))
+
+    def _record(self, model: Any, layers: list[Any], samples: torch.Tensor) -> None:
+        """Note the arguments that each layer gets besides the hidden states, for two samples of this length.
+
+        They do not depend on the hidden states: the first layer's output passes for that of each.
+        """
+        length, outputs = samples.shape[1], list[Any]()
+        for layer, store in zip(layers, self._arguments, strict=True):
+
+            def note(*args: Any, run: Any = layer.forward, store: dict[int, Any] = store, **kwargs: Any) -> Any:
+                named = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+                store[length] = _of_any_sample(args[1:]), _of_any_sample(named)
+                if not outputs:
+                    outputs.append(run(*args, **kwargs))
+                return outputs[0]
+
+            layer.forward = note
+        model.base_model(samples, use_cache=False)
+        for layer in layers:
+            del layer.forward
+
+    def run(self, number: int, layer: Any, after: Any = None) -> list[torch.Tensor]:
+        """The outputs of `layer` for all batches; `after` is called after each."""
+        outputs = []
+        for batch in range(len(self.hidden)):
+            outputs.append(self.output(batch, number, layer))
+            if after:
+                after()
+        return outputs
+
+    def output(self, batch: int, number: int, layer: Any) -> torch.Tensor:
+        """The output of `layer` for one batch."""
+        hidden = self.hidden[batch]
+        args, kwargs = _to(self._arguments[number][hidden.shape[1]], self.device)
+        output = layer(hidden.to(self.device), *args, **kwargs)
+        moved: torch.Tensor = (output[0] if isinstance(output, tuple) else output).to(hidden.device)
+        return moved
+
+    def advance(self, number: int, layer: Any) -> None:
+        """Make the outputs of `layer` the hidden states."""
+        self.hidden = self.run(number, layer)
+
+
+class _CacheRange:
+    """The largest magnitudes of an attention module's keys (after rotary embedding) and values."""
+
+    def __init__(self, model: Any, attention: Any) -> None:
+        from compressed_tensors.modeling.kvcache import (
+            initialize_hooked_kv_cache,
+            register_key_hook,
+            register_value_hook,
+        )
+
+        self.keys = self.values = torch.zeros(())
+        before = set(attention._forward_pre_hooks)
+        initialize_hooked_kv_cache(model, attention)
+        self._attention, self._added = attention, set(attention._forward_pre_hooks) - before
+
+        def see_keys(_: Any, keys: torch.Tensor) -> None:
+            self.keys = torch.maximum(self.keys.to(keys.device), keys.abs().amax().float())
+
+        def see_values(_: Any, values: torch.Tensor) -> None:
+            self.values = torch.maximum(self.values.to(values.device), values.abs().amax().float())
+
+        register_key_hook(attention, see_keys)
+        register_value_hook(attention, see_values)
+
+    def close(self) -> None:
+        """Take the hooks off again."""
+        for hook in self._added:
+            del self._attention._forward_pre_hooks[hook]
+        del self._attention.kv_cache
+
+
+def _load(plan: Plan) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(plan.checkpoint.folder, dtype="auto", trust_remote_code=False).eval()
+    if _has_experts(plan):
+        linearize_experts(model)
+    return model
+
+
+def linearize_experts(model: Any) -> None:
+    """Put linear modules where transformers has one tensor for all experts of a layer."""
+    with smoothing.quietly():
+        from llmcompressor.modeling.moe.linearize import linearize_moe
+
+        linearize_moe(model)
+
+
+@contextlib.contextmanager
+def _all_experts(plan: Plan) -> Iterator[None]:
+    """Give every token to every expert of a mixture."""
+    if not _has_experts(plan):
+        yield
+        return
+    with smoothing.quietly():
+        from llmcompressor.modeling.moe.context import moe_calibration_context
+    with moe_calibration_context():
+        yield
+
+
+def _has_experts(plan: Plan) -> bool:
+    return any(EXPERTS.match(name) for name in plan.quantized)
+
+
+def _model_names(plan: Plan, model: Any) -> dict[str, str]:
+    """Each quantized module and each attention of the plan → its name in the model."""
+    modules = dict(model.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
+    return {**named_alike(plan.quantized, linear), **named_alike(plan.attentions, modules)}
+
+
+def named_alike(names: Iterable[str], among: Iterable[str]) -> dict[str, str]:
+    """Each of `names` → itself, or the only name of the language model in `among` that ends alike."""
+    known = set(among)
+    by_tail: dict[str, list[str]] = {}
+    for name in known:
+        if not NOT_TEXT.search(name):
+            by_tail.setdefault(_tail(name), []).append(name)
+    found = {}
+    for name in names:
+        candidates = [name] if name in known else by_tail.get(_tail(name), [])
+        if len(candidates) != 1:
+            raise QuantgateError(f"module {name} of the checkpoint was not found in the model that transformers makes")
+        found[name] = candidates[0]
+    return found
+
+
+def _tail(name: str) -> str:
+    """A module's name from the number of its decoder layer on, as the model spells it."""
+    inside = name[found.start() :].lstrip(".") if (found := LAYER.search(name)) else name
+    parts = inside.split(".")
+    if "experts" in parts:
+        parts = [EXPERT_NAMES.get(part, part) for part in parts]
+    return ".".join(parts)
+
+
+def _decoder_layers(model: Any, names: dict[str, str]) -> list[Any]:
+    prefix = _layer_prefix(next(iter(names.values())))
+    stack = prefix.rstrip(".").rpartition(".")[0]
+    return list(model.get_submodule(stack))
+
+
+def _layer_prefix(name: str) -> str:
+    """`model.layers.3.` of a module's name."""
+    found = LAYER.search(name)
+    if found is None:
+        raise QuantgateError(f"{name} is not in a decoder layer")
+    return name[: found.end()]
+
+
+def _number(name: str) -> int:
+    found = LAYER.search(f"{name}.")
+    return int(found[1]) if found else -1
+
+
+def _together(modules: dict[str, Module], statistics: dict[str, InputStatistics]) -> list[list[Module]]:
+    """Modules that read the same input and have the same scheme."""
+    groups: dict[Any, list[Module]] = {}
+    for name, module in modules.items():
+        groups.setdefault((id(statistics[name]), module.scheme, module.group_size), []).append(module)
+    return list(groups.values())
+
+
+def _batches(samples: list[list[int]]) -> Iterator[torch.Tensor]:
+    """Samples of equal length together, (samples, tokens), up to `BATCH_TOKENS` at a time."""
+    by_length: dict[int, list[list[int]]] = {}
+    for sample in samples:
+        by_length.setdefault(len(sample), []).append(sample)
+    for length, equal in sorted(by_length.items()):
+        count = max(1, BATCH_TOKENS // length)
+        for first in range(0, len(equal), count):
+            yield torch.tensor(equal[first : first + count])
+
+
+class _Reached(Exception):
+    """The first layer's input is known."""
+
+
+def _first_input(model: Any, layer: Any, batch: torch.Tensor) -> torch.Tensor:
+    """The hidden states (samples, tokens, features) that the first layer gets; nothing after it is computed."""
+    seen: list[torch.Tensor] = []
+
+    def stop(_: Any, arguments: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(arguments[0] if arguments else kwargs["hidden_states"])
+        raise _Reached
+
+    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    with contextlib.suppress(_Reached):
+        model(batch, use_cache=False)
+    hook.remove()
+    return seen[0]
+
+
+def _of_any_sample(value: Any) -> Any:
+    """An argument of a layer, as it got it for two samples, in a form that broadcasts over samples."""
+
+    def one(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 0 or len(tensor) != 2:
+            return tensor
+        if not torch.equal(tensor[0], tensor[1]):
+            raise QuantgateError("layers that read more of a text than hidden states need a data-free method, like fp8")
+        return tensor[:1]
+
+    return _each_tensor(value, one)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return _each_tensor(value, lambda tensor: tensor.to(device))
+
+
+def _each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`value` with every tensor in it changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_tensor(item, change) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_each_tensor(item, change) for item in value)
+    return value
+
+
+def _divide(module: Any, factors: torch.Tensor) -> torch.Tensor:
+    """Divide what a norm, or a linear module in its last rows, writes by `factors`.
+
+    Returns what each row was divided by, after rounding to its dtype: 1 where so little would be left of a norm's
+    weight that it would round to nothing.
+    """
+    weight = module.weight
+    rows = torch.ones(len(weight), device=factors.device)
+    rows[-len(factors) :] = factors
+    if weight.ndim == 2:
+        weight.copy_(weight.float() / rows[:, None])
+    else:
+        offset = _offset(module)
+        before = weight.float() + offset
+        divided = (before / rows - offset).to(weight.dtype)
+        after = divided.float() + offset
+        rows = torch.where(after == 0, 1.0, before / after)
+        weight.copy_(torch.where(after == 0, weight, divided))
+    if getattr(module, "bias", None) is not None:
+        module.bias.copy_(module.bias.float() / rows)
+    return rows
+
+
+def _offset(norm: Any) -> float:
+    """What a norm adds to its weight before it multiplies by it: 1 in Gemma, where a weight of zero is no zero."""
+    nothing = {name: torch.zeros_like(parameter) for name, parameter in norm.named_parameters()}
+    signs = 1 - 2 * (torch.arange(len(norm.weight), device=norm.weight.device) % 2)
+    return 1.0 if torch.func.functional_call(norm, nothing, (signs.to(norm.weight.dtype),)).any() else 0.0
+
+
+def _fp8_scale(largest: torch.Tensor) -> torch.Tensor:
+    """(1,): what maps `largest` onto FP8's largest value."""
+    largest = largest.float().reshape(1)
+    return torch.where(largest > 0, largest / FP8_MAX, torch.ones_like(largest))
+
+
+def _on_cpu(scales: rounding.Scales) -> rounding.Scales:
+    zero = None if scales.zero is None else scales.zero.cpu()
+    tensor = None if scales.tensor is None else scales.tensor.cpu()
+    return dataclasses.replace(scales, scale=scales.scale.cpu(), zero=zero, tensor=tensor)

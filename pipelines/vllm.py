@@ -1,0 +1,411 @@
+"""vLLM as a second runtime: does it load what we made, does it compute what transformers computes, and what does it
+score? It lives in an environment of its own (`pipelines.environments`) and is spoken to through pipes.
+"""
+
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from lm_eval.api.model import TemplateLM  # light: it loads neither torch nor transformers
+
+from pipelines import environments
+from pipelines.environments import clean_variables
+from pipelines.errors import QuantgateError
+from pipelines.runtime import load_for_inference
+from pipelines.schema import Frozen
+from pipelines.schemes import SchemeName
+from pipelines.verify import PROMPT
+
+LOG_LINES = 8
+BATCH = 64
+"""Prompts in one request to the worker; between two of them the progress bar moves."""
+NEXT_TOKENS = 128
+"""Next tokens vLLM scores after one prompt, at most."""
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Else Python looks for modules beside the worker's script first, and `import vllm` finds this file."""
+SMALLEST_WINDOW = 2048
+"""Tokens."""
+CONTINUATION = 24
+"""Tokens that `compare` lets both runtimes write."""
+TOLERANCE = 0.1
+ROUNDED_TOLERANCE = 0.4
+"""Nats that a token's log-probability may differ by in the mean, the second where activations, keys or values are
+rounded to 8 bits or fewer: each runtime then rounds other sums, and some land on the next value. Seen on the default
+model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float32. Wrong zero points or scales
+everywhere cost more than 10, one misread layer 0.1 to 0.6."""
+PERPLEXITY_RATIO = 1.02
+"""The ratio of the perplexities may be this much, beyond three standard errors: a fixed text is a small sample."""
+
+Score = tuple[float, bool]
+"""A token's log-probability in nats, and whether it was the most likely one."""
+
+
+NOT_ON_CPU: dict[SchemeName, str] = {
+    "FP8_STATIC": "rounds activations only with scales found at run time",
+    "NVFP4": "has no kernel for FP4",
+    "NVFP4A16": "has no kernel for FP4",
+    "MXFP4": "has no kernel for FP4",
+    "W8A16": "has kernels for INT4 weights, but not for INT8 weights with 16-bit activations",
+    "W4AFP8": "leaves INT4 weights with FP8 activations to Hopper GPUs",
+}
+"""Why vLLM 0.32's CPU build cannot run a scheme: each was tried."""
+
+
+def runs_on_cpu(schemes: Iterable[SchemeName], kv_cache: str | None = None) -> str | None:
+    """Why vLLM's CPU build cannot run a checkpoint with these schemes on this machine; None if it can."""
+    flags = _cpu_flags()
+    for scheme in schemes:
+        if scheme in NOT_ON_CPU:
+            return f"{scheme}: vLLM for CPUs {NOT_ON_CPU[scheme]}"
+        if scheme == "FP8_BLOCK" and "amx_tile" not in flags:
+            return f"{scheme}: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
+    if kv_cache == "FP8" and not flags & {"avx512f", "amx_tile"}:
+        return "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
+    return None
+
+
+def _cpu_flags() -> set[str]:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
+
+
+class VllmProcess:
+    """vLLM with one checkpoint loaded, in a process of its own. It ends with the `with` block, or with this object.
+
+    Each method raises QuantgateError when vLLM does; the process is then over.
+    """
+
+    def __init__(self, python: Path, folder: Path, device: str, max_model_len: int) -> None:
+        """Load the checkpoint in `folder` under `python`, the one of an environment that has vLLM.
+
+        `max_model_len` is in tokens, prompt and continuation together.
+        """
+        self.max_model_len = max_model_len
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
+        try:
+            self._process = subprocess.Popen(
+                [str(python), str(Path(__file__).with_name("vllm_worker.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=clean_variables() | SAFE_PATH | _visible_device(device),
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # so that its children can be ended with it
+            )
+        except OSError as error:
+            raise QuantgateError(f"{python} cannot be started: {error.strerror}") from None
+        self.stop = weakref.finalize(self, _kill, self._process, self._log)
+        place = {"folder": str(folder.absolute()), "device": device.partition(":")[0]}
+        loaded = self._ask("load", **place, max_model_len=max_model_len, dtype=_dtype(folder))
+        self.version: str = loaded["version"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def logprobs(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[Score], list[Score]]]:
+        """For each prompt with its next tokens: the scores of the prompt's tokens after the first, and those of the
+        next tokens, each as if it alone followed the prompt.
+        """
+        scored = self._ask("logprobs", batch=batch)
+        return [([(p, top) for p, top in read], [(p, top) for p, top in following]) for read, following in scored]
+
+    def generate(self, batch: Sequence[list[int]], max_tokens: int, stop: Sequence[str] = ()) -> list[list[int]]:
+        """The tokens that follow each prompt, greedily."""
+        tokens: list[list[int]] = self._ask("generate", batch=batch, max_tokens=max_tokens, stop=stop)
+        return tokens
+
+    def _ask(self, command: str, **arguments: Any) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        line = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        reply = json.loads(line) if line else self._obituary()
+        if "error" in reply:
+            self.stop()
+            details = "\n".join(f"    {line}" for line in reply["trace"].splitlines())
+            raise QuantgateError(f"vLLM failed to {command}: {reply['error']}\n{details}")
+        return reply["result"]
+
+    def _obituary(self) -> dict[str, str]:
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").splitlines()
+        return {"error": f"its process ended with code {code}", "trace": "\n".join(lines[-LOG_LINES:])}
+
+
+def _kill(process: "subprocess.Popen[str]", log: IO[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout, log):
+        with suppress(BrokenPipeError):  # what it did not read any more
+            pipe.close()  # type: ignore[union-attr]
+
+
+def _visible_device(device: str) -> dict[str, str]:
+    """The variable that makes `cuda:N` the only GPU that vLLM sees."""
+    _, _, index = device.partition(":")
+    if not index:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(index)] if visible else index}
+
+
+def _dtype(folder: Path) -> str:
+    """What transformers would load it in; vLLM's own choice for float32 is a 16-bit type."""
+    config = _config(folder)
+    return str(config.get("dtype") or config.get("torch_dtype") or "auto")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+class Comparison(Frozen):
+    """The same checkpoint in vLLM and in transformers, on a fixed text."""
+
+    version: str
+    """Of vLLM."""
+    tokens: int
+    """Tokens scored."""
+    mean_difference: float
+    max_difference: float
+    """Nats: the absolute difference of a token's log-probability."""
+    tolerance: float
+    """Nats: what `mean_difference` may be for this format."""
+    perplexity_vllm: float
+    perplexity_transformers: float
+    standard_error: float
+    """Nats: of the mean signed difference, which is the logarithm of the perplexities' ratio."""
+    continuation_vllm: str
+    continuation_transformers: str
+    """What each writes after the text, greedily."""
+    same_tokens: int
+    """Leading tokens that the continuations share, of `CONTINUATION`. A near tie ends them: they decide nothing."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the runtimes compute the same, within the tolerances above."""
+        shift = abs(math.log(self.perplexity_vllm / self.perplexity_transformers))
+        return self.mean_difference < self.tolerance and shift < math.log(PERPLEXITY_RATIO) + 3 * self.standard_error
+
+
+def compare(folder: Path, python: Path, device: str) -> Comparison:
+    """Run the checkpoint in `folder` in vLLM and in transformers.
+
+    Raises:
+        QuantgateError: vLLM cannot load or run it.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokens: list[int] = tokenizer(PROMPT)["input_ids"]
+    ours, our_tokens = _in_transformers(folder, tokens, device)
+    with VllmProcess(python, folder, device, len(tokens) + CONTINUATION) as vllm:
+        ((read, following),) = vllm.logprobs([(tokens[:-1], tokens[-1:])])
+        (their_tokens,) = vllm.generate([tokens], CONTINUATION)
+    theirs = [logprob for logprob, _ in (*read, *following)]
+    differences = [a - b for a, b in zip(theirs, ours, strict=True)]
+    return Comparison(
+        version=vllm.version,
+        tokens=len(theirs),
+        mean_difference=statistics.fmean(map(abs, differences)),
+        max_difference=max(map(abs, differences)),
+        tolerance=ROUNDED_TOLERANCE if _rounds_activations(folder) else TOLERANCE,
+        perplexity_vllm=math.exp(-statistics.fmean(theirs)),
+        perplexity_transformers=math.exp(-statistics.fmean(ours)),
+        standard_error=statistics.stdev(differences) / math.sqrt(len(differences)),
+        continuation_vllm=tokenizer.decode(their_tokens, skip_special_tokens=True),
+        continuation_transformers=tokenizer.decode(our_tokens, skip_special_tokens=True),
+        same_tokens=_shared(our_tokens, their_tokens),
+    )
+
+
+def _shared(first: list[int], second: list[int]) -> int:
+    """How many leading tokens are the same."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _rounds_activations(folder: Path) -> bool:
+    config = _config(folder).get("quantization_config") or {}
+    groups = config.get("config_groups", {}).values()
+    return bool(config.get("kv_cache_scheme")) or any(group["input_activations"] for group in groups)
+
+
+def _in_transformers(folder: Path, tokens: list[int], device: str) -> tuple[list[float], list[int]]:
+    """The log-probability of each token after the first, and what follows them all, greedily."""
+    import torch
+
+    model = load_for_inference(folder, device)
+    ids = torch.tensor([tokens], device=device)
+    with torch.inference_mode():
+        logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)
+        scored: list[float] = logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CONTINUATION, do_sample=False)
+    written: list[int] = output[0, len(tokens) :].tolist()
+    del model
+    if device != "cpu":
+        torch.cuda.empty_cache()  # vLLM takes most of the GPU's memory
+    return scored, written
+
+
+def harness(folder: Path, python: Path | None, device: str) -> "VllmLM":
+    """An lm-eval model that runs the checkpoint in `folder` in vLLM; without `python`, in the environment we make."""
+    return VllmLM(folder, python or environments.make("vllm"), device)
+
+
+class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """What lm-eval's own `HFLM` asks of transformers with its defaults, asked of vLLM: the same tokens, the same
+    truncation, the same stop strings. Its log-probabilities are float32's, HFLM's those of the model's dtype.
+    """
+
+    def __init__(self, folder: Path, python: Path, device: str) -> None:
+        super().__init__()
+        from lm_eval.models.utils import resolve_max_length
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.max_length: int = resolve_max_length(config, self.tokenizer)
+        self._folder, self._python, self._where = folder, python, device
+        self._process: VllmProcess | None = None
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        special: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **special))
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        sequences = [tuple((context + answer)[-(self.max_length + 1) :]) for _, context, answer in requests]
+        scores = self._score(sequences, disable_tqdm)
+        results = []
+        for (asked, _context, answer), sequence in zip(requests, sequences, strict=True):
+            of_answer = scores[sequence][-len(answer) :]
+            result = sum(logprob for logprob, _ in of_answer), all(likeliest for _, likeliest in of_answer)
+            if asked is not None:
+                self.cache_hook.add_partial("loglikelihood", asked, result)
+            results.append(result)
+        return results
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        windows = []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((number, make_disjoint_window(window)))
+        scored = self._loglikelihood_tokens([(None, *window) for _, window in windows], disable_tqdm)
+        results = [0.0] * len(requests)
+        for (number, _), (logprob, _) in zip(windows, scored, strict=True):
+            results[number] += logprob
+        for request, result in zip(requests, results, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
+        return results
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """What follows each context, greedily.
+
+        Raises:
+            QuantgateError: a task wants samples.
+        """
+        from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+
+        end = self.tokenizer.decode(self.eot_token_id)
+        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for number, request in enumerate(requests):
+            settings = normalize_gen_kwargs(request.args[1], 256)
+            if settings["do_sample"]:
+                raise QuantgateError(f"task {request.task_name} samples; the vLLM runtime only generates greedily")
+            stop = tuple(handle_stop_sequences(settings["until"], eos=end))
+            groups.setdefault((settings["max_gen_toks"], stop), []).append(number)
+        texts = [""] * len(requests)
+        for (max_tokens, stop), members in groups.items():
+            prompts = [self.tok_encode(requests[n].args[0])[-(self.max_length - max_tokens) :] for n in members]
+            engine = self._engine(max(map(len, prompts)) + max_tokens)
+            for batch in _batches(list(zip(members, prompts, strict=True)), disable_tqdm):
+                written = engine.generate([prompt for _, prompt in batch], max_tokens, stop)
+                for (number, _), tokens in zip(batch, written, strict=True):
+                    text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                    texts[number] = postprocess_generated_text(text, list(stop), None)
+                    self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
+        return texts
+
+    def _score(self, sequences: Iterable[tuple[int, ...]], quiet: bool) -> dict[tuple[int, ...], list[Score]]:
+        """The scores of each sequence's tokens after the first. What differs in the last token only is read once."""
+        following: dict[tuple[int, ...], list[int]] = {}
+        for sequence in dict.fromkeys(sequences):
+            following.setdefault(sequence[:-1], []).append(sequence[-1])
+        asked = [
+            (list(prompt), tokens[first : first + NEXT_TOKENS])
+            for prompt, tokens in following.items()
+            for first in range(0, len(tokens), NEXT_TOKENS)
+        ]
+        scores: dict[tuple[int, ...], list[Score]] = {}
+        if asked:
+            engine = self._engine(max(len(prompt) for prompt, _ in asked) + 1)
+            for batch in _batches(asked, quiet):
+                for (prompt, tokens), (read, last) in zip(batch, engine.logprobs(batch), strict=True):
+                    for token, score in zip(tokens, last, strict=True):
+                        scores[*prompt, token] = [*read, score]
+        return scores
+
+    def _engine(self, tokens: int) -> VllmProcess:
+        """vLLM with room for sequences of `tokens`.
+
+        It sets memory aside for its longest sequence, and a model's whole context may be more than there is, so the
+        room follows what is asked, by powers of two.
+        """
+        if self._process is None or self._process.max_model_len < tokens:
+            if self._process:
+                self._process.stop()
+            room = min(max(SMALLEST_WINDOW, 1 << (tokens - 1).bit_length()), self.max_length + 1)
+            self._process = VllmProcess(self._python, self._folder, self._where, room)
+        return self._process
+
+
+def _batches(items: list[Any], quiet: bool) -> Iterable[list[Any]]:
+    from tqdm import tqdm
+
+    with tqdm(total=len(items), desc="vllm", unit="prompt", disable=quiet) as bar:
+        for first in range(0, len(items), BATCH):
+            batch = items[first : first + BATCH]
+            yield batch
+            bar.update(len(batch))
