@@ -24,6 +24,7 @@ from pipelines.errors import QuantgateError
 from pipelines.runtime import load_for_inference
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
+from pipelines.store import cache_dir
 from pipelines.verify import PROMPT
 
 LOG_LINES = 8
@@ -31,8 +32,6 @@ BATCH = 64
 """Prompts in one request to the worker; between two of them the progress bar moves."""
 NEXT_TOKENS = 128
 """Next tokens vLLM scores after one prompt, at most."""
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""Else Python looks for modules beside the worker's script first, and `import vllm` finds this file."""
 SMALLEST_WINDOW = 2048
 """Tokens."""
 CONTINUATION = 24
@@ -101,7 +100,7 @@ class VllmProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env=clean_variables() | SAFE_PATH | _visible_device(device),
+                env=_variables(device),
                 text=True,
                 encoding="utf-8",
                 start_new_session=True,  # so that its children can be ended with it
@@ -164,13 +163,15 @@ def _kill(process: "subprocess.Popen[str]", log: IO[bytes]) -> None:
             pipe.close()  # type: ignore[union-attr]
 
 
-def _visible_device(device: str) -> dict[str, str]:
-    """The variable that makes `cuda:N` the only GPU that vLLM sees."""
+def _variables(device: str) -> dict[str, str]:
+    """The worker's environment variables: ours, what vLLM remembers in our cache, and for `cuda:N` only that GPU."""
+    variables = {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")} | clean_variables()
+    variables["PYTHONSAFEPATH"] = "1"  # else modules beside the worker's script come first: `import vllm` is this file
     _, _, index = device.partition(":")
-    if not index:
-        return {}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(index)] if visible else index}
+    if index:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(index)] if visible else index
+    return variables
 
 
 def _dtype(folder: Path) -> str:

@@ -108,7 +108,7 @@ def test_int8_is_calibrated_and_its_record_says_on_what(cli: Cli, tmp_path: Path
     assert (record.calibration.set, record.calibration.tokens) == ("passages", 256)
     assert record.calibration.gate_documents == 48
     assert record.verification.quantized == 210
-    assert min(layer.sqnr for layer in record.verification.layers) > 25
+    assert min(layer.sqnr for layer in record.verification.layers) > 20  # GPTQ on 256 tokens moves weights further
     assert [stage.stage for stage in record.stages][:3] == ["calibrate", "quantize", "verify"]
 
 
