@@ -203,8 +203,8 @@ def show_agreement(compared: "Comparison") -> None:
             f"a mean of {compared.tolerance} is tolerated",
             "perplexity": f"{compared.perplexity_vllm:.3f} against {compared.perplexity_transformers:.3f}",
             "continuation": f"{compared.same_tokens} tokens alike",
-            "vLLM writes": compared.continuation_vllm,
-            "transformers writes": compared.continuation_transformers,
+            "vLLM writes": compared.continuation_vllm.strip(),
+            "transformers writes": compared.continuation_transformers.strip(),
             "agrees": "yes" if compared.agrees else "NO",
         },
     )
