@@ -139,20 +139,18 @@ def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[st
     from pipelines.calibrate import calibrate
     from pipelines.engines import layerwise, streaming
     from pipelines.plan import make_plan
+    from pipelines.quantize import write_companions
     from pipelines.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     target.mkdir()
-    for name in plan.checkpoint.companions:  # so that the result can be loaded and judged
-        shutil.copyfile(source / name, target / name)
 
     def work() -> None:
         if plan.recipe.calibrate:
             written = layerwise.quantize(plan, calibrate(plan), target)
         else:
             written = streaming.quantize(plan, None, target)
-        config = {**plan.checkpoint.config, "quantization_config": written.quantization_config}
-        (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        write_companions(plan.checkpoint, written, target)
 
     if plan.recipe.calibrate:
         calibrate(plan)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipelines import library
-from pipelines.package import Manifest, serve_line
+from pipelines.package import Manifest, listed, serve_line
 from pipelines.recipe import Awq, Calibrate, Gate, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.tables import FAMILIES, by_family
@@ -121,7 +121,7 @@ def _section(recipe: Recipe) -> list[str]:
     lines = [f"### {recipe.name}", "", recipe.summary, "", "```", f"make quantize RECIPE={recipe.name}", "```", ""]
     lines += _scheme(quantize.scheme, quantize.group_size, "scheme")
     for rule in quantize.rules:
-        lines += _scheme(rule.scheme, rule.group_size, f"for {_patterns(rule.match)}")
+        lines += _scheme(rule.scheme, rule.group_size, f"for {listed(rule.match)}")
     if any(SCHEMES[name].weights.group_size for name in quantize.schemes):
         lines.append(f"- where the group size does not divide: {INDIVISIBLE[quantize.on_indivisible]}")
     if quantize.kv_cache:
@@ -129,7 +129,7 @@ def _section(recipe: Recipe) -> list[str]:
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
             f"`{serve_line('FOLDER', recipe)}`"
         )
-    lines.append(f"- kept in the source's precision: {_patterns(quantize.ignore) or 'nothing that can be quantized'}")
+    lines.append(f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing that can be quantized'}")
     lines.append(f"- method: `{quantize.method}`")
     if isinstance(quantize, Gptq) and quantize.smoothquant:
         lines[-1] += f", after SmoothQuant {quantize.smoothquant}"
@@ -184,10 +184,6 @@ def _hardware(recipe: Recipe) -> list[str]:
     if len({SCHEMES[name].hardware for name in schemes}) == 1:
         return [f"- hardware: {SCHEMES[schemes[0]].hardware}"]
     return [f"- hardware for `{name}`: {SCHEMES[name].hardware}" for name in schemes]
-
-
-def _patterns(patterns: tuple[str, ...]) -> str:
-    return ", ".join(f"`{pattern}`" for pattern in patterns)
 
 
 def _keys() -> Iterator[str]:

@@ -422,11 +422,11 @@ def _made(manifest: Manifest) -> list[str]:
     ]
     for rule in quantize.rules:
         group = f", group_size {rule.group_size}" if rule.group_size else ""
-        lines.append(f"- rule: {rule.scheme}{group} for {_patterns(rule.match)}")
+        lines.append(f"- rule: {rule.scheme}{group} for {listed(rule.match)}")
     if quantize.kv_cache:
         lines.append(f"- KV cache: {quantize.kv_cache}, measured scales for each layer's keys and values")
     lines += [
-        f"- kept in the source's precision: {_patterns(quantize.ignore) or 'nothing'}",
+        f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing'}",
         f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
         *_reasons(manifest.modules),
     ]
@@ -440,7 +440,8 @@ def _made(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _patterns(patterns: tuple[str, ...]) -> str:
+def listed(patterns: tuple[str, ...]) -> str:
+    """Patterns of a recipe, as Markdown."""
     return ", ".join(f"`{pattern}`" for pattern in patterns)
 
 

@@ -59,7 +59,7 @@ class Module(Frozen):
     def quantized(self) -> bool:
         return self.scheme is not None
 
-    @property
+    @cached_property
     def parts(self) -> Layout:
         """The tensors that replace its weight; none when it is kept."""
         return layout(self.scheme, self.shape, self.dtype, self.group_size) if self.scheme else {}
@@ -104,7 +104,7 @@ class Plan(Frozen):
         changed = sum(module.bytes_after - module.bytes_before for module in self.modules)
         return self.bytes_before + changed + layout_bytes(self.cache_scales)
 
-    @property
+    @cached_property
     def cache_scales(self) -> Layout:
         """The tensors that a quantized KV cache adds, by full name."""
         dtype = next((module.dtype for module in self.modules), "BF16")
@@ -162,7 +162,7 @@ def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, .
         return ()
     keys = (module.name for module in modules if module.name.endswith((".k_proj", ".qkv_proj", ".query_key_value")))
     layers = _decoder_layers(checkpoint)
-    inside = (name for name in keys if not NOT_TEXT.search(name) and _layer(name) < layers)
+    inside = (name for name in keys if not NOT_TEXT.search(name) and layer_number(name) < layers)
     return tuple(sorted({name.rpartition(".")[0] for name in inside}))
 
 
@@ -172,7 +172,9 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
     if checkpoint.config.get("tie_word_embeddings") or HEAD not in linear:
         names.add(HEAD)  # the head exists in the model, though the checkpoint holds no tensor for it
     layers = _decoder_layers(checkpoint)
-    last = max((_layer(name) for name in names if not NOT_TEXT.search(name) and _layer(name) < layers), default=-1)
+    last = max(
+        (layer_number(name) for name in names if not NOT_TEXT.search(name) and layer_number(name) < layers), default=-1
+    )
     quantize, asked = recipe.quantize, []
     for patterns, what in ((quantize.ignore, "ignore"), *((rule.match, "rule") for rule in quantize.rules)):
         hits = {pattern: {name for name in names if matches(pattern, name, last)} for pattern in patterns}
@@ -197,7 +199,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
         if SCHEMES[quantize.scheme].resizable:
             remedy = f"quantize.group_size={_divisor((width,), size)}, or {remedy}"
         problems.append(Problem(f"recipe {recipe.name}", what, f"use {remedy}"))
-    outside = [module.name for module in modules if module.quantized and _layer(module.name) < 0]
+    outside = [module.name for module in modules if module.quantized and layer_number(module.name) < 0]
     if recipe.calibrated and outside:
         what = f"{', '.join(outside)} is outside the decoder layers, which is all that calibrated methods quantize"
         problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
@@ -213,7 +215,7 @@ def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
         return "routes tokens to experts"
     if NOT_TEXT.search(name):
         return "is not part of the language model"
-    if _layer(name) >= layers:
+    if layer_number(name) >= layers:
         return "predicts further tokens (MTP)"
     if len(tensor.shape) != 2:
         return "experts stored as one tensor"
@@ -249,11 +251,11 @@ def matches(pattern: str, name: str, last_layer: int) -> bool:
         return re.match(pattern[3:], name) is not None
     if pattern.startswith("layer:"):
         number = int(pattern.removeprefix("layer:"))
-        return _layer(name) == (number if number >= 0 else last_layer + 1 + number)
+        return layer_number(name) == (number if number >= 0 else last_layer + 1 + number)
     return name == pattern or name.endswith(f".{pattern}")
 
 
-def _layer(name: str) -> int:
+def layer_number(name: str) -> int:
     """The number of the decoder layer that module `name` is in, -1 if in none."""
     found = LAYER.search(name)
     return int(found[1]) if found else -1
@@ -347,7 +349,7 @@ def _moments(plan: Plan) -> int:
         fused = any(last in names for names in FUSED)
         experts = EXPERTS.match(module.name)
         reads = (experts[1] if experts else parent) if fused else module.name
-        layers.setdefault(_layer(module.name), {})[reads] = module.shape[1] ** 2 * 4
+        layers.setdefault(layer_number(module.name), {})[reads] = module.shape[1] ** 2 * 4
     return max((sum(inputs.values()) for inputs in layers.values()), default=0)
 
 

@@ -55,7 +55,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         target = folder / "artifact"
         target.mkdir()
         written = _engine(plan, tokens, target)
-        _write_companions(plan.checkpoint, written, target)
+        write_companions(plan.checkpoint, written, target)
         return {
             "plan": plan.model_copy(update={"needs": ()}),
             "written": written,
@@ -83,7 +83,7 @@ def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writt
     return layerwise.quantize(plan, tokens, folder)
 
 
-def _write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
+def write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
     """Config with the quantization added, and tokenizer, chat template and generation config byte for byte."""
     config = {**source.config, "quantization_config": written.quantization_config}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

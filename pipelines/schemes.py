@@ -70,7 +70,6 @@ class Scheme(Frozen):
 ADA = "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell), AMD MI300"
 HOPPER = "NVIDIA GPUs of compute capability 9.0 or later (Hopper, Blackwell)"
 BLACKWELL = "NVIDIA GPUs of compute capability 10.0 or later (Blackwell)"
-AMPERE = "NVIDIA GPUs of compute capability 8.0 or later (Ampere on)"
 TURING = "NVIDIA GPUs of compute capability 7.5 or later (Turing on)"
 
 _INT8 = Numbers(bits=8, kind="int", strategy="channel")
@@ -183,7 +182,9 @@ def config_group(scheme: SchemeName, targets: list[str], group_size: int | None)
     }
 
 
-def quantization_config(modules: dict[str, tuple[SchemeName, int | None]], ignore: list[str], kv_cache: bool) -> Any:
+def quantization_config(
+    modules: dict[str, tuple[SchemeName, int | None]], ignore: list[str], kv_cache: bool
+) -> dict[str, Any]:
     """compressed-tensors' `quantization_config` of an artifact: each quantized module with its scheme and group size.
 
     A single group addresses all linear modules; with several, each names its modules one by one.

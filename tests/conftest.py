@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import store
+from pipelines import environments, store
 from pipelines.checkpoint import Checkpoint
 from pipelines.models import load_model
 
@@ -94,6 +94,14 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return call
+
+
+@pytest.fixture
+def vllm_python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the environment in the user's own cache, which is made there unless it is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("QUANTGATE_CACHE", str((cache / "wheels").resolve().parent))
+        return environments.make("vllm")
 
 
 def edit_json(path: Path, **values: object) -> None:

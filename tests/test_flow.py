@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipelines import environments, rounding, run_all, store
+from pipelines import rounding, run_all, store
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.cli import _finish_all as finish_all
 from pipelines.cli import main
@@ -283,14 +283,6 @@ def test_what_this_device_cannot_run_is_never_said_to_be_verified(cli: Cli, tiny
             assert (checked.returncode, checked.stdout) == (4, "")
             told = "not verifiable on this device: NVFP4A16: vLLM for CPUs has no kernel for FP4\n"
             assert checked.stderr == told
-
-
-@pytest.fixture
-def vllm_python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of the environment in the user's own cache, which is made there unless it is."""
-    with monkeypatch.context() as patch:
-        patch.setenv("QUANTGATE_CACHE", str((cache / "wheels").resolve().parent))
-        return environments.make("vllm")
 
 
 @pytest.mark.vllm

@@ -134,30 +134,22 @@ def test_a_process_that_dies_leaves_its_last_words(tiny: Path, tmp_path: Path) -
         vllm.VllmProcess(python, tiny, "cpu", 64)
 
 
-@pytest.fixture
-def python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of the environment in the user's own cache, which is made there unless it is."""
-    with monkeypatch.context() as patch:
-        patch.setenv("QUANTGATE_CACHE", str((cache / "wheels").resolve().parent))
-        return environments.make("vllm")
-
-
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", ["fp8", "int8", "int4-gptq", "int4-awq"])
-def test_vllm_computes_what_transformers_computes(name: str, smollm2: Checkpoint, python: Path) -> None:
+def test_vllm_computes_what_transformers_computes(name: str, smollm2: Checkpoint, vllm_python: Path) -> None:
     few = () if name == "fp8" else ("calibrate.samples=8", "calibrate.seq_len=128")
     artifact = quantize(make_plan(load_recipe(name, few), smollm2))
-    compared = vllm.compare(artifact.checkpoint, python, "cpu")
+    compared = vllm.compare(artifact.checkpoint, vllm_python, "cpu")
     assert compared.agrees, compared
     assert compared.tokens == 71
     assert compared.tolerance == (vllm.TOLERANCE if name.startswith("int4") else vllm.ROUNDED_TOLERANCE)
 
 
 @pytest.mark.vllm
-def test_a_checkpoint_that_vllm_cannot_run_says_why(smollm2: Checkpoint, python: Path) -> None:
+def test_a_checkpoint_that_vllm_cannot_run_says_why(smollm2: Checkpoint, vllm_python: Path) -> None:
     artifact = quantize(make_plan("int8-weight-only", smollm2))
     with pytest.raises(QuantgateError, match=r"vLLM failed to load: ValueError: [\s\S]*not supported by CPUWNA16"):
-        vllm.compare(artifact.checkpoint, python, "cpu")
+        vllm.compare(artifact.checkpoint, vllm_python, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -174,11 +166,11 @@ def exact(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def models(exact: Path, python: Path) -> Iterator[tuple[Any, Any]]:
+def models(exact: Path, vllm_python: Path) -> Iterator[tuple[Any, Any]]:
     """lm-eval's own model, and ours."""
     from lm_eval.models.huggingface import HFLM
 
-    yield HFLM(pretrained=str(exact), device="cpu", batch_size=4), vllm.harness(exact, python, "cpu")
+    yield HFLM(pretrained=str(exact), device="cpu", batch_size=4), vllm.harness(exact, vllm_python, "cpu")
 
 
 def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
@@ -221,12 +213,12 @@ def test_requests_are_understood_as_lm_eval_understands_them(models: tuple[Any, 
 
 
 @pytest.mark.vllm
-def test_documents_score_as_in_transformers(exact: Path, python: Path) -> None:
+def test_documents_score_as_in_transformers(exact: Path, vllm_python: Path) -> None:
     tasks = (SuiteTask(task="copa", limit=12), SuiteTask(task="lambada_openai", limit=12))
     suite = Suite(version=1, name="little", summary="of the test", tasks=tasks)
     checkpoint = read_checkpoint(exact)
     theirs = evaluate(checkpoint, suite, "cpu").scores()
-    ours = evaluate(checkpoint, suite, "cpu", runtime="vllm", python=python).scores()
+    ours = evaluate(checkpoint, suite, "cpu", runtime="vllm", python=vllm_python).scores()
     assert not psutil.Process().children(recursive=True)
     for task in ("copa", "lambada_openai"):
         assert [document.score for document in ours[task]] == [document.score for document in theirs[task]]

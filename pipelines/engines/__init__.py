@@ -45,8 +45,7 @@ def written_config(plan: Plan) -> dict[str, Any]:
     modules = {module.name: (module.scheme, module.group_size) for module in plan.modules if module.scheme}
     kept = {module.name for module in plan.modules if not module.scheme}
     head = set() if HEAD in {module.name for module in plan.modules} else {HEAD}
-    config: dict[str, Any] = quantization_config(modules, sorted(kept | head), bool(plan.attentions))
-    return config
+    return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
 
 
 def fused_names(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """The weight files of an artifact: one for each of the source's, holding what the plan makes of its tensors."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +22,11 @@ class ArtifactFiles:
         self._plan, self._folder = plan, folder
         self._writers: dict[str, SafetensorsWriter] = {}
         self._home: dict[str, SafetensorsWriter] = {}
-        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         for file in plan.checkpoint.weight_files:
             outputs = _outputs(plan, [tensor for tensor in plan.checkpoint.tensors if tensor.file == file])
             writer = SafetensorsWriter(folder / file, outputs)
             self._writers[file] = writer
             self._home |= dict.fromkeys(outputs, writer)
-            self._shapes |= outputs
 
     def write(self, name: str, value: "torch.Tensor", first_byte: int = 0) -> None:
         """Write contiguous `value` (CPU) at `first_byte` of tensor `name`."""
@@ -44,9 +43,7 @@ class ArtifactFiles:
                 if first == 0:
                     self.write(f"{module.name}.{suffix}", part)
                 continue
-            row_bytes = BYTES[stored]
-            for length in shape[1:]:
-                row_bytes *= length
+            row_bytes = BYTES[stored] * math.prod(shape[1:])
             self.write(f"{module.name}.{suffix}", part, first * shape[0] // rows * row_bytes)
 
     def write_shape(self, module: Module) -> None:

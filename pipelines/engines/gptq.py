@@ -70,12 +70,11 @@ class _State:
 def _inverse_factor(hessian: torch.Tensor, dampening: float) -> torch.Tensor:
     """Upper triangular U with the inverse Hessian = U^T U, each row divided by its diagonal element.
 
-    By one factorization from the far end: with H = R R^T, R upper triangular, U is R^-1. An input that was always zero
-    gets the mean energy; one that no dampening makes positive definite gets more of it.
+    By one factorization from the far end: with H = R R^T, R upper triangular, U is R^-1. A moment that is not positive
+    definite then is dampened more; an input that was always zero has no part in the others' errors.
     """
     diagonal = hessian.diagonal()
     mean = diagonal[diagonal > 0].mean() if (diagonal > 0).any() else torch.ones((), device=hessian.device)
-    hessian = hessian + torch.diag(torch.where(diagonal > 0, 0.0, mean))
     for _ in range(8):
         damped = hessian + dampening * mean * torch.eye(len(hessian), device=hessian.device)
         factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))

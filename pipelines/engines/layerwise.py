@@ -27,7 +27,7 @@ from pipelines.engines import Written, gptq, smoothing, write_smoothing, written
 from pipelines.engines.files import ArtifactFiles, copy_kept
 from pipelines.engines.statistics import Collector, InputStatistics
 from pipelines.errors import QuantgateError
-from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan
+from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan, layer_number
 from pipelines.recipe import Awq, Gptq, Rtn
 from pipelines.schemes import FP8_MAX, SCHEMES
 
@@ -70,9 +70,9 @@ class _Work:
 
     def layer(self, number: int, layer: Any, stream: "_Stream") -> None:
         """Quantize one decoder layer, and take the stream of tokens through it."""
-        modules = {m.name: m for m in self.plan.quantized.values() if _number(m.name) == number}
+        modules = {m.name: m for m in self.plan.quantized.values() if layer_number(m.name) == number}
         linears = {name: self.model.get_submodule(self.names[name]) for name in modules}
-        attentions = [name for name in self.plan.attentions if _number(name) == number]
+        attentions = [name for name in self.plan.attentions if layer_number(name) == number]
         if not modules and not attentions:
             return stream.advance(number, layer)
         collector = Collector(linears, with_hessian=not isinstance(self.method, Rtn))
@@ -105,9 +105,10 @@ class _Work:
         statistics: dict[str, InputStatistics],
     ) -> None:
         """Scale columns of `weights`, and divide what comes before them, as the method says."""
-        if isinstance(self.method, Rtn) or (isinstance(self.method, Gptq) and self.method.smoothquant is None):
-            return
-        if not weights:
+        smooths = isinstance(self.method, Awq) or (
+            isinstance(self.method, Gptq) and self.method.smoothquant is not None
+        )
+        if not smooths or not weights:
             return
         stored = {self.names[name]: name for name in weights}
         prefix = _layer_prefix(next(iter(stored)))
@@ -122,7 +123,7 @@ class _Work:
                 group_size = self.plan.quantized[readers[0]].group_size
                 factors = smoothing.awq_factors(chosen, measured, group_size, self._rounded)
             else:
-                assert self.method.smoothquant is not None
+                assert isinstance(self.method, Gptq) and self.method.smoothquant is not None
                 factors = smoothing.smoothquant_factors(list(chosen.values()), measured, self.method.smoothquant)
             source = stored.get(link.source) or _layer_prefix(readers[0]) + link.source.removeprefix(prefix)
             factors = self._divide_source(source, self.model.get_submodule(link.source), factors, weights)
@@ -408,11 +409,6 @@ def _layer_prefix(name: str) -> str:
     if found is None:
         raise QuantgateError(f"{name} is not in a decoder layer")
     return name[: found.end()]
-
-
-def _number(name: str) -> int:
-    found = LAYER.search(f"{name}.")
-    return int(found[1]) if found else -1
 
 
 def _together(modules: dict[str, Module], statistics: dict[str, InputStatistics]) -> list[list[Module]]:
