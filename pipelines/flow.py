@@ -113,8 +113,6 @@ def _run(job: _Job, python: Path | None) -> Run:
         journal.add("calibrate", tokens)
     artifact = quantize(plan, tokens)
     journal.add("quantize", artifact)
-    if tokens:  # a finished artifact remembers what they cost when it was made; now counts
-        artifact = artifact.model_copy(update={"calibration": tokens})
     verification = verify(artifact, job.device)
     journal.add("verify", verification)
     baseline = evaluate(plan.checkpoint, suite, job.device, job.runtime, python)

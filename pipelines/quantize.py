@@ -43,6 +43,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     """
     if tokens is None and plan.recipe.calibrate is not None:
         tokens = calibrate(plan)
+    plan = plan.model_copy(update={"needs": ()})  # of the machine, not of the artifact
     inputs = {
         "source": plan.checkpoint.digest,
         "quantize": plan.recipe.quantize.model_dump(),
@@ -57,13 +58,15 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         written = _engine(plan, tokens, target)
         write_companions(plan.checkpoint, written, target)
         return {
-            "plan": plan.model_copy(update={"needs": ()}),
+            "plan": plan,
             "written": written,
             "calibration": tokens,
             "files": folder_digests(target),
         }
 
-    return keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
+    kept = keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
+    # A finished artifact remembers the run that made it: its name, its gate, what its calibration cost. Now counts.
+    return kept.model_copy(update={"plan": plan, "calibration": tokens})
 
 
 def engine_digest() -> str:

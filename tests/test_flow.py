@@ -23,6 +23,7 @@ from pipelines.errors import BadInput, Problem, QuantgateError
 from pipelines.flow import Run, run
 from pipelines.package import Manifest
 from pipelines.plan import make_plan
+from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from tests.conftest import Cli
 
@@ -141,6 +142,14 @@ def test_recipes_share_baseline_and_calibration_text(tiny: Path, tmp_path: Path)
     for done in again.values():
         assert isinstance(done, Run)
         assert all(stage.reused for stage in done.manifest.stages)
+
+
+def test_a_reused_artifact_has_the_recipe_it_was_asked_for(tiny: Path) -> None:
+    first, second = (
+        quantize(make_plan(load_recipe("fp8", [f"gate.retention=0.{n}"]), read_checkpoint(tiny))) for n in (5, 6)
+    )
+    assert second.reused and second.key == first.key
+    assert (first.recipe.gate.retention, second.recipe.gate.retention) == (0.5, 0.6)
 
 
 def test_several_recipes_are_published_below_one_folder_and_compared(cli: Cli, tmp_path: Path) -> None:
