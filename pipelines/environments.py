@@ -137,6 +137,23 @@ def check(name: str) -> str:
     return lines[-1]
 
 
+def installed(python: Path, distribution: str) -> str:
+    """The version of `distribution` that `python` has.
+
+    Raises:
+        BadInput: it has none.
+    """
+    code = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
+    command = [str(python), "-c", code]
+    try:
+        done = subprocess.run(command, env=clean_variables(), capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise bad_input(
+            python, f"is not a Python that has {distribution}", f"quantgate env make {distribution}"
+        ) from None
+    return done.stdout.strip()
+
+
 def clean_variables() -> dict[str, str]:
     """Our environment variables without those that would make another Python import our packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines import environments, wheels
 from pipelines import runtime as transformers_runtime
-from pipelines import wheels
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import bad_input
@@ -45,6 +45,10 @@ def evaluate(
     checkpoint, label = _checkpoint(model)
     device = transformers_runtime.choose_device(device)
     check_tasks(suite)
+    name: str = runtime
+    if runtime == "vllm":
+        python = python or environments.make("vllm")
+        name = f"vllm {environments.installed(python, 'vllm')}"
     loaded: list[Any] = []
 
     def harness() -> Any:  # the model is loaded once, and only if a task is not finished yet
@@ -52,13 +56,13 @@ def evaluate(
             loaded.append(_harness(checkpoint, device, runtime, python))
         return loaded[0]
 
-    where = {"device": device, "runtime": [runtime, *_runtime_code(runtime)]}
+    where = {"device": device, "runtime": [name, *_runtime_code(runtime)]}
     tasks = tuple(_evaluate_task(checkpoint, task, where, harness) for task in suite.tasks)
     return Evaluation(
         model=label,
         model_digest=checkpoint.digest,
         suite=suite,
-        runtime=runtime,
+        runtime=name,
         device=device,
         tasks=tasks,
     )
@@ -89,10 +93,8 @@ def _checkpoint(model: Artifact | Checkpoint | str | Path) -> tuple[Checkpoint, 
 
 def _runtime_code(runtime: Runtime) -> list[str]:
     """Digests of the code that loads and runs a model."""
-    if runtime == "transformers":
-        return [file_digest(Path(transformers_runtime.__file__))]
-    folder = Path(transformers_runtime.__file__).parent
-    return [file_digest(folder / name) for name in ("vllm.py", "vllm_worker.py")]
+    ours = ("vllm.py", "vllm_worker.py") if runtime == "vllm" else ("runtime.py", "mixtures.py", "rounding.py")
+    return [file_digest(Path(transformers_runtime.__file__).with_name(name)) for name in ours]
 
 
 def _evaluate_task(
@@ -216,7 +218,8 @@ def _harness(checkpoint: Checkpoint, device: str, runtime: Runtime, python: Path
     if runtime == "vllm":
         from pipelines import vllm
 
-        return vllm.harness(checkpoint.folder, python, device)
+        assert python
+        return vllm.VllmLM(checkpoint.folder, python, device)
     from lm_eval.models.huggingface import HFLM
 
     with _quiet():

@@ -129,7 +129,7 @@ def _run(job: _Job, python: Path | None) -> Run:
     place = None
     if verdict.verdict == "PASS":
         with journal.measure("publish"):
-            place = publish(artifact, verdict, job.to)
+            place = publish(artifact, verdict, job.to, verification=verification)
     return journal.close(bundle, verdict, artifact.checkpoint, place)
 
 

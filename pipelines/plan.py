@@ -35,6 +35,9 @@ FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_pro
 """Modules that read the same input, and that runtimes load as one matrix."""
 EXPERTS = re.compile(r"(.*\.experts)(\.|$)")
 
+TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+"""Model types whose layers are transformers' Conv1D: (input, output) features, and not linear modules."""
+
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
 EVALUATION_BATCH_TOKENS = 16 * 512
@@ -126,6 +129,9 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
     refuse_quantized(checkpoint)
     problems: list[Problem] = []
+    if checkpoint.config.get("model_type") in TRANSPOSED:
+        what = f"is a {checkpoint.config['model_type']} model, which keeps its weights transposed (Conv1D)"
+        problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
     modules = tuple(_decide(recipe, checkpoint, problems))
     if not problems and not any(module.quantized for module in modules):
         problems.append(Problem(str(checkpoint.folder), "has no linear module left to quantize"))
@@ -203,6 +209,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
     if recipe.calibrated and outside:
         what = f"{', '.join(outside)} is outside the decoder layers, which is all that calibrated methods quantize"
         problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
+    modules = _shrunk_together(modules)
     problems += _torn(recipe, modules)
     return modules
 
@@ -222,22 +229,38 @@ def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
     return "" if tensor.dtype in FLOAT else f"is {tensor.dtype}"
 
 
-def _torn(recipe: Recipe, modules: list[Module]) -> list[Problem]:
-    """Modules that vLLM loads as one matrix, and that the recipe treats differently: it refuses those."""
-    parts: dict[tuple[str, tuple[str, ...]], set[object]] = {}
+def _loaded_as_one(modules: list[Module]) -> dict[str, list[Module]]:
+    """The sets of modules that vLLM loads as one matrix, or as one tensor of all experts, by what to call them."""
+    sets: dict[str, list[Module]] = {}
     for module in modules:
         parent, _, last = module.name.rpartition(".")
         for fused in FUSED:
             if last in fused:
-                parts.setdefault((parent, fused), set()).add((module.scheme, module.group_size))
+                sets.setdefault(f"{', '.join(fused)} of {parent}", []).append(module)
         if experts := EXPERTS.match(module.name):
-            parts.setdefault((experts[1], ("all experts",)), set()).add(module.scheme)
-    torn = [(parent, fused) for (parent, fused), decisions in parts.items() if len(decisions) > 1]
+            sets.setdefault(f"all experts of {experts[1]}", []).append(module)
+    return sets
+
+
+def _shrunk_together(modules: list[Module]) -> list[Module]:
+    """`modules`, where those that are loaded as one have the smallest group size that one of them was shrunk to."""
+    smallest: dict[str, Module] = {}
+    for together in _loaded_as_one(modules).values():
+        if len({module.scheme for module in together}) == 1 and together[0].group_size:
+            least = min(together, key=lambda module: module.group_size or 0)
+            smallest |= {m.name: least for m in together if m.group_size != least.group_size and least.reason}
+    changes = {name: {"group_size": least.group_size, "reason": least.reason} for name, least in smallest.items()}
+    return [module.model_copy(update=changes.get(module.name)) for module in modules]
+
+
+def _torn(recipe: Recipe, modules: list[Module]) -> list[Problem]:
+    """Modules that vLLM loads as one, and that the recipe treats differently: it refuses those."""
+    sets = _loaded_as_one(modules)
+    torn = [name for name, together in sets.items() if len({(m.scheme, m.group_size) for m in together}) > 1]
     if not torn:
         return []
-    parent, fused = torn[0]
-    what = f"{', '.join(fused)} of {parent} are not treated alike ({len(torn)} such groups)"
-    return [Problem(f"recipe {recipe.name}", what, "runtimes load them as one matrix: ignore all of them, or none")]
+    what = f"{torn[0]} are not treated alike ({len(torn)} such groups)"
+    return [Problem(f"recipe {recipe.name}", what, "runtimes load them as one: ignore all of them, or none")]
 
 
 def _divisor(widths: tuple[int, ...], group_size: int) -> int:

@@ -11,6 +11,7 @@ from pipelines.gate import Verdict
 from pipelines.package import Bundle, Manifest, package
 from pipelines.quantize import Artifact
 from pipelines.store import cache_dir, digest, file_digest, folder_digests
+from pipelines.verify import Verification
 
 RECORD = "quantgate.json"
 SUMS = "SHA256SUMS"
@@ -27,11 +28,18 @@ class Refused(QuantgateError):
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
 
-def publish(artifact: Artifact, verdict: Verdict, to: Path | str, force: str | None = None) -> Path:
+def publish(
+    artifact: Artifact,
+    verdict: Verdict,
+    to: Path | str,
+    force: str | None = None,
+    verification: Verification | None = None,
+) -> Path:
     """Put `artifact` into the folder `to`, if `verdict` is a PASS and belongs to exactly these bytes.
 
     `force` is a reason to publish without a PASS; it is written into the card and the record. The bytes must be the
-    judged ones even then. Publishing the same artifact again changes nothing.
+    judged ones even then. `verification` is what the verify stage returned; without it the stage is asked again.
+    Publishing the same artifact again changes nothing.
 
     Raises:
         Refused: there is no PASS, and no reason was given.
@@ -41,7 +49,7 @@ def publish(artifact: Artifact, verdict: Verdict, to: Path | str, force: str | N
     if verdict.verdict != "PASS" and not force:
         raise Refused(verdict, f"not published: the gate says {verdict.verdict} ({'; '.join(verdict.reasons)})")
     _check_bytes(artifact, verdict)
-    bundle = package(artifact, verdict, force if verdict.verdict != "PASS" else None)
+    bundle = package(artifact, verdict, force if verdict.verdict != "PASS" else None, verification)
     to.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_staging(to).with_suffix(".lock")):
         if already := published(to):

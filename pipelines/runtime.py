@@ -20,11 +20,24 @@ def load_for_inference(folder: Path, device: str) -> Any:
     dequantized weights again in every forward pass, and it rounds the same input once for each layer that reads it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils.quantization_config import CompressedTensorsConfig
+    from transformers import AutoConfig
+
+    from pipelines import mixtures
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     quantized = getattr(config, "quantization_config", None) is not None
+    model = mixtures.load(folder, config) if quantized and mixtures.is_one(folder) else _load(folder, quantized)
+    model = model.to(torch.device(device)).eval()
+    if quantized:
+        _share_rounding(model)
+    return model
+
+
+def _load(folder: Path, quantized: bool) -> Any:
+    """As transformers reads it; the weights of a quantized one come dequantized, on their grid."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
     extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that we pass `dequantize`, which we do
@@ -37,9 +50,6 @@ def load_for_inference(folder: Path, device: str) -> Any:
         raise QuantgateError(f"{folder}: {what}: these modules are not linear in its model")
     if quantized:
         _skip_weight_rounding(model)
-    model = model.to(torch.device(device)).eval()
-    if quantized:
-        _share_rounding(model)
     return model
 
 

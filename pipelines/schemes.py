@@ -70,6 +70,7 @@ class Scheme(Frozen):
 ADA = "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell), AMD MI300"
 HOPPER = "NVIDIA GPUs of compute capability 9.0 or later (Hopper, Blackwell)"
 BLACKWELL = "NVIDIA GPUs of compute capability 10.0 or later (Blackwell)"
+HOPPER_ONLY = "NVIDIA GPUs of compute capability 9.0 (Hopper), for layers whose sides 128 divides"
 TURING = "NVIDIA GPUs of compute capability 7.5 or later (Turing on)"
 
 _INT8 = Numbers(bits=8, kind="int", strategy="channel")
@@ -130,7 +131,9 @@ SCHEMES: dict[SchemeName, Scheme] = {
         weights=_INT4.model_copy(update={"symmetric": False}),
         hardware=f"{TURING}, x86 CPUs",
     ),
-    "W4AFP8": Scheme(family="INT4", format="pack-quantized", weights=_INT4, activations=_FP8_TOKEN, hardware=HOPPER),
+    "W4AFP8": Scheme(
+        family="INT4", format="pack-quantized", weights=_INT4, activations=_FP8_TOKEN, hardware=HOPPER_ONLY
+    ),
 }
 
 

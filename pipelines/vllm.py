@@ -18,7 +18,6 @@ from typing import IO, Any, Self
 
 from lm_eval.api.model import TemplateLM  # light: it loads neither torch nor transformers
 
-from pipelines import environments
 from pipelines.environments import clean_variables
 from pipelines.errors import QuantgateError
 from pipelines.runtime import load_for_inference
@@ -272,11 +271,6 @@ def _in_transformers(folder: Path, tokens: list[int], device: str) -> tuple[list
     if device != "cpu":
         torch.cuda.empty_cache()  # vLLM takes most of the GPU's memory
     return scored, written
-
-
-def harness(folder: Path, python: Path | None, device: str) -> "VllmLM":
-    """An lm-eval model that runs the checkpoint in `folder` in vLLM; without `python`, in the environment we make."""
-    return VllmLM(folder, python or environments.make("vllm"), device)
 
 
 class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types

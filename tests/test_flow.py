@@ -146,10 +146,10 @@ def test_recipes_share_baseline_and_calibration_text(tiny: Path, tmp_path: Path)
 
 def test_a_reused_artifact_has_the_recipe_it_was_asked_for(tiny: Path) -> None:
     first, second = (
-        quantize(make_plan(load_recipe("fp8", [f"gate.retention=0.{n}"]), read_checkpoint(tiny))) for n in (5, 6)
+        quantize(make_plan(load_recipe("fp8", [f"gate.retention=0.{n}"]), read_checkpoint(tiny))) for n in (6, 7)
     )
     assert second.reused and second.key == first.key
-    assert (first.recipe.gate.retention, second.recipe.gate.retention) == (0.5, 0.6)
+    assert (first.recipe.gate.retention, second.recipe.gate.retention) == (0.6, 0.7)
 
 
 def test_several_recipes_are_published_below_one_folder_and_compared(cli: Cli, tmp_path: Path) -> None:

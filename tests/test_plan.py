@@ -682,6 +682,29 @@ def test_what_runtimes_load_as_one_matrix_is_treated_alike(
     assert "ignore all of them, or none" in problem
 
 
+def test_what_is_loaded_as_one_is_shrunk_to_one_group_size(tmp_path: Path) -> None:
+    """Grouped queries have fewer keys than 128 divides; an expert's last matrix is narrower than its others."""
+    attention = {f"model.layers.0.self_attn.{name}_proj.weight": ("BF16", (rows, 256)) for name, rows in
+                 (("q", 256), ("k", 64), ("v", 64), ("o", 256))}  # fmt: skip
+    experts = {f"{name}.weight": ("BF16", (256, 256)) for name in experts_of("w1", "mlp")}
+    experts |= {f"{name}.weight": ("BF16", (256, 96)) for name in experts_of("w2", "mlp")}
+    blocks = decided(Rtn(method="rtn", scheme="FP8_BLOCK", on_indivisible="shrink"), fake(tmp_path / "a", attention))
+    assert blocks == {"q_proj": 64, "k_proj": 64, "v_proj": 64, "o_proj": 128}
+    groups = decided(w4a16(128, "shrink"), fake(tmp_path / "b", experts))
+    assert groups == {"w1": 32, "w2": 32}
+
+
+def decided(quantize: Quantize, model: Checkpoint) -> dict[str, int | None]:
+    """The end of each module's name → its group size."""
+    return {module.name.rpartition(".")[2]: module.group_size for module in make_plan(recipe(quantize), model).modules}
+
+
+def test_models_with_transposed_weights_are_refused(tmp_path: Path) -> None:
+    model = fake(tmp_path, bf16((128, 384), "h.0.attn.c_attn"), model_type="gpt2")
+    (problem,) = told(Rtn(method="rtn", scheme="FP8_DYNAMIC"), model)
+    assert "is a gpt2 model, which keeps its weights transposed (Conv1D)" in problem
+
+
 def test_torn_layers_are_one_problem(smollm2: Checkpoint) -> None:
     torn = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
     with pytest.raises(BadInput, match=r"of model.layers.0.self_attn are not treated alike \(30 such groups\)"):

@@ -170,7 +170,7 @@ def models(exact: Path, vllm_python: Path) -> Iterator[tuple[Any, Any]]:
     """lm-eval's own model, and ours."""
     from lm_eval.models.huggingface import HFLM
 
-    yield HFLM(pretrained=str(exact), device="cpu", batch_size=4), vllm.harness(exact, vllm_python, "cpu")
+    yield HFLM(pretrained=str(exact), device="cpu", batch_size=4), vllm.VllmLM(exact, vllm_python, "cpu")
 
 
 def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:

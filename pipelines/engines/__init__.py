@@ -8,12 +8,13 @@ tokenizer and the rest are the same for every engine and `pipelines.quantize` wr
 """
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipelines.plan import FUSED, HEAD, Module, Plan
+from pipelines.plan import FUSED, HEAD, LAYER, NOT_TEXT, Module, Plan
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, quantization_config
 
@@ -42,10 +43,21 @@ class Written(Frozen):
 
 def written_config(plan: Plan) -> dict[str, Any]:
     """The `quantization_config` of the artifact that `plan` describes."""
-    modules = {module.name: (module.scheme, module.group_size) for module in plan.modules if module.scheme}
-    kept = {module.name for module in plan.modules if not module.scheme}
+    address = _address_inside if any(NOT_TEXT.search(module.name) for module in plan.modules) else str
+    modules = {address(module.name): (module.scheme, module.group_size) for module in plan.modules if module.scheme}
+    kept = {address(module.name) for module in plan.modules if not module.scheme}
     head = set() if HEAD in {module.name for module in plan.modules} else {HEAD}
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
+
+
+def _address_inside(name: str) -> str:
+    """What means a module of a model that has towers beside its language model: the names of those begin otherwise on
+    the hub (`language_model.model.layers`), in transformers (`model.language_model.layers`) and in vLLM."""
+    if tower := NOT_TEXT.search(name):
+        return rf"re:(.*\.)?{tower[2]}\..*"
+    inside = LAYER.search(name)
+    tail = name[inside.start() :].lstrip(".") if inside else name.rpartition(".")[2]
+    return rf"re:(.*\.)?{re.escape(tail)}$"
 
 
 def fused_names(plan: Plan) -> dict[str, tuple[str, ...]]:

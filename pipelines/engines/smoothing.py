@@ -76,8 +76,8 @@ def _parent(name: str) -> str:
 
 def _fits(model: Any, source: str, readers: list[str], quantized: Mapping[str, torch.Tensor]) -> bool:
     columns = {quantized[name].shape[1] for name in readers}
-    weight = model.get_submodule(source).weight
-    if len(columns) != 1:
+    weight = getattr(model.get_submodule(source), "weight", None)  # an activation function has none
+    if weight is None or len(columns) != 1:
         return False
     if weight.ndim == 1:
         return weight.shape[0] in columns and not any(".experts." in name for name in readers)

@@ -1,0 +1,104 @@
+"""Quantized mixtures of experts in transformers, for which it has no way to load every format.
+
+It makes one tensor of a layer's experts while it loads, for which it reads FP8 per channel and symmetric packed
+integers; the rest it refuses or misreads (NVFP4 without its global scale). The inputs of experts it never rounds.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import rounding
+from pipelines.checkpoint import read_checkpoint
+from pipelines.plan import EXPERTS
+from pipelines.schemes import SCHEMES, config_group
+
+
+def is_one(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` has quantized experts."""
+    scales = (tensor.name for tensor in read_checkpoint(folder).tensors if tensor.name.endswith(".weight_scale"))
+    return any(EXPERTS.match(name) for name in scales)
+
+
+def load(folder: Path, config: Any) -> Any:
+    """The mixture in `folder`, dequantized, with a linear module for each matrix of an expert.
+
+    Each quantized module has compressed-tensors' `quantization_scheme` and its scales of activations, as transformers
+    attaches them to other models; keys and values are rounded where the artifact says so.
+    """
+    from compressed_tensors.quantization import QuantizationScheme
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from pipelines.engines.layerwise import linearize_experts, named_alike
+
+    state, parts = _read(folder)
+    groups = {name: _group(name, config.quantization_config) for name in parts}
+    caches = {name: state.pop(name) for name in [*state] if name.endswith((".k_scale", ".v_scale"))}
+    for name, stored in parts.items():
+        state[f"{name}.weight"] = _dequantize(stored, groups[name]).to(config.dtype)
+    del config.quantization_config
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=config.dtype
+    )
+    linearize_experts(model)
+    modules = dict(model.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
+    for name, found in named_alike(parts, linear).items():
+        modules[found].quantization_scheme = QuantizationScheme.model_validate(groups[name])
+        for suffix in ("input_scale", "input_global_scale"):
+            setattr(modules[found], suffix, parts[name].get(suffix))
+    for name, found in named_alike({name.rpartition(".")[0] for name in caches}, modules).items():
+        _round_cache(model, modules[found], caches[f"{name}.k_scale"], caches[f"{name}.v_scale"])
+    return model
+
+
+def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+    """The tensors that are stored as they are, and the parts of each quantized module's weight."""
+    from safetensors.torch import load_file
+
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    state: dict[str, torch.Tensor] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, _, suffix = name.rpartition(".")
+        if f"{module}.weight_scale" in tensors and suffix != "bias":
+            parts.setdefault(module, {})[suffix] = tensor
+        else:
+            state[name] = tensor
+    return state, parts
+
+
+def _group(name: str, described: Any) -> Any:
+    """The group of a `quantization_config` that a quantized module is in."""
+    return next(
+        group
+        for group in described["config_groups"].values()
+        if any(target in ("Linear", name) or _matches(target, name) for target in group["targets"])
+    )
+
+
+def _matches(target: str, name: str) -> bool:
+    return target.startswith("re:") and re.match(target[3:], name) is not None
+
+
+def _dequantize(stored: dict[str, torch.Tensor], group: Any) -> torch.Tensor:
+    size = group["weights"].get("group_size") or (group["weights"].get("block_structure") or [None])[0]
+    scheme = next(name for name in SCHEMES if config_group(name, group["targets"], size) == group)
+    if "weight_shape" in stored:
+        columns = int(stored["weight_shape"][1])
+    else:
+        columns = stored["weight"].shape[1] if "weight" in stored else 2 * stored["weight_packed"].shape[1]
+    codes, scales = rounding.unpack(stored, scheme, size, columns)
+    return rounding.dequantize(codes, scales)
+
+
+def _round_cache(model: Any, attention: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
+    from compressed_tensors.modeling.kvcache import initialize_hooked_kv_cache, register_key_hook, register_value_hook
+
+    from pipelines.runtime import fp8_static_round
+
+    initialize_hooked_kv_cache(model, attention)
+    register_key_hook(attention, lambda _, states: fp8_static_round(states, float(keys)))
+    register_value_hook(attention, lambda _, states: fp8_static_round(states, float(values)))
