@@ -15,7 +15,7 @@ from pipelines.gate import Sight, Verdict, gate, sight
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
 from pipelines.package import Bundle, Manifest, StageRecord, package, stage_record, verdict_line
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan, disk_lacks, make_plan
 from pipelines.publish import publish, published
 from pipelines.quantize import quantize
 from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
@@ -180,6 +180,7 @@ def _check(
             _blame(problems, _check_destination, recipe, checkpoint, to)
             if plan and suite and device:
                 jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=runtime))
+    problems += [] if problems else disk_lacks([job.plan for job in jobs])
     refuse(dict.fromkeys(problems))  # several recipes may have the same
     return jobs
 

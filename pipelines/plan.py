@@ -6,6 +6,7 @@ Nothing here imports torch: `quantgate plan` answers in a second or two.
 import math
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -141,14 +142,29 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
         problems.append(Problem(f"recipe {recipe.name}", what, "leave kv_cache out"))
     plan = Plan(recipe=recipe, checkpoint=checkpoint, modules=modules, attentions=attentions, needs=())
     plan = plan.model_copy(update={"needs": _needs(plan, to)})
-    for need in plan.needs:
+    problems += _lacks(plan.needs, checkpoint.label)
+    refuse(problems)
+    return plan
+
+
+def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
+    """What the artifacts of all `plans` together lack of disk space, where each alone has enough."""
+    needs: dict[str, Need] = {}
+    for need in (need for plan in plans for need in plan.needs if need.resource == "disk"):
+        before = needs[need.where].needed if need.where in needs else 0
+        needs[need.where] = need.model_copy(update={"needed": before + need.needed})
+    return _lacks(needs.values(), "")
+
+
+def _lacks(needs: Iterable[Need], label: str) -> list[Problem]:
+    problems = []
+    for need in needs:
         if need.needed > need.available:
             what = f"stage {need.stage} needs about {_size(need.needed)} of {need.resource}"
             what += f", {_size(need.available)} is free"
             remedy = "free some, or set QUANTGATE_CACHE" if need.resource == "disk" else "use a larger machine"
-            problems.append(Problem(need.where or checkpoint.label, what, remedy))
-    refuse(problems)
-    return plan
+            problems.append(Problem(need.where or label, what, remedy))
+    return problems
 
 
 def layout_bytes(parts: Layout) -> int:

@@ -130,10 +130,13 @@ class Calibrate(Frozen):
     """Which text a calibrated method sees."""
 
     set: str
+    """A calibration set by name (`quantgate list sets`), or the file of one."""
     samples: int = Field(default=512, gt=0, le=65536)
+    """How many texts."""
     seq_len: int = Field(default=2048, gt=7, le=131072)
     """Tokens of each sample."""
     seed: int = 42
+    """Decides which texts, and their order."""
     pack: bool = True
     """Join texts, separated by the end-of-sequence token, so that every sample has `seq_len` tokens;
     otherwise each text is one sample, cut at `seq_len`."""
@@ -143,15 +146,20 @@ class Gate(Frozen):
     """What the artifact must keep of its baseline, and on which suite."""
 
     suite: str = "core"
+    """A suite by name (`quantgate list suites`), or the file of one."""
     retention: float = Field(default=0.99, gt=0.5, lt=1)
+    """Share of the baseline's score above chance that the artifact must keep."""
 
 
 class Recipe(Frozen):
     """How a checkpoint becomes an artifact, and what is asked of it."""
 
     version: Literal[1]
+    """Of this format."""
     name: Name
+    """What the artifact's folder is called, too."""
     summary: str
+    """What it is for, on which hardware it pays, and what retention to expect."""
     quantize: Quantize
     calibrate: Calibrate | None = None
     gate: Gate = Gate()

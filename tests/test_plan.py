@@ -15,7 +15,7 @@ import torch
 
 from pipelines.checkpoint import BYTES, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Need, Plan, disk_lacks, make_plan
 from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
 from pipelines.schemes import SCHEMES, SchemeName
 from pipelines.store import digest
@@ -528,6 +528,20 @@ def test_a_model_larger_than_the_machine_is_refused_before_anything_is_written(
 # The plan as data
 
 
+def test_several_artifacts_share_the_disk(tmp_path: Path) -> None:
+    """Each is a third of what is free, so that two fit and four do not."""
+    free = shutil.disk_usage(tmp_path).free
+    need = Need(stage="quantize and publish", resource="disk", where="/x", needed=free // 3, available=free)
+    memory = Need(stage="quantize", resource="memory", needed=free, available=free)
+    plan = make_plan(
+        recipe(FP8), fake(tmp_path, bf16((64, 64), *(f"model.layers.{n}.mlp.down_proj.weight" for n in range(3))))
+    )
+    plan = plan.model_copy(update={"needs": (memory, need)})
+    assert disk_lacks([plan, plan]) == []
+    (problem,) = disk_lacks([plan] * 4)
+    assert problem.where == "/x" and problem.what.startswith("stage quantize and publish needs about ")
+
+
 def test_a_plan_is_a_function_of_recipe_and_checkpoint(smollm2: Checkpoint) -> None:
     def decided() -> dict[str, object]:
         plan = make_plan(recipe(w4a16(128, "shrink")), read_checkpoint(smollm2.folder))
@@ -700,7 +714,7 @@ def decided(quantize: Quantize, model: Checkpoint) -> dict[str, int | None]:
 
 
 def test_models_with_transposed_weights_are_refused(tmp_path: Path) -> None:
-    model = fake(tmp_path, bf16((128, 384), "h.0.attn.c_attn"), model_type="gpt2")
+    model = fake(tmp_path, bf16((128, 384), "h.0.attn.c_attn.weight"), model_type="gpt2")
     (problem,) = told(Rtn(method="rtn", scheme="FP8_DYNAMIC"), model)
     assert "is a gpt2 model, which keeps its weights transposed (Conv1D)" in problem
 
