@@ -119,7 +119,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def recipe_for(name: str, text: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Recipe:
-    overrides = (*overrides, *text) if name not in ("fp8", "fp8-block", "mxfp4", "nvfp4-weight-only") else overrides
+    overrides = (*overrides, *text) if name not in ("fp8", "fp8-block") else overrides
     return load_recipe(name, overrides)
 
 
