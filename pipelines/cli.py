@@ -7,7 +7,7 @@ over 3 over 4 over 0. Records go to standard output, progress and errors to stan
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Runtime
     from pipelines.flow import Run
     from pipelines.quantize import Artifact
-    from pipelines.recipe import Recipe
+    from pipelines.schemes import SchemeName
 
 MODEL_HELP = "Checkpoint folder or hub id org/name[@revision]. Default: the embedded SmolLM2-135M-Instruct."
 
@@ -376,8 +376,9 @@ def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_js
     from pipelines import environments, vllm
     from pipelines.runtime import choose_device
 
-    recipe, device = _recipe_of(folder), choose_device(device)
-    reason = vllm.runs_on_cpu(recipe.quantize.schemes, recipe.quantize.kv_cache) if device == "cpu" else None
+    formats, kv_cache = _formats(folder)
+    device = choose_device(device)
+    reason = vllm.runs_on_cpu(formats, kv_cache) if device == "cpu" else None
     if reason:
         click.echo(f"not verifiable on this device: {reason}", err=True)
         sys.exit(4)
@@ -444,15 +445,18 @@ def _artifact(folder: Path) -> "Artifact":
     return made.model_copy(update={"folder": folder.parent.absolute()})
 
 
-def _recipe_of(folder: Path) -> "Recipe":
-    """The recipe of an artifact, published or as `quantize` printed it."""
+def _formats(folder: Path) -> "tuple[Iterable[tuple[SchemeName, int | None]], str | None]":
+    """The schemes with their group sizes, and that of the KV cache, of an artifact, published or as `quantize` printed
+    it."""
     from pipelines.package import Manifest
     from pipelines.publish import RECORD
 
     if not (folder / RECORD).is_file():
-        return _artifact(folder).recipe
+        plan = _artifact(folder).plan
+        return plan.formats, plan.recipe.quantize.kv_cache
     manifest: Manifest = _read(folder / RECORD, Manifest)
-    return manifest.recipe
+    formats = [(module.scheme, module.group_size) for module in manifest.modules if module.scheme]
+    return formats, manifest.recipe.quantize.kv_cache
 
 
 def _vllm_python(runtime: str, python: Path | None) -> Path | None:

@@ -173,11 +173,12 @@ def _check(
     jobs: list[_Job] = []
     for recipe in known:
         suite = _blame(problems, _suite, recipe)
-        _blame(problems, _check_runtime, recipe, runtime, device)
         if checkpoint:
             to = place(checkpoint.label, recipe.name)
             plan = _blame(problems, make_plan, recipe, checkpoint, to)
             _blame(problems, _check_destination, recipe, checkpoint, to)
+            if plan:
+                _blame(problems, _check_runtime, plan, runtime, device)
             if plan and suite and device:
                 jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=runtime))
     problems += [] if problems else disk_lacks([job.plan for job in jobs])
@@ -205,14 +206,14 @@ def _suite(recipe: Recipe) -> Suite:
     return suite
 
 
-def _check_runtime(recipe: Recipe, runtime: Runtime, device: str | None) -> None:
-    """Refuse a recipe whose artifact the runtime could not run here."""
+def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
+    """Refuse a plan whose artifact the runtime could not run here."""
     if runtime != "vllm" or device != "cpu":
         return
     from pipelines.vllm import runs_on_cpu
 
-    if reason := runs_on_cpu(recipe.quantize.schemes, recipe.quantize.kv_cache):
-        raise bad_input(f"recipe {recipe.name}", reason, "leave out --runtime vllm")
+    if reason := runs_on_cpu(plan.formats, plan.recipe.quantize.kv_cache):
+        raise bad_input(f"recipe {plan.recipe.name}", reason, "leave out --runtime vllm")
 
 
 def foresee(recipe: Recipe, suite: Suite, baseline: Evaluation) -> Sight:

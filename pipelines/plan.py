@@ -99,6 +99,11 @@ class Plan(Frozen):
         return {module.name: module for module in self.modules if module.quantized}
 
     @property
+    def formats(self) -> tuple[tuple[SchemeName, int | None], ...]:
+        """The schemes of its modules, each with its group sizes."""
+        return tuple(dict.fromkeys((module.scheme, module.group_size) for module in self.modules if module.scheme))
+
+    @property
     def bytes_before(self) -> int:
         """Of all weights."""
         return self.checkpoint.weight_bytes

@@ -59,14 +59,19 @@ NOT_ON_CPU: dict[SchemeName, str] = {
 """Why vLLM 0.32's CPU build cannot run a scheme: each was tried."""
 
 
-def runs_on_cpu(schemes: Iterable[SchemeName], kv_cache: str | None = None) -> str | None:
-    """Why vLLM's CPU build cannot run a checkpoint with these schemes on this machine; None if it can."""
+def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str | None = None) -> str | None:
+    """Why vLLM's CPU build cannot run a checkpoint on this machine; None if it can.
+
+    `formats` are the schemes and group sizes of its modules.
+    """
     flags = _cpu_flags()
-    for scheme in schemes:
+    for scheme, group_size in formats:
         if scheme in NOT_ON_CPU:
             return f"{scheme}: vLLM for CPUs {NOT_ON_CPU[scheme]}"
         if scheme == "FP8_BLOCK" and "amx_tile" not in flags:
             return f"{scheme}: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
+        if scheme == "FP8_BLOCK" and group_size != 128:
+            return f"{scheme}: vLLM for CPUs has kernels for blocks of 128, and some here are of {group_size}"
     if kv_cache == "FP8" and not flags & {"avx512f", "amx_tile"}:
         return "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
     return None

@@ -96,23 +96,29 @@ def test_a_failed_install_shows_the_end_of_its_log(own_cache: Path, monkeypatch:
 
 @pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W8A8", "W4A16", "W4A16_ASYM"])
 def test_schemes_that_run_on_a_cpu(scheme: SchemeName) -> None:
-    assert vllm.runs_on_cpu([scheme]) is None
+    assert vllm.runs_on_cpu([(scheme, None)]) is None
 
 
 @pytest.mark.parametrize("scheme", ["FP8_STATIC", "NVFP4", "NVFP4A16", "MXFP4", "W8A16", "W4AFP8"])
 def test_schemes_that_do_not_run_on_a_cpu(scheme: SchemeName) -> None:
-    reason = vllm.runs_on_cpu(["W4A16", scheme])
+    reason = vllm.runs_on_cpu([("W4A16", 64), (scheme, None)])
     assert reason is not None and reason.startswith(f"{scheme}: vLLM for CPUs ")
+
+
+INT8: tuple[SchemeName, None] = ("W8A8", None)
+BLOCKS: tuple[SchemeName, int] = ("FP8_BLOCK", 128)
 
 
 def test_what_depends_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flags of CPUs that this machine is not."""
     monkeypatch.setattr(vllm, "_cpu_flags", lambda: {"avx2"})
-    assert vllm.runs_on_cpu(["W8A8"]) is None
-    assert vllm.runs_on_cpu(["FP8_BLOCK"]) == "FP8_BLOCK: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
-    assert vllm.runs_on_cpu(["W8A8"], "FP8") == "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
+    assert vllm.runs_on_cpu([INT8]) is None
+    assert vllm.runs_on_cpu([BLOCKS]) == "FP8_BLOCK: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
+    assert vllm.runs_on_cpu([INT8], "FP8") == "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
     monkeypatch.setattr(vllm, "_cpu_flags", lambda: {"avx2", "avx512f", "amx_tile"})
-    assert vllm.runs_on_cpu(["FP8_BLOCK"], "FP8") is None
+    assert vllm.runs_on_cpu([BLOCKS], "FP8") is None
+    reason = "FP8_BLOCK: vLLM for CPUs has kernels for blocks of 128, and some here are of 64"
+    assert vllm.runs_on_cpu([("FP8_BLOCK", 64)]) == reason
 
 
 def test_a_python_that_does_not_start(tiny: Path) -> None:
