@@ -48,12 +48,26 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
         batches = list(_batches(read_tokens(tokens)))
         stream = _Stream(model, work.layers, batches, device)
         for number, layer in enumerate(tqdm(work.layers, desc="quantize", unit="layer")):
-            layer.to(device)
-            work.layer(number, layer, stream)
-            layer.to("cpu")
+            with _copied(layer, device):
+                work.layer(number, layer, stream)
         copy_kept(plan, files, frozenset(work.rescaled))
     write_smoothing(work.smoothing, folder)
     return Written(quantization_config=written_config(plan), rescaled=tuple(sorted(work.rescaled)))
+
+
+@contextlib.contextmanager
+def _copied(layer: Any, device: torch.device) -> Iterator[None]:
+    """Give `layer` memory of its own, on `device`, for as long as it is worked on.
+
+    Its tensors are pages of the source's file: what is written into those stays in memory, layer after layer.
+    """
+    tensors = [*layer.parameters(), *layer.buffers()]
+    originals = [tensor.data for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.to(device, copy=True)
+    yield
+    for tensor, original in zip(tensors, originals, strict=True):
+        tensor.data = original
 
 
 class _Work:
@@ -66,7 +80,7 @@ class _Work:
         """Quantized or attention module of the checkpoint → its name in the model."""
         self.layers = _decoder_layers(model, self.names)
         self.smoothing: dict[str, torch.Tensor] = {}
-        self.rescaled: dict[str, torch.Tensor] = {}
+        self.rescaled: set[str] = set()
 
     def layer(self, number: int, layer: Any, stream: "_Stream") -> None:
         """Quantize one decoder layer, and take the stream of tokens through it."""
@@ -178,7 +192,7 @@ class _Work:
             module.load_state_dict(saved[name])
 
     def _keep(self, name: str, value: torch.Tensor) -> None:
-        self.rescaled[name] = value
+        self.rescaled.add(name)
         self.files.write(name, value.cpu())
 
     def _scales(self, name: str, weight: torch.Tensor, shrink: float, largest: torch.Tensor | None) -> Any:
