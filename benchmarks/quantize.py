@@ -28,7 +28,7 @@ SAME = {  # what makes our recipes and the plain scripts ask for the same
     "int4-gptq": ["quantize.group_size=64"],
     "int4-awq": ["quantize.group_size=64"],
 }
-HELD_OUT = ["calibrate.seed=7", "calibrate.samples=16", "calibrate.seq_len=512"]
+HELD_OUT = ["calibrate.seed=7", "calibrate.samples=32", "calibrate.seq_len=512"]
 
 Measured = dict[str, float]
 

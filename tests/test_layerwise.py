@@ -615,3 +615,26 @@ def divergence(source: Checkpoint, artifact: Path, tokens: CalibrationTokens) ->
             before, after = (model(sample).logits[0].float().log_softmax(-1) for model in models)
             total += float(torch.nn.functional.kl_div(after, before, reduction="sum", log_target=True))
     return total / samples.numel()
+
+
+def test_what_was_let_go_is_read_again(tmp_path: Path) -> None:
+    """Pages of a file leave memory, and neither they nor memory of our own lose a byte."""
+    from safetensors import safe_open
+
+    values = torch.arange(4 << 20, dtype=torch.float32)
+    save_file({"a": values}, tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        mapped = file.get_tensor("a")
+        own = values.clone()
+        assert torch.equal(mapped, values)
+        before = _resident_of_files()
+        for tensor in (mapped, own, own[5:7]):
+            layerwise._let_go(tensor)
+        assert _resident_of_files() < before - mapped.nbytes // 2
+        assert torch.equal(mapped, values) and torch.equal(own, values)
+
+
+def _resident_of_files() -> int:
+    """Bytes of this process that mirror files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))

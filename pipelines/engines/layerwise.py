@@ -13,7 +13,10 @@ Quirks of what this rests on, met here and shown to nobody:
 """
 
 import contextlib
+import ctypes
 import dataclasses
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ from pipelines.schemes import FP8_MAX, SCHEMES
 
 BATCH_TOKENS = 4096
 """Tokens that pass through a layer at a time."""
+MADV_PAGEOUT = 21
+"""Linux's number for: take these pages out of memory, and lose nothing. Kernels before 5.4 ignore it."""
 SOUND = 0.03
 """Share of what a layer adds to its input that smoothing may change: rounding, where a norm has an offset."""
 EXPERT_NAMES = {"block_sparse_moe": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -45,8 +50,10 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
     with torch.inference_mode(), _all_experts(plan), ArtifactFiles(plan, folder) as files:
         model = _load(plan)
         work = _Work(plan, model, files)
-        batches = list(_batches(read_tokens(tokens)))
+        batches = list(equal_batches(read_tokens(tokens)))
         stream = _Stream(model, work.layers, batches, device)
+        for parameter in model.parameters():  # transformers looked at all of them, and embeddings are done with
+            _let_go(parameter.data)
         for number, layer in enumerate(tqdm(work.layers, desc="quantize", unit="layer")):
             with _copied(layer, device):
                 work.layer(number, layer, stream)
@@ -59,15 +66,26 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
 def _copied(layer: Any, device: torch.device) -> Iterator[None]:
     """Give `layer` memory of its own, on `device`, for as long as it is worked on.
 
-    Its tensors are pages of the source's file: what is written into those stays in memory, layer after layer.
+    Its tensors are pages of the source's file: what is read or written there stays in memory, layer after layer.
     """
     tensors = [*layer.parameters(), *layer.buffers()]
     originals = [tensor.data for tensor in tensors]
     for tensor in tensors:
         tensor.data = tensor.data.to(device, copy=True)
+    for original in originals:
+        _let_go(original)
     yield
     for tensor, original in zip(tensors, originals, strict=True):
         tensor.data = original
+
+
+def _let_go(tensor: torch.Tensor) -> None:
+    """Give back the memory of pages that mirror a file; whoever reads `tensor` again reads the file again."""
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = tensor.data_ptr() + tensor.nbytes - first
+    if sys.platform == "linux" and tensor.device.type == "cpu" and size > 0:
+        libc = ctypes.CDLL(None)  # the standard library's madvise is for maps of its own
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), MADV_PAGEOUT)
 
 
 class _Work:
@@ -433,7 +451,7 @@ def _together(modules: dict[str, Module], statistics: dict[str, InputStatistics]
     return list(groups.values())
 
 
-def _batches(samples: list[list[int]]) -> Iterator[torch.Tensor]:
+def equal_batches(samples: list[list[int]]) -> Iterator[torch.Tensor]:
     """Samples of equal length together, (samples, tokens), up to `BATCH_TOKENS` at a time."""
     by_length: dict[int, list[list[int]]] = {}
     for sample in samples:
