@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize test test-slow test-vllm check format docs bench clean
+.PHONY: help setup quantize test test-slow test-vllm test-llama check format docs bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -38,6 +38,9 @@ test-slow: $(READY) ## the tests that take long
 test-vllm: $(READY) ## the tests that run vLLM (makes its environment: minutes and gigabytes, once)
 	$(BIN)/pytest -m vllm
 
+test-llama: $(READY) ## the tests that run llama.cpp (compiles it: minutes, once)
+	$(BIN)/pytest -m llama
+
 format: $(READY) ## format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -47,6 +50,7 @@ docs: $(READY) ## regenerate the documents that are made from code
 
 bench: $(READY) ## the benchmarks (see benchmarks/README.md)
 	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/gguf_files.py
 
 clean: ## remove the environment and what tools left behind (not artifacts/, not the cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

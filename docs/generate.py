@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipelines import library
-from pipelines.package import Manifest, listed, serve_line
-from pipelines.recipe import Awq, Calibrate, Gate, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
+from pipelines.gguf_types import DEFAULTS
+from pipelines.package import Manifest, listed, vllm_line
+from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.tables import FAMILIES, by_family
 
@@ -28,6 +29,8 @@ ABOUT = {
     "FP4": "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
     "INT8": "8-bit integers.",
     "INT4": "4-bit integers, for weights; the smallest artifacts.",
+    "GGUF": "One file for llama.cpp, Ollama and LM Studio, on CPUs and on all GPUs; judged in llama.cpp itself. "
+    "[gguf.md](gguf.md) says how.",
     "mixed": "Recipes with `rules`: some modules get another scheme than the rest.",
 }
 HEAD = """\
@@ -112,13 +115,18 @@ def recipes_page() -> str:
         for recipe in recipes:
             lines += _section(recipe)
     lines += ["## Every key of a recipe", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(), ""]
-    lines += ["Methods:", "", *(f"- `{_name(method)}`: {_prose(method.__doc__)}" for method in METHODS), ""]
+    lines += ["Methods:", "", *(f"- `{_name(method)}`: {_prose(method.__doc__)}" for method in (*METHODS, Gguf)), ""]
     return "\n".join([*lines, PATTERNS])
 
 
 def _section(recipe: Recipe) -> list[str]:
     quantize = recipe.quantize
     lines = [f"### {recipe.name}", "", recipe.summary, "", "```", f"make quantize RECIPE={recipe.name}", "```", ""]
+    if isinstance(quantize, Gguf):
+        weighed = ", weighed by an importance matrix" if quantize.imatrix else ""
+        lines.append(f"- type: `{quantize.type}`, mostly {DEFAULTS[quantize.type]} tensors{weighed}")
+        lines.append("- tensors whose rows its blocks of 256 do not divide get the type that llama.cpp falls back to")
+        return [*lines, f"- method: `{quantize.method}`", f"- calibration: {_calibration(recipe)}", ""]
     lines += _scheme(quantize.scheme, quantize.group_size, "scheme")
     for rule in quantize.rules:
         lines += _scheme(rule.scheme, rule.group_size, f"for {listed(rule.match)}")
@@ -127,7 +135,7 @@ def _section(recipe: Recipe) -> list[str]:
     if quantize.kv_cache:
         lines.append(
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
-            f"`{serve_line('FOLDER', recipe)}`"
+            f"`{vllm_line('FOLDER', recipe)}`"
         )
     lines.append(f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing that can be quantized'}")
     lines.append(f"- method: `{quantize.method}`")
@@ -190,7 +198,7 @@ def _keys() -> Iterator[str]:
     """A table row for each key a recipe may have."""
     yield from _rows(Recipe, "", ("version", "name", "summary"))
     shared = [name for name in Rtn.model_fields if all(name in method.model_fields for method in METHODS)]
-    methods = ", ".join(f"`{_name(method)}`" for method in METHODS)
+    methods = ", ".join(f"`{_name(method)}`" for method in (*METHODS, Gguf))
     yield f"| `quantize.method` | {methods} | required | How weights are rounded; see below. |"
     yield from _rows(Rtn, "quantize.", [name for name in shared if name not in ("method", "rules")])
     yield f"| `quantize.rules` | list | `[]` | {_docs(Rtn)['rules']} |"
@@ -199,6 +207,7 @@ def _keys() -> Iterator[str]:
     for method in METHODS:
         own = [name for name in method.model_fields if name not in shared]
         yield from _rows(method, "quantize.", own, f"Method {_name(method)} only. ")
+    yield from _rows(Gguf, "quantize.", [name for name in Gguf.model_fields if name != "method"], "Method gguf only. ")
     asked = f"{_prose(Calibrate.__doc__)} Recipes that need text must have it, others must not."
     yield f"| `calibrate` | mapping | none | {asked} |"
     yield from _rows(Calibrate, "calibrate.", Calibrate.model_fields)
@@ -240,6 +249,8 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
         kind = _type(arguments[0], [])
     elif origin is tuple:
         kind = "list of patterns"
+    elif origin is dict:
+        kind = "mapping of patterns to types"
     else:
         kind = plain[annotation]
     limits = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -256,7 +267,7 @@ def _default(value: Any) -> str:
         return "none"
     if isinstance(value, tuple):
         return f"`[{', '.join(value)}]`"
-    return f"`{json.dumps(value)}`" if isinstance(value, bool) else f"`{value}`"
+    return f"`{json.dumps(value)}`" if isinstance(value, bool | dict) else f"`{value}`"
 
 
 def _name(method: type[BaseModel]) -> str:

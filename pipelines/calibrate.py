@@ -98,6 +98,21 @@ def read_tokens(tokens: CalibrationTokens) -> list[list[int]]:
     return samples
 
 
+HELD_OUT = "passages"
+
+
+def held_out(tokens: CalibrationTokens | None, characters: int) -> str:
+    """About as many characters of the set `passages`, none of them of a row that `tokens` were made of."""
+    seen = set(tokens.rows) if tokens and tokens.set == HELD_OUT else set()
+    rows, _ = _rows(load_set(HELD_OUT), Calibrate(set=HELD_OUT, seed=7))
+    texts: list[str] = []
+    while sum(map(len, texts)) < characters:
+        row, text = next(rows)
+        if row not in seen and isinstance(text, str):
+            texts.append(text)
+    return "\n\n".join(texts)
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer; code in the checkpoint is never run.
 

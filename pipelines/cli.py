@@ -47,7 +47,7 @@ json_option = _option(
 device_option = _option("--device", metavar="DEVICE", help="cpu or cuda. Default: cuda where there is one.")
 runtime_option = _option(
     "--runtime",
-    type=click.Choice(["transformers", "vllm"]),
+    type=click.Choice(["transformers", "vllm", "llama.cpp"]),
     default="transformers",
     show_default=True,
     help="What runs the model.",
@@ -164,7 +164,7 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], as_json: bo
     limits = {task.task: task.limit for task in suite.tasks}
     counts = {name: limit for name, limit in limits.items() if limit is not None}
     complete = len(counts) == len(limits)
-    seen = sight(counts, suite, made.recipe.gate.retention, made.recipe.quantize.scheme) if complete else None
+    seen = sight(counts, suite, made.recipe.gate.retention, made.recipe.loss_class) if complete else None
     if as_json:
         totals = {
             "bytes_before": made.bytes_before,
@@ -258,6 +258,10 @@ def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], as_json
 
     artifact = quantize_stage(make_plan(load_recipe(recipe, overrides), model))
     checked = verify(artifact)
+    if artifact.gguf:
+        from pipelines.gguf_convert import discard
+
+        discard(artifact.source)
     if as_json:
         return _print_json({**checked.model_dump(mode="json"), "artifact": str(artifact.checkpoint)})
     from pipelines.package import stage_record
@@ -285,14 +289,15 @@ def evaluate(
     python: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate MODEL (a checkpoint or an artifact folder) on a suite."""
+    """Evaluate MODEL (a checkpoint, an artifact folder or a GGUF file) on a suite."""
     from pipelines.evaluate import evaluate as evaluate_stage
     from pipelines.models import load_model
     from pipelines.store import write_json
 
     _check_out(out)
     python = _vllm_python(runtime, python)
-    done = evaluate_stage(load_model(model), suite, device, runtime, python)
+    gguf = _gguf_of(model)
+    done = evaluate_stage(gguf or load_model(model), suite, device, runtime, python)
     if out:
         write_json(out, done.model_dump(mode="json"))
     if as_json:
@@ -394,26 +399,26 @@ def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_js
 
 @main.group()
 def env() -> None:
-    """Environments of runtimes that cannot share ours: vLLM."""
+    """Environments of runtimes that cannot share ours: vLLM and llama.cpp."""
 
 
 @env.command("list")
 @json_option
 def env_list(as_json: bool) -> None:
-    """List the environments, and the Python of each that is made."""
+    """List the environments, and where each that is made has its Python or its programs."""
     from pipelines import environments
     from pipelines.tables import show_facts
 
-    found = {name: environments.find(name) for name in environments.ENVIRONMENTS}
+    found = {name: environments.find(name) for name in environments.names()}
     if as_json:
-        return _print_json([{"name": name, "python": str(place) if place else None} for name, place in found.items()])
+        return _print_json([{"name": name, "place": str(place) if place else None} for name, place in found.items()])
     show_facts("environments", {name: str(place) if place else "not made" for name, place in found.items()})
 
 
 @env.command("make")
 @click.argument("name")
 def env_make(name: str) -> None:
-    """Install the environment NAME (minutes and gigabytes, once); prints its Python."""
+    """Make the environment NAME (minutes, for vLLM gigabytes, once); prints its Python or its folder of programs."""
     from pipelines import environments
 
     click.echo(environments.make(name))
@@ -422,7 +427,7 @@ def env_make(name: str) -> None:
 @env.command("check")
 @click.argument("name")
 def env_check(name: str) -> None:
-    """Import the runtime of the environment NAME and print its version."""
+    """Start the runtime of the environment NAME and print its version."""
     from pipelines import environments
 
     click.echo(environments.check(name))
@@ -435,6 +440,17 @@ def env_remove(name: str) -> None:
     from pipelines import environments
 
     environments.remove(name)
+
+
+def _gguf_of(model: str | None) -> Path | None:
+    """The GGUF that MODEL is, or that is in its folder."""
+    from pipelines.gguf_plan import IMATRIX
+
+    place = Path(model or "").expanduser()
+    if model is None or place.is_file():
+        return place if place.suffix == ".gguf" else None
+    files = [file for file in place.glob("*.gguf") if file.name != IMATRIX]
+    return files[0] if len(files) == 1 and not (place / "config.json").exists() else None
 
 
 def _artifact(folder: Path) -> "Artifact":

@@ -1,27 +1,27 @@
-"""Environments for runtimes that cannot share ours: made once, by pip, in the cache.
+"""Environments for runtimes that cannot share ours: made once in the cache, by pip or from source.
 
 vLLM pins a compressed-tensors that llmcompressor does not accept, so it runs as a process of another environment and is
-never imported here. pip runs with the user's own configuration: indexes, mirrors and constraints apply as always.
+never imported here. llama.cpp (`llama_build.py`) is compiled for the machine it runs on. pip runs with the user's own
+configuration: indexes, mirrors and constraints apply as always.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
 
+from pipelines import llama_build
 from pipelines.errors import QuantgateError, bad_input
+from pipelines.processes import clean_variables, run_logged
 from pipelines.schema import Frozen
 from pipelines.store import cache_dir, digest
 
 Accelerator = Literal["cpu", "cuda"]
 COMPLETE = ".complete"
-LOG_LINES = 8
 
 
 class Distribution(Frozen):
@@ -74,39 +74,50 @@ ENVIRONMENTS = {
 }
 
 
+LLAMA_CPP = "llama-cpp"
+
+
+def names() -> tuple[str, ...]:
+    """Of all environments."""
+    return (*ENVIRONMENTS, LLAMA_CPP)
+
+
 def make(name: str) -> Path:
-    """The Python of the environment `name`; installs it on first use, which takes minutes and gigabytes.
+    """The Python of the environment `name`, or the folder of llama.cpp's programs; made on first use, which takes
+    minutes and, for vLLM, gigabytes.
 
     Raises:
         BadInput: there is no environment of that name.
-        QuantgateError: it could not be installed.
+        QuantgateError: it could not be made.
     """
-    environment = _environment(name)
-    folder = _folder(environment)
+    folder = _folder(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if find(name) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
             print(f"making the environment {name} in {folder} (minutes, once)", file=sys.stderr, flush=True)
             try:
-                _install(_build(environment), folder)
-            except QuantgateError:
+                if name == LLAMA_CPP:
+                    llama_build.build(folder)
+                else:
+                    _install(_build(ENVIRONMENTS[name]), folder)
+            except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             (folder / COMPLETE).touch()
-    return _python(folder)
+    return _entry(name, folder)
 
 
 def find(name: str) -> Path | None:
-    """The Python of the environment `name`, if it is finished."""
-    folder = _folder(_environment(name))
-    python = _python(folder)
-    return python if (folder / COMPLETE).is_file() and python.exists() else None
+    """What `make` returns, if the environment `name` is finished."""
+    folder = _folder(name)
+    entry = _entry(name, folder)
+    return entry if (folder / COMPLETE).is_file() and entry.exists() else None
 
 
 def remove(name: str) -> None:
     """Delete the environment `name`; it can be made again."""
-    folder = _folder(_environment(name))
+    folder = _folder(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         (folder / COMPLETE).unlink(missing_ok=True)  # first, so that a killed removal leaves nothing that counts
@@ -114,17 +125,21 @@ def remove(name: str) -> None:
 
 
 def check(name: str) -> str:
-    """The version of the runtime in the environment `name`, as it says itself once it is imported.
+    """The version of the runtime in the environment `name`, once it was seen to start.
 
     Raises:
-        QuantgateError: the environment is not there, or the runtime does not import.
+        QuantgateError: the environment is not there, or the runtime does not start.
     """
-    environment, python = _environment(name), find(name)
-    if python is None:
+    entry = find(name)
+    if entry is None:
         raise QuantgateError(f"the environment {name} is not there; `quantgate env make {name}` makes it")
-    code = f"import sys, {environment.module} as it; print(it.__version__, file=sys.stderr)"
+    if name == LLAMA_CPP:
+        llama_build.check(entry)
+        return llama_build.version()
+    module = ENVIRONMENTS[name].module
+    code = f"import sys, {module} as it; print(it.__version__, file=sys.stderr)"
     done = subprocess.run(
-        [str(python), "-c", code],
+        [str(entry), "-c", code],
         env=clean_variables(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -133,7 +148,7 @@ def check(name: str) -> str:
     )
     lines = done.stderr.strip().splitlines()
     if done.returncode != 0 or not lines:
-        raise QuantgateError(f"{environment.module} does not import in {python}:\n    " + "\n    ".join(lines[-3:]))
+        raise QuantgateError(f"{module} does not import in {entry}:\n    " + "\n    ".join(lines[-3:]))
     return lines[-1]
 
 
@@ -154,27 +169,26 @@ def installed(python: Path, distribution: str) -> str:
     return done.stdout.strip()
 
 
-def clean_variables() -> dict[str, str]:
-    """Our environment variables without those that would make another Python import our packages."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-
-
-def _environment(name: str) -> Environment:
-    if name not in ENVIRONMENTS:
-        raise bad_input(name, "is not an environment", f"known: {', '.join(ENVIRONMENTS)}")
-    return ENVIRONMENTS[name]
-
-
 def _build(environment: Environment) -> Build:
     from pipelines.runtime import choose_device
 
     return environment.builds["cuda" if choose_device(None) == "cuda" else "cpu"]
 
 
-def _folder(environment: Environment) -> Path:
+def _folder(name: str) -> Path:
     """Where the environment is, or will be: another place for other requirements, Python or kind of machine."""
-    inputs = [_build(environment).model_dump(), sysconfig.get_python_version(), sysconfig.get_platform()]
-    return cache_dir() / "environments" / f"{environment.name}-{digest(inputs)[:12]}"
+    if name not in names():
+        raise bad_input(name, "is not an environment", f"known: {', '.join(names())}")
+    if name == LLAMA_CPP:
+        inputs = llama_build.inputs()
+    else:
+        build = _build(ENVIRONMENTS[name]).model_dump()
+        inputs = [build, sysconfig.get_python_version(), sysconfig.get_platform()]
+    return cache_dir() / "environments" / f"{name}-{digest(inputs)[:12]}"
+
+
+def _entry(name: str, folder: Path) -> Path:
+    return folder / "bin" if name == LLAMA_CPP else _python(folder)
 
 
 def _python(folder: Path) -> Path:
@@ -186,29 +200,12 @@ def _install(build: Build, folder: Path) -> None:
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
     pip = [str(_python(folder)), "-m", "pip"]
-    _run([sys.executable, "-m", "venv", str(folder)], log)
-    _run([*pip, "install", "--no-input", "--disable-pip-version-check", *build.requirements], log)
+    run_logged([sys.executable, "-m", "venv", str(folder)], log)
+    run_logged([*pip, "install", "--no-input", "--disable-pip-version-check", *build.requirements], log)
     if build.unwanted:
-        _run([*pip, "uninstall", "--yes", "--disable-pip-version-check", *build.unwanted], log)
+        run_logged([*pip, "uninstall", "--yes", "--disable-pip-version-check", *build.unwanted], log)
     if build.stub:
         _write_stub(build.stub, folder)
-
-
-def _run(command: Iterable[str], log: Path) -> None:
-    with log.open("ab") as output:
-        done = subprocess.run(
-            list(command),
-            env=clean_variables(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        raise QuantgateError(
-            f"the environment could not be made; the end of {log}:\n    " + "\n    ".join(lines[-LOG_LINES:])
-        )
 
 
 def _write_stub(stub: Distribution, folder: Path) -> None:

@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import environments, wheels
+from pipelines import environments, llama_build, wheels
 from pipelines import runtime as transformers_runtime
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, load_task
+from pipelines.schema import Frozen
 from pipelines.scores import Document, Evaluation, TaskResult
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
 
-Runtime = Literal["transformers", "vllm"]
+Runtime = Literal["transformers", "vllm", "llama.cpp"]
 
 CPU_BATCH = 16
 SEED = 1234
@@ -38,31 +39,36 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a checkpoint folder, or an artifact, on a suite; what was evaluated before is not evaluated again.
 
-    `python` is the interpreter of an environment that has vLLM; one is made when none is given.
+    A GGUF is evaluated in llama.cpp, and so is the F16 GGUF made of a checkpoint when `runtime` says so. `python` is
+    the interpreter of an environment that has vLLM; one is made when none is given.
 
     Raises:
         BadInput: no such suite, or a task that lm-eval does not know.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
-    checkpoint, label = _checkpoint(model)
+    subject = _subject(model)
+    if subject.gguf:
+        runtime = "llama.cpp"
     device = transformers_runtime.choose_device(device)
     check_tasks(suite)
     name: str = runtime
     if runtime == "vllm":
         python = python or environments.make("vllm")
         name = f"vllm {environments.installed(python, 'vllm')}"
+    elif runtime == "llama.cpp":
+        name = llama_build.version()
     loaded: list[Any] = []
 
     def harness() -> Any:  # the model is loaded once, and only if a task is not finished yet
         if not loaded:
-            loaded.append(_harness(checkpoint, device, runtime, python))
+            loaded.append(_harness(subject, device, runtime, python))
         return loaded[0]
 
     where = {"device": device, "runtime": [name, *_runtime_code(runtime)]}
-    tasks = tuple(_evaluate_task(checkpoint, task, where, harness) for task in suite.tasks)
+    tasks = tuple(_evaluate_task(subject.digest, task, where, harness) for task in suite.tasks)
     return Evaluation(
-        model=label,
-        model_digest=checkpoint.digest,
+        model=subject.label,
+        model_digest=subject.digest,
         suite=suite,
         runtime=name,
         device=device,
@@ -82,29 +88,54 @@ def check_tasks(suite: Suite) -> None:
             raise bad_input(f"suite {suite.name}", f"lm-eval has no task '{task.task}'", remedy)
 
 
-def _checkpoint(model: Artifact | Checkpoint | str | Path) -> tuple[Checkpoint, str]:
-    if isinstance(model, Artifact):
-        return read_checkpoint(model.checkpoint), f"{model.source.label} ({model.recipe.name})"
-    if isinstance(model, Checkpoint):
-        return model, model.label
-    from pipelines.models import load_model
+class _Subject(Frozen):
+    """What is evaluated: a checkpoint, or a GGUF."""
 
-    checkpoint = load_model(model)
-    return checkpoint, checkpoint.label
+    label: str
+    digest: str
+    checkpoint: Checkpoint | None = None
+    gguf: Path | None = None
+
+
+def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
+    if isinstance(model, Artifact):
+        label = f"{model.source.label} ({model.recipe.name})"
+        stored = None if model.gguf else read_checkpoint(model.checkpoint)
+        return _Subject(label=label, digest=model.digest, checkpoint=stored, gguf=model.gguf)
+    if isinstance(model, str | Path) and Path(model).suffix == ".gguf":
+        from pipelines.gguf_verify import read_gguf
+
+        file = Path(model).expanduser().absolute()
+        read_gguf(file)
+        return _Subject(label=file.stem, digest=file_digest(file), gguf=file)
+    if not isinstance(model, Checkpoint):
+        from pipelines.models import load_model
+
+        model = load_model(model)
+    return _Subject(label=model.label, digest=model.digest, checkpoint=model)
+
+
+def _source(subject: _Subject) -> Checkpoint:
+    assert subject.checkpoint
+    return subject.checkpoint
 
 
 def _runtime_code(runtime: Runtime) -> list[str]:
     """Digests of the code that loads and runs a model."""
-    ours = ("vllm.py", "vllm_worker.py") if runtime == "vllm" else ("runtime.py", "mixtures.py", "rounding.py")
-    return [file_digest(Path(transformers_runtime.__file__).with_name(name)) for name in ours]
+    ours = {
+        "transformers": ("runtime.py", "mixtures.py", "rounding.py"),
+        "vllm": ("harness.py", "vllm.py", "vllm_worker.py"),
+        "llama.cpp": ("harness.py", "llama_cpp.py", "gguf_convert.py", "llama_worker/worker.cpp"),
+    }[runtime]
+    return [file_digest(Path(transformers_runtime.__file__).parent / name) for name in ours]
 
 
 def _evaluate_task(
-    checkpoint: Checkpoint, wanted: SuiteTask, where: dict[str, Any], harness: Callable[[], Any]
+    model_digest: str, wanted: SuiteTask, where: dict[str, Any], harness: Callable[[], Any]
 ) -> TaskResult:
     task = load_task(wanted.task)
     inputs = {
-        "model": checkpoint.digest,
+        "model": model_digest,
         "task": task.model_dump(exclude={"metric"}),
         "metric": wanted.metric or task.metric,
         "shots": wanted.shots,
@@ -216,7 +247,13 @@ def _rows(offline: OfflineData, folder: Path) -> Path:
     return target
 
 
-def _harness(checkpoint: Checkpoint, device: str, runtime: Runtime, python: Path | None) -> Any:
+def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | None) -> Any:
+    if runtime == "llama.cpp":
+        from pipelines import gguf_convert, llama_cpp
+
+        file = subject.gguf or gguf_convert.convert(_source(subject)).file
+        return llama_cpp.LlamaLM(file, device)
+    checkpoint = _source(subject)
     if runtime == "vllm":
         from pipelines import vllm
 

@@ -64,7 +64,9 @@ def run(
         BadInput: everything that makes the run impossible, before anything expensive starts.
     """
     (job,) = _check([recipe], (), model, lambda label, name: Path(to or ARTIFACTS / label / name), device, runtime)
-    return _run(job, _python(runtime, python))
+    done = _run(job, _python([job], python))
+    _discard([job])
+    return done
 
 
 def run_all(
@@ -86,8 +88,10 @@ def run_all(
         BadInput: everything that makes any of the runs impossible, before the first starts.
     """
     jobs = _check(recipes, overrides, model, lambda label, name: Path(to or ARTIFACTS / label) / name, device, runtime)
-    python = _python(runtime, python)
-    return {job.recipe.name: _attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
+    python = _python(jobs, python)
+    done = {job.recipe.name: _attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
+    _discard(jobs)
+    return done
 
 
 class _Job(Frozen):
@@ -108,6 +112,10 @@ def _run(job: _Job, python: Path | None) -> Run:
     plan, recipe, suite = job.plan, job.recipe, job.suite
     journal = _Journal(job)
     tokens = None
+    if plan.tensors:
+        from pipelines.gguf_convert import convert
+
+        journal.add("convert", convert(plan.checkpoint))
     if recipe.calibrate:
         tokens = calibrate(plan)
         journal.add("calibrate", tokens)
@@ -122,6 +130,10 @@ def _run(job: _Job, python: Path | None) -> Run:
     journal.add("evaluate artifact", *candidate.tasks)
     with journal.measure("gate"):
         verdict = gate(baseline, candidate, recipe.gate)
+    if plan.tensors:  # what the runtime itself changes is no matter of the gate, but of the report
+        source = evaluate(plan.checkpoint, suite, job.device)
+        journal.add("evaluate source in transformers", *source.tasks)
+        verdict = verdict.model_copy(update={"evaluations": (*verdict.evaluations, source)})
     if tokens:
         journal.add("overlap", measure_overlap(tokens, plan.checkpoint, suite))
     with journal.measure("package"):
@@ -145,13 +157,23 @@ def _attempt(job: _Job, python: Path | None, number: str) -> Run | QuantgateErro
     return done
 
 
-def _python(runtime: Runtime, python: Path | None) -> Path | None:
-    """The interpreter that has vLLM, made now if need be: not after hours of quantizing."""
-    if runtime == "vllm" and python is None:
-        from pipelines import environments
+def _discard(jobs: Sequence[_Job]) -> None:
+    """Remove the unquantized GGUF when all that need it are done. A failed run keeps it for the next."""
+    if converted := {job.plan.checkpoint.digest: job.plan.checkpoint for job in jobs if job.plan.tensors}:
+        from pipelines.gguf_convert import discard
 
-        return environments.make("vllm")
-    return python
+        for checkpoint in converted.values():
+            discard(checkpoint)
+
+
+def _python(jobs: Sequence[_Job], python: Path | None) -> Path | None:
+    """The interpreter that has vLLM. Environments are made now if need be: not after hours of quantizing."""
+    from pipelines import environments
+
+    runtimes = {job.runtime for job in jobs}
+    if "llama.cpp" in runtimes:
+        environments.make(environments.LLAMA_CPP)
+    return environments.make("vllm") if "vllm" in runtimes and python is None else python
 
 
 def _check(
@@ -180,7 +202,8 @@ def _check(
             if plan:
                 _blame(problems, _check_runtime, plan, runtime, device)
             if plan and suite and device:
-                jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=runtime))
+                chosen: Runtime = "llama.cpp" if plan.tensors else runtime
+                jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=chosen))
     problems += [] if problems else disk_lacks([job.plan for job in jobs])
     refuse(dict.fromkeys(problems))  # several recipes may have the same
     return jobs
@@ -208,6 +231,12 @@ def _suite(recipe: Recipe) -> Suite:
 
 def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
     """Refuse a plan whose artifact the runtime could not run here."""
+    if plan.tensors and runtime == "vllm":
+        what = "makes a GGUF, which is evaluated in llama.cpp"
+        raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime vllm")
+    if runtime == "llama.cpp" and not plan.tensors:
+        what = "makes a compressed-tensors checkpoint, which llama.cpp does not load"
+        raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime llama.cpp")
     if runtime != "vllm" or device != "cpu":
         return
     from pipelines.vllm import runs_on_cpu
@@ -222,7 +251,7 @@ def foresee(recipe: Recipe, suite: Suite, baseline: Evaluation) -> Sight:
     total = sum(task.weight for task in suite.tasks)
     scores = baseline.scores()
     above = sum(task.weight / total * _above_chance(suite, scores[task.task]) for task in suite.tasks)
-    return sight(counts, suite, recipe.gate.retention, recipe.quantize.scheme, max(above, 0.01))
+    return sight(counts, suite, recipe.gate.retention, recipe.loss_class, max(above, 0.01))
 
 
 def _above_chance(suite: Suite, documents: tuple[Document, ...]) -> float:

@@ -23,7 +23,6 @@ from pydantic import Field
 from pipelines.errors import Problem, refuse
 from pipelines.recipe import Gate, Policy, Suite
 from pipelines.schema import Frozen
-from pipelines.schemes import SCHEMES, SchemeName
 from pipelines.scores import Document, Evaluation, Scores
 
 
@@ -393,19 +392,23 @@ class Sight(Frozen):
         )
 
 
-TYPICAL_DISCORDANCE = {"FP8": 0.045, "INT8": 0.045, "INT4": 0.10, "FP4": 0.12}
+TYPICAL_DISCORDANCE = {
+    "FP8": 0.045, "INT8": 0.045, "INT4": 0.10, "FP4": 0.12,
+    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.10,
+    "IQ2_M": 0.20,
+}  # fmt: skip
 """Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
 TYPICAL_HEADROOM = 0.3
 
 
 def sight(
-    documents: Mapping[str, int], suite: Suite, target: float, scheme: SchemeName, headroom: float | None = None
+    documents: Mapping[str, int], suite: Suite, target: float, loss_class: str, headroom: float | None = None
 ) -> Sight:
-    """The smallest drop that `suite` would detect, for a task → documents count and the discordance of a scheme.
+    """The smallest drop that `suite` would detect, for a task → documents count and a recipe's `loss_class`.
 
     `headroom` is the baseline's mean score above chance over the suite, once it is known.
     """
-    share = TYPICAL_DISCORDANCE[SCHEMES[scheme].family]
+    share = TYPICAL_DISCORDANCE[loss_class]
     above = headroom if headroom is not None else TYPICAL_HEADROOM
     total = sum(task.weight for task in suite.tasks)
     weights = {task.task: task.weight / total for task in suite.tasks}

@@ -10,19 +10,23 @@ import platform
 import shlex
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from pydantic import Field
 
 from pipelines.gate import TaskVerdict, Verdict
+from pipelines.gguf_plan import IMATRIX
+from pipelines.gguf_types import TensorType
 from pipelines.overlap import Overlap, measure_overlap
 from pipelines.plan import Plan
 from pipelines.quantize import Artifact
-from pipelines.recipe import Policy, Recipe, Suite
+from pipelines.recipe import Gguf, Policy, Recipe, Suite
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, SchemeName
-from pipelines.scores import Evaluation
+from pipelines.scores import Distance, Evaluation
 from pipelines.store import Result, package_versions
 from pipelines.verify import LayerError, Verification, verify
 
@@ -58,6 +62,15 @@ class ModulesRecord(Frozen):
     group_size: int | None
     reason: str
     """Why they are kept, or what was changed to quantize them; mostly empty."""
+    count: int
+
+
+class TensorsRecord(Frozen):
+    """Tensors of a GGUF that became the same, for the same reason."""
+
+    type: TensorType
+    reason: str
+    """Why they are not of the type that the file type gives them; mostly empty."""
     count: int
 
 
@@ -103,6 +116,8 @@ class EvaluationRecord(Frozen):
     metrics: dict[str, str]
     shots: dict[str, int]
     data: dict[str, str]
+    source_in_transformers: dict[str, float] = Field(default={})
+    """Mean score of the source for each task, where baseline and artifact ran in llama.cpp."""
 
 
 class VerificationRecord(Frozen):
@@ -116,6 +131,8 @@ class VerificationRecord(Frozen):
     agreement: float
     continuation: str
     layers: tuple[LayerError, ...]
+    distance: Distance | None = None
+    """Of a GGUF from the unquantized one, on held-out text."""
 
 
 class StageRecord(Frozen):
@@ -139,6 +156,7 @@ class Manifest(Frozen):
     recipe: Recipe
     size: SizeRecord
     modules: tuple[ModulesRecord, ...] = ()
+    tensors: tuple[TensorsRecord, ...] = ()
     gate: GateRecord
     evaluation: EvaluationRecord
     calibration: CalibrationRecord | None
@@ -165,7 +183,7 @@ def package(
     `forced` is the reason to publish without a PASS. `verification` is what the verify stage returned; without it the
     stage is asked again, and says that it reused what it had.
     """
-    _, candidate = verdict.evaluations
+    candidate = verdict.evaluations[1]
     verification = verification or verify(artifact, candidate.device)
     overlap = None
     if artifact.calibration:
@@ -189,11 +207,12 @@ def _manifest(
     artifact: Artifact, verdict: Verdict, verification: Verification, overlap: Overlap | None, forced: str | None
 ) -> Manifest:
     source = artifact.source
-    baseline, candidate = verdict.evaluations
+    baseline, candidate, *others = verdict.evaluations
     costs: list[tuple[str, tuple[Result, ...]]] = [("quantize", (artifact,)), ("verify", (verification,))]
     if artifact.calibration:
         costs.insert(0, ("calibrate", (artifact.calibration,)))
     costs += [("evaluate baseline", baseline.tasks), ("evaluate artifact", candidate.tasks)]
+    costs += [("evaluate source in transformers", source.tasks) for source in others]
     return Manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         quantgate=package_versions()["quantgate"],
@@ -215,8 +234,9 @@ def _manifest(
             bits_per_weight=verification.bits_per_weight,
         ),
         modules=_modules(artifact.plan),
+        tensors=_tensors(artifact.plan),
         gate=GateRecord(forced=forced, **{name: getattr(verdict, name) for name in _GATE_FIELDS}),
-        evaluation=_evaluation(candidate),
+        evaluation=_evaluation(candidate, others),
         calibration=_calibration(artifact, overlap),
         verification=VerificationRecord(
             **{name: getattr(verification, name) for name in VerificationRecord.model_fields}
@@ -239,7 +259,12 @@ def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
     )
 
 
-def _evaluation(candidate: Evaluation) -> EvaluationRecord:
+def _tensors(plan: Plan) -> tuple[TensorsRecord, ...]:
+    counts = Counter((tensor.type, tensor.reason) for tensor in plan.tensors)
+    return tuple(TensorsRecord(type=kind, reason=reason, count=count) for (kind, reason), count in counts.most_common())
+
+
+def _evaluation(candidate: Evaluation, others: Sequence[Evaluation]) -> EvaluationRecord:
     return EvaluationRecord(
         suite=candidate.suite,
         runtime=candidate.runtime,
@@ -248,6 +273,7 @@ def _evaluation(candidate: Evaluation) -> EvaluationRecord:
         metrics={task.task: task.metric for task in candidate.tasks},
         shots={task.task: task.shots for task in candidate.tasks},
         data={task.task: task.data for task in candidate.tasks},
+        source_in_transformers={task.task: task.mean for source in others for task in source.tasks},
     )
 
 
@@ -305,10 +331,30 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def serve_line(path: str | Path, recipe: Recipe) -> str:
-    """The command that serves an artifact."""
+def serve_line(path: str | Path, manifest: Manifest) -> str:
+    """The command that serves an artifact published in `path`."""
+    if file := gguf_file(manifest):
+        return f"llama-server --model {shlex.quote(str(Path(path) / file))}"
+    return vllm_line(path, manifest.recipe)
+
+
+def vllm_line(path: str | Path, recipe: Recipe) -> str:
+    """The command that serves a compressed-tensors artifact."""
     cache = " --kv-cache-dtype fp8" if recipe.quantize.kv_cache else ""
     return f"vllm serve {shlex.quote(str(path))}{cache}"
+
+
+def gguf_file(manifest: Manifest) -> str | None:
+    """The name of the file that llama.cpp loads, if the artifact is one."""
+    return next((name for name in manifest.files if name.endswith(".gguf") and name != IMATRIX), None)
+
+
+def distance_line(distance: Distance) -> str:
+    """Perplexity ratio, divergence and agreement, each with its standard error."""
+    ratio = f"perplexity x {distance.perplexity_ratio:.4f} ± {distance.perplexity_ratio_error:.4f}"
+    divergence = f"KL divergence {distance.divergence:.4f} ± {distance.divergence_error:.4f} nats per token"
+    same = f"same likeliest token {distance.same_top:.1%} ± {distance.same_top_error:.1%}"
+    return f"{ratio}, {divergence}, {same} ({distance.tokens} held-out tokens)"
 
 
 def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
@@ -317,9 +363,9 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
     front: dict[str, Any] = {
         "base_model": model.hub_id or model.label,
         "base_model_relation": "quantized",
-        "library_name": "transformers",
+        "library_name": "gguf" if manifest.tensors else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["quantgate", "compressed-tensors", *recipe.quantize.schemes],
+        "tags": ["quantgate", *_format_tags(recipe)],
     }
     if model.licence:
         front["license"] = model.licence
@@ -337,13 +383,33 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
     body += [f"| weights | {size.bytes_before / 1e6:.1f} MB | {size.bytes_after / 1e6:.1f} MB |"]
     before = size.bytes_before * 8 / model.parameters
     body += [f"| bits per weight | {before:.2f} | {size.bits_per_weight:.2f} |", ""]
-    body += ["## Serve", "", "```", serve_line("FOLDER", recipe), "```", ""]
-    body += [*_hardware_lines(recipe), "In transformers it runs on any device, slower.", ""]
+    body += ["## Serve", "", *_serve(manifest)]
     body += ["## How it was made", "", *_made(manifest)]
     if left_behind:
         body += [f"- not copied from the source: {', '.join(left_behind)}"]
     body += ["", "`quantgate.json` holds the whole record, `SHA256SUMS` the digest of every file.", ""]
     return "\n".join(body)
+
+
+def _format_tags(recipe: Recipe) -> list[str]:
+    if isinstance(recipe.quantize, Gguf):
+        return ["gguf", "llama.cpp", recipe.quantize.type]
+    return ["compressed-tensors", *recipe.quantize.schemes]
+
+
+def _serve(manifest: Manifest) -> list[str]:
+    lines = ["```", serve_line("FOLDER", manifest), "```", ""]
+    if file := gguf_file(manifest):
+        ollama = ["With Ollama, write `Modelfile` beside the file and create the model:", "", "```"]
+        name = Path(file).stem.lower()
+        ollama += [f"echo 'FROM ./{file}' > Modelfile", f"ollama create {name} --file Modelfile", "```", ""]
+        return [
+            *lines,
+            *ollama,
+            "Runs wherever llama.cpp does, LM Studio among them: CPUs, and GPUs of all makers.",
+            "",
+        ]
+    return [*lines, *_hardware_lines(manifest.recipe), "In transformers it runs on any device, slower.", ""]
 
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
@@ -387,6 +453,11 @@ def _results(manifest: Manifest) -> list[str]:
         f"`{evaluation.suite.name}`; the bounds are one-sided, each at {confidence}.",
         "",
     ]
+    if evaluation.source_in_transformers:
+        means = (f"{task} {mean:.4f}" for task, mean in evaluation.source_in_transformers.items())
+        lines += [f"The baseline is the F16 GGUF. The source itself, in transformers: {', '.join(means)}.", ""]
+    if distance := manifest.verification.distance:
+        lines += [f"Against the F16 GGUF: {distance_line(distance)}.", ""]
     return lines
 
 
@@ -416,6 +487,7 @@ def _made(manifest: Manifest) -> list[str]:
     origin = f"{model.hub_id or model.label}" + (f" at {model.revision}" if model.revision else "")
     quantize = recipe.quantize
     settings = quantize.model_dump(exclude_none=True, exclude={"method", "rules", "ignore", "kv_cache"})
+    settings = {key: value for key, value in settings.items() if value != {}}
     lines = [
         f"- source: {origin}, digest `{model.digest}`",
         f"- method: {quantize.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}",
@@ -425,11 +497,17 @@ def _made(manifest: Manifest) -> list[str]:
         lines.append(f"- rule: {rule.scheme}{group} for {listed(rule.match)}")
     if quantize.kv_cache:
         lines.append(f"- KV cache: {quantize.kv_cache}, measured scales for each layer's keys and values")
-    lines += [
-        f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing'}",
-        f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
-        *_reasons(manifest.modules),
-    ]
+    if manifest.tensors:
+        lines += [
+            f"- {same.count} tensors of type {same.type}{same.reason and ': ' + same.reason}"
+            for same in manifest.tensors
+        ]
+    else:
+        lines += [
+            f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing'}",
+            f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
+            *_reasons(manifest.modules),
+        ]
     if calibration:
         lines.append(
             f"- calibration: {calibration.samples} samples, {calibration.tokens} tokens of set `{calibration.set}` "

@@ -15,8 +15,9 @@ import psutil
 
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
 from pipelines.errors import Problem, refuse
+from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
-from pipelines.recipe import Recipe, Rule, load_recipe
+from pipelines.recipe import Gguf, Recipe, Rule, load_recipe
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName, layout
 from pipelines.store import cache_dir
@@ -42,7 +43,8 @@ TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
 EVALUATION_BATCH_TOKENS = 16 * 512
-CALIBRATION_BATCH_TOKENS = 2048
+DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT = 16, 512
+"""Held-out text that the divergence of a GGUF is measured on; llama.cpp scores the second half of each chunk."""
 
 
 class Module(Frozen):
@@ -92,6 +94,8 @@ class Plan(Frozen):
     modules: tuple[Module, ...]
     attentions: tuple[str, ...] = ()
     """Attention modules whose keys and values are cached in FP8."""
+    tensors: tuple[GgufTensor, ...] = ()
+    """Of a GGUF, which has no modules."""
     needs: tuple[Need, ...]
 
     @cached_property
@@ -110,6 +114,8 @@ class Plan(Frozen):
 
     @property
     def bytes_after(self) -> int:
+        if self.tensors:
+            return sum(tensor.bytes for tensor in self.tensors)
         changed = sum(module.bytes_after - module.bytes_before for module in self.modules)
         return self.bytes_before + changed + layout_bytes(self.cache_scales)
 
@@ -138,6 +144,20 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
     if checkpoint.config.get("model_type") in TRANSPOSED:
         what = f"is a {checkpoint.config['model_type']} model, which keeps its weights transposed (Conv1D)"
         problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
+    if isinstance(recipe.quantize, Gguf):
+        tensors = gguf_tensors(recipe, checkpoint, problems)
+        refuse(problems)
+        plan = Plan(recipe=recipe, checkpoint=checkpoint, modules=(), tensors=tensors, needs=())
+    else:
+        plan = _plan_modules(recipe, checkpoint, problems)
+    plan = plan.model_copy(update={"needs": _needs(plan, to)})
+    problems += _lacks(plan.needs, checkpoint.label)
+    refuse(problems)
+    return plan
+
+
+def _plan_modules(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> Plan:
+    assert not isinstance(recipe.quantize, Gguf)
     modules = tuple(_decide(recipe, checkpoint, problems))
     if not problems and not any(module.quantized for module in modules):
         problems.append(Problem(str(checkpoint.folder), "has no linear module left to quantize"))
@@ -145,11 +165,7 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
     if recipe.quantize.kv_cache and not attentions:
         what = f"quantize.kv_cache is set, but no attention module of {checkpoint.label} is known"
         problems.append(Problem(f"recipe {recipe.name}", what, "leave kv_cache out"))
-    plan = Plan(recipe=recipe, checkpoint=checkpoint, modules=modules, attentions=attentions, needs=())
-    plan = plan.model_copy(update={"needs": _needs(plan, to)})
-    problems += _lacks(plan.needs, checkpoint.label)
-    refuse(problems)
-    return plan
+    return Plan(recipe=recipe, checkpoint=checkpoint, modules=modules, attentions=attentions, needs=())
 
 
 def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
@@ -185,7 +201,7 @@ def _decoder_layers(checkpoint: Checkpoint) -> int:
 
 def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, ...]) -> tuple[str, ...]:
     """The attention modules of the decoder layers, if the recipe quantizes their cache."""
-    if recipe.quantize.kv_cache is None:
+    if isinstance(recipe.quantize, Gguf) or recipe.quantize.kv_cache is None:
         return ()
     keys = (module.name for module in modules if module.name.endswith((".k_proj", ".qkv_proj", ".query_key_value")))
     layers = _decoder_layers(checkpoint)
@@ -203,6 +219,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
         (layer_number(name) for name in names if not NOT_TEXT.search(name) and layer_number(name) < layers), default=-1
     )
     quantize, asked = recipe.quantize, []
+    assert not isinstance(quantize, Gguf)
     for patterns, what in ((quantize.ignore, "ignore"), *((rule.match, "rule") for rule in quantize.rules)):
         hits = {pattern: {name for name in names if matches(pattern, name, last)} for pattern in patterns}
         for pattern in (pattern for pattern, found in hits.items() if not found):
@@ -322,6 +339,7 @@ def _module(
     indivisible: dict[tuple[int, int], list[str]],
 ) -> Module:
     """What becomes of a module; widths that its group size does not divide are noted in `indivisible`."""
+    assert not isinstance(recipe.quantize, Gguf)
     target, action = rule or recipe.quantize, recipe.quantize.on_indivisible
     chosen = SCHEMES[target.scheme]
     size = target.group_size or chosen.weights.group_size
@@ -353,10 +371,9 @@ def _module(
 def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     memory = psutil.virtual_memory().available
     cache, target = _existing(cache_dir()), _existing((to or Path("artifacts")).absolute())
-    disk = {str(cache): plan.bytes_after, str(target): 0}
-    disk[str(target)] += plan.bytes_after
+    disk = {str(cache): plan.bytes_after + _temporary(plan), str(target): plan.bytes_after}
     if cache.stat().st_dev == target.stat().st_dev:
-        disk = {str(cache): 2 * plan.bytes_after}
+        disk = {str(cache): 2 * plan.bytes_after + _temporary(plan)}
     needs = [
         Need(stage="quantize", resource="memory", needed=_quantize_memory(plan), available=memory),
         Need(stage="evaluate", resource="memory", needed=_evaluate_memory(plan), available=memory),
@@ -374,8 +391,19 @@ def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     return tuple(needs)
 
 
+def _temporary(plan: Plan) -> int:
+    """Bytes in the cache while a run lasts: the unquantized GGUF, and its log-probabilities for the divergence."""
+    if not plan.tensors:
+        return 0
+    vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
+    return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
+
+
 def _quantize_memory(plan: Plan) -> int:
     recipe, config = plan.recipe, plan.checkpoint.config
+    if plan.tensors:  # llama.cpp goes tensor by tensor; an importance matrix needs the model
+        model = int(1.2 * plan.bytes_before) if recipe.calibrate else 0
+        return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
     if not recipe.calibrate:
         return STREAM_BYTES
     hidden = int((config.get("text_config") or config).get("hidden_size") or 4096)

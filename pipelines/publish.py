@@ -5,7 +5,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pipelines.checkpoint import read_checkpoint
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.gate import Verdict
 from pipelines.package import Bundle, Manifest, package
@@ -87,7 +86,7 @@ def _staging(to: Path) -> Path:
 def _check_bytes(artifact: Artifact, verdict: Verdict) -> None:
     if folder_digests(artifact.checkpoint) != artifact.files:
         raise bad_input(artifact.checkpoint, "was changed after it was made", "quantize again")
-    judged = read_checkpoint(artifact.checkpoint).digest
+    judged = artifact.digest
     if verdict.candidate_digest != judged:
         what = f"the verdict belongs to other bytes ({verdict.candidate_digest or 'unknown'}, these are {judged})"
         raise bad_input(artifact.checkpoint, what, "evaluate and gate this artifact")

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines import llama_build
 from pipelines.calibrate import CalibrationTokens, calibrate
-from pipelines.checkpoint import Checkpoint
+from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.engines import Written
+from pipelines.gguf_plan import file_name
 from pipelines.plan import Plan
-from pipelines.recipe import Recipe
+from pipelines.recipe import Gguf, Recipe
 from pipelines.store import Result, digest, file_digest, folder_digests, keep
 
 
@@ -26,6 +28,17 @@ class Artifact(Result):
     def checkpoint(self) -> Path:
         """The folder that runtimes load."""
         return self.folder / "artifact"
+
+    @property
+    def gguf(self) -> Path | None:
+        """The file that llama.cpp loads, if this is one."""
+        method = self.recipe.quantize
+        return self.checkpoint / file_name(self.source, method) if isinstance(method, Gguf) else None
+
+    @property
+    def digest(self) -> str:
+        """Of what decides what the model computes."""
+        return file_digest(self.gguf) if self.gguf else read_checkpoint(self.checkpoint).digest
 
     @property
     def recipe(self) -> Recipe:
@@ -47,16 +60,17 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     inputs = {
         "source": plan.checkpoint.digest,
         "quantize": plan.recipe.quantize.model_dump(),
-        "modules": [module.model_dump() for module in plan.modules],
+        "modules": [part.model_dump() for part in plan.tensors or plan.modules],
         "calibration": tokens.digest if tokens else None,
-        "engine": engine_digest(),
+        "engine": engine_digest(plan),
     }
 
     def make(folder: Path) -> dict[str, Any]:
         target = folder / "artifact"
         target.mkdir()
         written = _engine(plan, tokens, target)
-        write_companions(plan.checkpoint, written, target)
+        if not plan.tensors:
+            write_companions(plan.checkpoint, written, target)
         return {
             "plan": plan,
             "written": written,
@@ -69,14 +83,27 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     return kept.model_copy(update={"plan": plan, "calibration": tokens})
 
 
-def engine_digest() -> str:
+def engine_digest(plan: Plan) -> str:
     """Digest of the code that writes the weights, so that a changed engine makes a new artifact."""
     here = Path(__file__).parent
+    if plan.tensors:
+        ours = [here / name for name in ("engines/llama_quantize.py", "imatrix.py", "gguf_convert.py")]
+        return digest([llama_build.version(), *map(file_digest, ours)])
     beside = [here / name for name in ("rounding.py", "schemes.py", "safetensors_writer.py")]
-    return digest([file_digest(file) for file in (*sorted((here / "engines").glob("*.py")), *beside)])
+    return digest(
+        [
+            file_digest(file)
+            for file in (*sorted((here / "engines").glob("*.py")), *beside)
+            if file.name != "llama_quantize.py"
+        ]
+    )
 
 
 def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    if plan.tensors:
+        from pipelines.engines import llama_quantize
+
+        return llama_quantize.quantize(plan, tokens, folder)
     if tokens is None:
         from pipelines.engines import streaming
 

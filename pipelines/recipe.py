@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipelines import library
 from pipelines.errors import BadInput, Problem, refuse
+from pipelines.gguf_types import NEEDS_IMATRIX, FileType, Mixture, TensorType
 from pipelines.schema import Frozen, fit, load, place, read
 from pipelines.schemes import SCHEMES, SchemeName
 
@@ -122,8 +123,64 @@ class Awq(_Quantize):
         return self
 
 
+class Gguf(Frozen):
+    """A GGUF file for llama.cpp: converted, quantized and evaluated by llama.cpp itself. Calibrated if `imatrix`."""
+
+    # What the other methods have and a GGUF has not.
+    schemes: ClassVar[tuple[SchemeName, ...]] = ()
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    ignore: ClassVar[tuple[ModulePattern, ...]] = ()
+    kv_cache: ClassVar[Literal["FP8"] | None] = None
+
+    method: Literal["gguf"]
+
+    type: FileType
+    """llama.cpp's name of a mixture of tensor types (docs/recipes.md)."""
+
+    imatrix: bool = False
+    """Weigh rounding errors by an importance matrix: the mean square of each linear's input on the calibration text."""
+
+    output: TensorType | None = None
+    """The type of the output head, where the mixture's own does not suit."""
+
+    embedding: TensorType | None = None
+    """The type of the token embedding."""
+
+    tensors: dict[str, TensorType] = Field(default={})
+    """Types of other tensors: regular expression searched for in the GGUF's tensor names → type; the first decides."""
+
+    @field_validator("tensors")
+    @classmethod
+    def _patterns_compile(cls, tensors: dict[str, TensorType]) -> dict[str, TensorType]:
+        for pattern in tensors:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+            if pattern != pattern.lower() or "=" in pattern:
+                raise ValueError(f"'{pattern}': llama.cpp reads patterns in lower case and without '='")
+        return tensors
+
+    @model_validator(mode="after")
+    def _imatrix_where_needed(self) -> Self:
+        asked = {"IQ2_S"} if self.type == "IQ2_M" else set()
+        needing = sorted(asked | ({*self.tensors.values()} & {*NEEDS_IMATRIX}))
+        if needing and not self.imatrix:
+            what = f"{self.type} holds tensors of type" if asked else "tensors are given the type"
+            raise ValueError(
+                f"{what} {needing[0]}, which llama.cpp writes only with an importance matrix: imatrix: true"
+            )
+        return self
+
+    @property
+    def mixture(self) -> Mixture:
+        """What decides the tensors' types."""
+        return Mixture(**self.model_dump(exclude={"method"}))
+
+
 Method = Rtn | Gptq | Awq
-Quantize = Annotated[Method, Field(discriminator="method")]
+"""Those that make compressed-tensors checkpoints."""
+Quantize = Annotated[Rtn | Gptq | Awq | Gguf, Field(discriminator="method")]
 
 
 class Calibrate(Frozen):
@@ -168,19 +225,38 @@ class Recipe(Frozen):
     def _calibration_fits_method(self) -> Self:
         if self.calibrated and self.calibrate is None:
             what = f"method {self.quantize.method}" if self._by_method else "the scale of activations"
+            what = "an importance matrix" if isinstance(self.quantize, Gguf) else what
             raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {{set: self}}")
         if not self.calibrated and self.calibrate is not None:
-            raise ValueError("method rtn uses no data with this scheme: remove the 'calibrate' block")
+            what = "method rtn uses no data with this scheme"
+            what = "without imatrix: true, no data is used" if isinstance(self.quantize, Gguf) else what
+            raise ValueError(f"{what}: remove the 'calibrate' block")
         return self
 
     @property
     def _by_method(self) -> bool:
-        return not isinstance(self.quantize, Rtn)
+        return not isinstance(self.quantize, Rtn | Gguf)
 
     @property
     def calibrated(self) -> bool:
         """Whether text is needed."""
+        if isinstance(self.quantize, Gguf):
+            return self.quantize.imatrix
         return self._by_method or self.quantize.measures_activations
+
+    @property
+    def family(self) -> str:
+        """The number format that weights get: FP8, FP4, INT8, INT4 or GGUF; `mixed` when there are rules."""
+        if isinstance(self.quantize, Gguf):
+            return "GGUF"
+        return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family
+
+    @property
+    def loss_class(self) -> str:
+        """What its loss is like: the family of its main scheme, or the file type of a GGUF."""
+        if isinstance(self.quantize, Gguf):
+            return self.quantize.type
+        return SCHEMES[self.quantize.scheme].family
 
 
 class Policy(Frozen):

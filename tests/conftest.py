@@ -104,6 +104,18 @@ def vllm_python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return environments.make("vllm")
 
 
+@pytest.fixture
+def llama_cpp(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The programs of llama.cpp in the user's own cache, compiled there unless they are; the session's uses them."""
+    own = (cache / "wheels").resolve().parent
+    with monkeypatch.context() as patch:
+        patch.setenv("QUANTGATE_CACHE", str(own))
+        programs = environments.make("llama-cpp")
+    if not (cache / "environments").exists():
+        (cache / "environments").symlink_to(own / "environments")
+    return programs
+
+
 def edit_json(path: Path, **values: object) -> None:
     """Set keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -193,7 +193,7 @@ def test_validate_reports_every_problem_of_every_recipe(cli: Cli, tmp_path: Path
     assert done.stderr == (
         f"error: {own}:6:1: key 'version' is given twice\n"
         f"{other}:4:12: 'quantize.method' is 'rnt'\n"
-        "    known: 'rtn', 'gptq', 'awq'\n"
+        "    known: 'rtn', 'gptq', 'awq', 'gguf'\n"
         f"{other}:5:1: unknown key 'gtae'\n"
         "    did you mean 'gate'?\n"
         "@@@: there is no recipe of this name\n"
@@ -461,11 +461,14 @@ def test_publish_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, mo
 
 def test_env_lists_what_there_is_and_knows_no_other(cli: Cli, tmp_path: Path) -> None:
     own = {"QUANTGATE_CACHE": str(tmp_path / "cache")}
-    assert json.loads(cli("env", "list", "--json", **own).stdout) == [{"name": "vllm", "python": None}]
+    assert json.loads(cli("env", "list", "--json", **own).stdout) == [
+        {"name": "vllm", "place": None},
+        {"name": "llama-cpp", "place": None},
+    ]
     assert re.search(r"│ vllm +│ not made +│", cli("env", "list", **own).stdout)
     for command in ("make", "check", "remove"):
         told = refused(cli, tmp_path, "env", command, "vlm", **own)
-        assert told == "error: vlm: is not an environment\n    known: vllm\n"
+        assert told == "error: vlm: is not an environment\n    known: vllm, llama-cpp\n"
 
 
 def test_an_environment_that_is_not_there_fails_its_check(cli: Cli, tmp_path: Path) -> None:

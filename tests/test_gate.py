@@ -20,7 +20,6 @@ from scipy import optimize, stats
 from pipelines.errors import BadInput
 from pipelines.gate import Verdict, _combined, _decide, _Moments, _Statistic, _task_verdict, judge, sight
 from pipelines.recipe import Policy, Suite, SuiteTask
-from pipelines.schemes import SchemeName
 from pipelines.scores import Document
 
 ALPHA = 0.05
@@ -844,15 +843,15 @@ def test_only_the_proportions_of_weights_matter(factor: float, ratio: int) -> No
 # What a suite can see
 
 
-@pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
+@pytest.mark.parametrize("loss_class", ["INT8", "INT4"])
 @pytest.mark.parametrize("sizes", [(1319,), (14_042,), (1000, 570, 1838, 299)])
 @pytest.mark.parametrize(("baseline", "chance"), [(0.55, 0.25), (0.8, 0.0)])
 def test_sight_is_right_eight_times_in_ten(
-    scheme: SchemeName, sizes: tuple[int, ...], baseline: float, chance: float
+    loss_class: str, sizes: tuple[int, ...], baseline: float, chance: float
 ) -> None:
     names = [f"task{i}" for i in range(len(sizes))]
     counts, wanted = dict(zip(names, sizes, strict=True)), suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    seen = sight(counts, wanted, TARGET, scheme, baseline - chance)
+    seen = sight(counts, wanted, TARGET, loss_class, baseline - chance)
     for retention, verdict in ((seen.fails_below, 1), (seen.certifies_above, 0)):
         truths = [Truth(count, baseline, seen.discordance, chance, retention) for count in sizes]
         assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.84
@@ -862,8 +861,6 @@ def test_the_table_in_the_documentation_is_what_sight_says() -> None:
     rows = re.findall(r"^\| ([\d,]+) \|(.*)\|$", (ROOT / "docs" / "gate.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) >= 4
     for size, cells in rows:
-        seen = [
-            sight({"a": int(size.replace(",", ""))}, suite(), TARGET, scheme) for scheme in ("FP8_DYNAMIC", "W4A16")
-        ]
+        seen = [sight({"a": int(size.replace(",", ""))}, suite(), TARGET, loss_class) for loss_class in ("FP8", "INT4")]
         expected = [f"{value:.1%}" for s in seen for value in (s.fails_below, s.certifies_above)]
         assert [cell.strip() for cell in cells.split("|")] == expected

@@ -104,5 +104,5 @@ def test_an_fp8_cache_is_served_as_one(tiny: Path, tmp_path: Path, suite: str) -
     text = card(done.manifest)
     assert "```\nvllm serve FOLDER --kv-cache-dtype fp8\n```\n" in text
     assert "- KV cache: FP8, measured scales for each layer's keys and values\n" in text
-    line = serve_line("a folder/with spaces", done.manifest.recipe)
+    line = serve_line("a folder/with spaces", done.manifest)
     assert line == "vllm serve 'a folder/with spaces' --kv-cache-dtype fp8"

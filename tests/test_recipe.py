@@ -11,6 +11,7 @@ from pipelines.recipe import (
     Calibrate,
     CalibrationSet,
     Gate,
+    Gguf,
     Gptq,
     Method,
     PackageSource,
@@ -157,10 +158,14 @@ def test_what_a_recipe_leaves_out_is_filled_in() -> None:
     }
 
 
+def group_size(recipe: Recipe) -> int | None:
+    return target(recipe).group_size
+
+
 def test_w4a16_has_groups_of_128_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
     path = write(tmp_path, GPTQ)
-    assert load(path, Recipe).quantize.group_size == 128
-    assert load(path, Recipe, ["quantize.group_size=64"]).quantize.group_size == 64
+    assert group_size(load(path, Recipe)) == 128
+    assert group_size(load(path, Recipe, ["quantize.group_size=64"])) == 64
 
 
 @pytest.mark.filterwarnings("ignore:A custom validator")
@@ -223,6 +228,7 @@ def test_a_group_size_can_be_given_where_the_scheme_leaves_one_to_choose(
 
 def target(recipe: Recipe) -> Rule | Method:
     """The rule of a recipe that has one, else what it does to all modules."""
+    assert not isinstance(recipe.quantize, Gguf)
     return recipe.quantize.rules[0] if recipe.quantize.rules else recipe.quantize
 
 
@@ -317,7 +323,10 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
         ),
         (RTN + "gate: {retention: 1.5}\n", "mine.yaml:5:8: gate.retention: Input should be less than 1"),
         (RTN + "gate: {retention: .nan}\n", "mine.yaml:5:8: gate.retention: Input should be less than 1"),
-        (RTN.replace("rtn", "gtpq"), "mine.yaml:4:12: 'quantize.method' is 'gtpq'\n    known: 'rtn', 'gptq', 'awq'"),
+        (
+            RTN.replace("rtn", "gtpq"),
+            "mine.yaml:4:12: 'quantize.method' is 'gtpq'\n    known: 'rtn', 'gptq', 'awq', 'gguf'",
+        ),
         (RTN.replace("FP8_DYNAMIC", "FP9"), f"mine.yaml:4:25: quantize.scheme: {A_SCHEME}"),
         (
             GPTQ.replace("W4A16", "W4A16, ignore: [lm_head, 7]"),
@@ -588,7 +597,7 @@ def test_an_override_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     [
         ("calibrate.sampels=4", "calibrate.sampels: unknown key 'calibrate.sampels'\n    did you mean 'samples'?"),
         ("calibrate.samples=-4", "calibrate.samples: calibrate.samples: Input should be greater than 0"),
-        ("quantize.method=rtm", "quantize.method: 'quantize.method' is 'rtm'\n    known: 'rtn', 'gptq', 'awq'"),
+        ("quantize.method=rtm", "quantize.method: 'quantize.method' is 'rtm'\n    known: 'rtn', 'gptq', 'awq', 'gguf'"),
         ("gaet=x", "gaet: unknown key 'gaet'\n    did you mean 'gate'?"),
         ("gate.suite=5", "gate.suite: gate.suite: Input should be a valid string"),
         ("summary", "summary: is not of the form key=value\n    for example --set calibrate.samples=64"),
