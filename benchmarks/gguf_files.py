@@ -7,7 +7,7 @@ the F16 file, and whether every tensor has the bytes that llama.cpp's own tool g
 memory, for the default model and for a larger one. Absolute seconds mean nothing on another machine.
 """
 
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -96,18 +96,21 @@ def print_memory(scratch: Path) -> None:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         script = str(llama_build.source() / "convert_hf_to_gguf.py")
         command = [sys.executable, script, str(folder), "--outfile", str(scratch / "f16.gguf"), "--outtype", "f16"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            _, status, usage = waited(process.pid)
-            process.returncode = status
-        assert status == 0
-        print(f"| {label} | {size / 1e6:.0f} MB | {usage.ru_maxrss * 1024 / 1e6:.0f} MB |", flush=True)
+        peak = peak_memory(command)
+        print(f"| {label} | {size / 1e6:.0f} MB | {peak / 1e6:.0f} MB |", flush=True)
 
 
-def waited(pid: int) -> tuple[int, int, resource.struct_rusage]:
-    """The end of a child, with what it used."""
-    import os
-
-    return os.wait4(pid, 0)
+def peak_memory(command: list[str]) -> int:
+    """Bytes, of a process while it runs; not ru_maxrss, of which a process inherits its parent's."""
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+            peak = max(peak, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.02)
+    assert process.returncode == 0
+    return peak
 
 
 def write_large(folder: Path) -> None:
