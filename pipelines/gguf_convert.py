@@ -82,6 +82,13 @@ def convert(checkpoint: Checkpoint) -> Converted:
 
     def make(folder: Path) -> dict[str, Any]:
         file = folder / "f16.gguf"
+        try:
+            return make_file(file)
+        except QuantgateError:
+            file.unlink(missing_ok=True)  # as large as the checkpoint; its log stays
+            raise
+
+    def make_file(file: Path) -> dict[str, Any]:
         _run_converter(checkpoint, file)
         with LlamaProcess(file) as llama:
             texts = _compare_tokens(checkpoint, llama)
