@@ -171,8 +171,7 @@ def _compare_tokens(checkpoint: Checkpoint, llama: LlamaProcess) -> list[list[in
             where = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
             what = f"token {where} of {text[:40]!r} is {b[where : where + 3]}, the checkpoint's tokenizer says"
             raise QuantgateError(f"{checkpoint.label}: broken conversion: {what} {a[where : where + 3]}")
-    first = llama.eos if llama.bos < 0 else llama.bos
-    return [tokens if tokens[0] == first else [first, *tokens] for tokens in ours]
+    return [tokens if tokens[0] == llama.first else [llama.first, *tokens] for tokens in ours]
 
 
 def _source_scores(checkpoint: Checkpoint, texts: Sequence[list[int]]) -> list[float]:

@@ -33,7 +33,6 @@ IMATRIX = "imatrix.gguf"
 EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 NOT_STORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
 """Constants in old checkpoints, which every runtime computes."""
-ROUTER = re.compile(r"ffn_gate_inp")
 
 
 class GgufTensor(Frozen):
@@ -129,7 +128,7 @@ def _model_shape(checkpoint: Checkpoint, architecture: str) -> Shape:
 
 def _tensor(name: str, shape: tuple[int, ...], sources: list[TensorInfo], choice: Choice | None) -> GgufTensor:
     if choice is None:  # the converter keeps vectors, norms and routers in 32 bits
-        wide = len(shape) < 2 or name.endswith("_norm.weight") or ROUTER.search(name)
+        wide = len(shape) < 2 or name.endswith("_norm.weight") or "ffn_gate_inp" in name
         kind: TensorType = "F32" if wide else "F16"
         reason = ""
     else:

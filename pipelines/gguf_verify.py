@@ -2,6 +2,7 @@
 llama.cpp finds nearly the same in it as in the unquantized one.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ from pipelines.gguf_plan import GgufTensor
 from pipelines.llama_cpp import LlamaProcess
 from pipelines.quantize import Artifact
 from pipelines.recipe import Gguf
-from pipelines.verify import PROMPT, LayerError, fail, worst_loss
+from pipelines.store import keep
+from pipelines.verify import CONTINUATION, PROMPT, LayerError, Verification, fail, worst_loss
 
-CONTINUATION = 24
 ROWS_ELEMENTS = 1 << 22
 PROVENANCE = ("quantgate.version", "quantgate.recipe", "quantgate.source_digest")
 ALWAYS = ("general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.tokens", *PROVENANCE)
@@ -37,12 +38,16 @@ def read_gguf(file: Path) -> Any:
         raise bad_input(file, what, "copy it again") from None
 
 
-def check(artifact: Artifact, device: str) -> dict[str, Any]:
-    """What `verify` records of a GGUF.
+def verify(artifact: Artifact, device: str, inputs: dict[str, Any]) -> Verification:
+    """The verify stage of a GGUF. It keeps its result here, so that an edit of this module makes it run again.
 
     Raises:
         QuantgateError: with everything that is wrong with it.
     """
+    return keep("verify", inputs, Verification, lambda _: _check(artifact, device))
+
+
+def _check(artifact: Artifact, device: str) -> dict[str, Any]:
     assert artifact.gguf
     problems: list[str] = []
     stored = read_gguf(artifact.gguf)
@@ -106,8 +111,6 @@ def _check_metadata(artifact: Artifact, stored: Any, problems: list[str]) -> Non
 
 
 def _has_chat_template(artifact: Artifact) -> bool:
-    import json
-
     if "chat_template.jinja" in artifact.source.companions:
         return True
     config = artifact.source.folder / "tokenizer_config.json"

@@ -47,6 +47,11 @@ class LlamaProcess(Worker):
         """-1 where there is none."""
         self.bos_text, self.eos_text = str(loaded["bos_text"]), str(loaded["eos_text"])
 
+    @property
+    def first(self) -> int:
+        """The token that a text begins with where nothing is before it."""
+        return self.eos if self.bos < 0 else self.bos
+
     def tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """The tokens of each text; `special` adds those that the model's tokenizer adds at its ends."""
         tokens: list[list[int]] = self.ask("tokenize", texts=list(texts), special=special)
@@ -81,7 +86,7 @@ class LlamaLM(TokenLM):
 
     @property
     def prefix_token_id(self) -> int:
-        return self._process.eos if self._process.bos < 0 else self._process.bos
+        return self._process.first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""

@@ -28,6 +28,8 @@ PROMPT = (
     "the sea, and some of the water becomes vapour and rises. High in the sky it cools and forms clouds. When the "
     "drops in a cloud grow heavy enough they fall as rain or snow, and rivers carry the water back to the sea."
 )
+CONTINUATION = 24
+"""Tokens to write after `PROMPT`."""
 WORST_LOSS = 1.0
 """Nats per token that the artifact may lose on `PROMPT`: far more than any sound scheme, far less than a broken one."""
 
@@ -74,7 +76,7 @@ def verify(artifact: Artifact, device: str | None = None) -> Verification:
     if artifact.gguf:
         from pipelines import gguf_verify
 
-        return keep("verify", inputs, Verification, lambda _: gguf_verify.check(artifact, device))
+        return gguf_verify.verify(artifact, device, inputs)
 
     def make(_: Path) -> dict[str, Any]:
         problems: list[str] = []
@@ -278,7 +280,7 @@ def _speak(artifact: Artifact, device: str) -> dict[str, Any]:
             predictions.append(logits.argmax(-1))
             if folder == artifact.checkpoint:
                 mask = torch.ones_like(ids)
-                output = model.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False)
+                output = model.generate(ids, attention_mask=mask, max_new_tokens=CONTINUATION, do_sample=False)
                 continuation = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         del model
         gc.collect()

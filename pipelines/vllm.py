@@ -17,14 +17,12 @@ from pipelines.runtime import load_for_inference
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
 from pipelines.store import cache_dir
-from pipelines.verify import PROMPT
+from pipelines.verify import CONTINUATION, PROMPT
 
 NEXT_TOKENS = 128
 """Next tokens vLLM scores after one prompt, at most."""
 SMALLEST_WINDOW = 2048
 """Tokens."""
-CONTINUATION = 24
-"""Tokens that `compare` lets both runtimes write."""
 TOLERANCE = 0.1
 ROUNDED_TOLERANCE = 0.4
 """Nats that a token's log-probability may differ by in the mean, the second where activations, keys or values are
