@@ -394,8 +394,8 @@ class Sight(Frozen):
 
 TYPICAL_DISCORDANCE = {
     "FP8": 0.045, "INT8": 0.045, "INT4": 0.10, "FP4": 0.12,
-    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.10,
-    "IQ2_M": 0.20,
+    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.085,
+    "IQ2_M": 0.15,
 }  # fmt: skip
 """Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
 TYPICAL_HEADROOM = 0.3
