@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize test test-slow test-vllm test-llama check format docs bench clean
+.PHONY: help setup quantize test test-slow test-vllm test-llama test-engines check format docs locks bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -40,6 +40,17 @@ test-vllm: $(READY) ## the tests that run vLLM (makes its environment: minutes a
 
 test-llama: $(READY) ## the tests that run llama.cpp (compiles it: minutes, once)
 	$(BIN)/pytest -m llama
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --python $(BIN)/python --generate-hashes \
+  --no-annotate --override pipelines/locks/no-torch.override --no-emit-package torch --no-emit-package triton \
+  --custom-compile-command 'make locks'
+
+locks: $(READY) ## resolve the locks of the engines' environments anew
+	$(BIN)/pip install --quiet uv
+	$(foreach name,gptqmodel modelopt,$(LOCK) --upgrade --output-file pipelines/locks/$(name).txt pipelines/locks/$(name).in &&) true
+
+test-engines: $(READY) ## the tests that run other projects' engines (makes their environments: minutes, once)
+	$(BIN)/pytest -m engines
 
 format: $(READY) ## format the code and mend what ruff can
 	$(BIN)/ruff format .

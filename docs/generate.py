@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from pipelines import library
 from pipelines.gguf_types import DEFAULTS
-from pipelines.package import Manifest, listed, vllm_line
+from pipelines.package import LOADERS, Manifest, listed, vllm_line
 from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.tables import FAMILIES, by_family
@@ -141,6 +141,10 @@ def _section(recipe: Recipe) -> list[str]:
     lines.append(f"- method: `{quantize.method}`")
     if isinstance(quantize, Gptq) and quantize.smoothquant:
         lines[-1] += f", after SmoothQuant {quantize.smoothquant}"
+    if quantize.engine != "quantgate":
+        lines[-1] += f", by engine `{quantize.engine}` in an environment of its own"
+    if recipe.packing != "compressed-tensors":
+        lines.append(f"- stored as: `{recipe.packing}`. {LOADERS[recipe.packing]}")
     return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
 
 
@@ -208,6 +212,7 @@ def _keys() -> Iterator[str]:
         own = [name for name in method.model_fields if name not in shared]
         yield from _rows(method, "quantize.", own, f"Method {_name(method)} only. ")
     yield from _rows(Gguf, "quantize.", [name for name in Gguf.model_fields if name != "method"], "Method gguf only. ")
+    yield from _rows(Recipe, "", ["export"])
     asked = f"{_prose(Calibrate.__doc__)} Recipes that need text must have it, others must not."
     yield f"| `calibrate` | mapping | none | {asked} |"
     yield from _rows(Calibrate, "calibrate.", Calibrate.model_fields)

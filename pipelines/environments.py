@@ -1,7 +1,9 @@
-"""Environments for runtimes that cannot share ours: made once in the cache, by pip or from source.
+"""Environments for runtimes and engines that cannot share ours: made once in the cache, by pip or from source.
 
-vLLM pins a compressed-tensors that llmcompressor does not accept, so it runs as a process of another environment and is
-never imported here. llama.cpp (`llama_build.py`) is compiled for the machine it runs on. pip runs with the user's own
+vLLM pins a compressed-tensors that llmcompressor does not accept, and the engines of other projects pin one another's
+transformers, so each runs as a process of another environment and is never imported here. Those of engines are made
+from locks (`pipelines/locks`, digests of every file), and from the torch that the machine's indexes have.
+llama.cpp (`llama_build.py`) is compiled for the machine it runs on. pip runs with the user's own
 configuration: indexes, mirrors and constraints apply as always.
 """
 
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -18,7 +20,7 @@ from pipelines import llama_build
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.processes import clean_variables, run_logged
 from pipelines.schema import Frozen
-from pipelines.store import cache_dir, digest
+from pipelines.store import cache_dir, digest, file_digest
 
 Accelerator = Literal["cpu", "cuda"]
 COMPLETE = ".complete"
@@ -35,13 +37,16 @@ class Build(Frozen):
     """What one environment holds on machines of one kind."""
 
     requirements: tuple[str, ...]
+    """Installed with whatever they need."""
+    lock: str | None = None
+    """A file of `pipelines/locks`: installed as it is, and nothing else for it."""
     unwanted: tuple[str, ...] = ()
     """Distributions that come along and are removed after the install."""
     stub: Distribution | None = None
 
 
 class Environment(Frozen):
-    """A runtime in an environment of its own."""
+    """A runtime or engine in an environment of its own."""
 
     name: str
     module: str
@@ -52,6 +57,15 @@ class Environment(Frozen):
 # All three are in vLLM's requirements and unused for text. From the package index they are built for another torch:
 # torchvision then fails with "operator torchvision::nms does not exist" when transformers, and so vLLM, is imported.
 VISION_AND_AUDIO = ("torchvision", "torchaudio", "torchcodec")
+
+LOCKS = Path(__file__).with_name("locks")
+
+
+def _locked(lock: str) -> dict[Accelerator, Build]:
+    """The same lock for every accelerator: only torch differs."""
+    build = Build(requirements=("torch==2.13.0",), lock=lock)
+    return {"cpu": build, "cuda": build}
+
 
 ENVIRONMENTS = {
     environment.name: environment
@@ -70,6 +84,8 @@ ENVIRONMENTS = {
                 "cuda": Build(requirements=("vllm==0.32.0",), unwanted=VISION_AND_AUDIO),
             },
         ),
+        Environment(name="gptqmodel", module="gptqmodel", builds=_locked("gptqmodel.txt")),
+        Environment(name="modelopt", module="modelopt.torch.quantization", builds=_locked("modelopt.txt")),
     )
 }
 
@@ -137,7 +153,7 @@ def check(name: str) -> str:
         llama_build.check(entry)
         return llama_build.version()
     module = ENVIRONMENTS[name].module
-    code = f"import sys, {module} as it; print(it.__version__, file=sys.stderr)"
+    code = f"import sys, {module}, {module.partition('.')[0]} as it; print(it.__version__, file=sys.stderr)"
     done = subprocess.run(
         [str(entry), "-c", code],
         env=clean_variables(),
@@ -182,9 +198,15 @@ def _folder(name: str) -> Path:
     if name == LLAMA_CPP:
         inputs = llama_build.inputs()
     else:
-        build = _build(ENVIRONMENTS[name]).model_dump()
-        inputs = [build, sysconfig.get_python_version(), sysconfig.get_platform()]
+        inputs = [identity(name), sysconfig.get_python_version(), sysconfig.get_platform()]
     return cache_dir() / "environments" / f"{name}-{digest(inputs)[:12]}"
+
+
+def identity(name: str) -> Any:
+    """What decides which packages the environment `name` has on machines of this kind."""
+    build = _build(ENVIRONMENTS[name])
+    described = build.model_dump(exclude_none=True)
+    return [described, file_digest(LOCKS / build.lock)] if build.lock else described
 
 
 def _entry(name: str, folder: Path) -> Path:
@@ -202,6 +224,9 @@ def _install(build: Build, folder: Path) -> None:
     pip = [str(_python(folder)), "-m", "pip"]
     run_logged([sys.executable, "-m", "venv", str(folder)], log)
     run_logged([*pip, "install", "--no-input", "--disable-pip-version-check", *build.requirements], log)
+    if build.lock:
+        locked = ["--no-deps", "--require-hashes", "--requirement", str(LOCKS / build.lock)]
+        run_logged([*pip, "install", "--no-input", "--disable-pip-version-check", *locked], log)
     if build.unwanted:
         run_logged([*pip, "uninstall", "--yes", "--disable-pip-version-check", *build.unwanted], log)
     if build.stub:

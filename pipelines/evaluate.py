@@ -123,8 +123,8 @@ def _source(subject: _Subject) -> Checkpoint:
 def _runtime_code(runtime: Runtime) -> list[str]:
     """Digests of the code that loads and runs a model."""
     ours = {
-        "transformers": ("runtime.py", "mixtures.py", "rounding.py"),
-        "vllm": ("harness.py", "vllm.py", "vllm_worker.py"),
+        "transformers": ("runtime.py", "dequantize.py", "repack.py", "packings.py", "rounding.py"),
+        "vllm": ("harness.py", "vllm.py", "workers/vllm_runtime.py"),
         "llama.cpp": ("harness.py", "llama_cpp.py", "gguf_convert.py", "llama_worker/worker.cpp"),
     }[runtime]
     return [file_digest(Path(transformers_runtime.__file__).parent / name) for name in ours]

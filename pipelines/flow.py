@@ -171,6 +171,8 @@ def _python(jobs: Sequence[_Job], python: Path | None) -> Path | None:
     from pipelines import environments
 
     runtimes = {job.runtime for job in jobs}
+    for engine in sorted({job.recipe.quantize.engine for job in jobs} - {"quantgate"}):
+        environments.make(engine)
     if "llama.cpp" in runtimes:
         environments.make(environments.LLAMA_CPP)
     return environments.make("vllm") if "vllm" in runtimes and python is None else python

@@ -21,6 +21,7 @@ from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.gguf_types import TensorType
 from pipelines.overlap import Overlap, measure_overlap
+from pipelines.packings import Packing
 from pipelines.plan import Plan
 from pipelines.quantize import Artifact
 from pipelines.recipe import Gguf, Policy, Recipe, Suite
@@ -165,6 +166,8 @@ class Manifest(Frozen):
     """SHA-256 of each file of the artifact but this one, the card and SHA256SUMS."""
     stages: tuple[StageRecord, ...]
     versions: dict[str, str]
+    engine: str = ""
+    """Name and version of the engine, if it is another project's."""
     hardware: dict[str, str]
 
 
@@ -244,6 +247,7 @@ def _manifest(
         files=artifact.files,
         stages=tuple(stage_record(name, results) for name, results in costs),
         versions=package_versions(),
+        engine=artifact.written.engine,
         hardware=_hardware(),
     )
 
@@ -339,7 +343,7 @@ def serve_line(path: str | Path, manifest: Manifest) -> str:
 
 
 def vllm_line(path: str | Path, recipe: Recipe) -> str:
-    """The command that serves a compressed-tensors artifact."""
+    """The command that serves an artifact that is no GGUF."""
     cache = " --kv-cache-dtype fp8" if recipe.quantize.kv_cache else ""
     return f"vllm serve {shlex.quote(str(path))}{cache}"
 
@@ -394,7 +398,7 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
 def _format_tags(recipe: Recipe) -> list[str]:
     if isinstance(recipe.quantize, Gguf):
         return ["gguf", "llama.cpp", recipe.quantize.type]
-    return ["compressed-tensors", *recipe.quantize.schemes]
+    return [recipe.packing, *recipe.quantize.schemes]
 
 
 def _serve(manifest: Manifest) -> list[str]:
@@ -409,7 +413,16 @@ def _serve(manifest: Manifest) -> list[str]:
             "Runs wherever llama.cpp does, LM Studio among them: CPUs, and GPUs of all makers.",
             "",
         ]
-    return [*lines, *_hardware_lines(manifest.recipe), "In transformers it runs on any device, slower.", ""]
+    return [*lines, *_hardware_lines(manifest.recipe), LOADERS[manifest.recipe.packing], ""]
+
+
+LOADERS: dict[Packing, str] = {
+    "compressed-tensors": "In transformers it runs on any device, slower.",
+    "gptq": "vLLM and SGLang load it as it is, and so does transformers where the package gptqmodel is installed.",
+    "awq": "vLLM and SGLang load it as it is, and so does transformers where the package gptqmodel is installed.",
+    "modelopt": "TensorRT-LLM, vLLM and SGLang load it as it is; transformers does not.",
+}
+"""Who loads an artifact beside vLLM."""
 
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
@@ -486,12 +499,16 @@ def _made(manifest: Manifest) -> list[str]:
     recipe, model, calibration = manifest.recipe, manifest.model, manifest.calibration
     origin = f"{model.hub_id or model.label}" + (f" at {model.revision}" if model.revision else "")
     quantize = recipe.quantize
-    settings = quantize.model_dump(exclude_none=True, exclude={"method", "rules", "ignore", "kv_cache"})
+    settings = quantize.model_dump(exclude_none=True, exclude={"method", "rules", "ignore", "kv_cache", "engine"})
     settings = {key: value for key, value in settings.items() if value != {}}
     lines = [
         f"- source: {origin}, digest `{model.digest}`",
         f"- method: {quantize.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}",
     ]
+    if manifest.engine:
+        lines.append(f"- engine: {manifest.engine}, in an environment of its own")
+    if recipe.packing != recipe.engine_packing:
+        lines.append(f"- stored as {recipe.packing}: the same numbers in another order, exactly")
     for rule in quantize.rules:
         group = f", group_size {rule.group_size}" if rule.group_size else ""
         lines.append(f"- rule: {rule.scheme}{group} for {listed(rule.match)}")

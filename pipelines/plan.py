@@ -17,9 +17,10 @@ from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_qu
 from pipelines.errors import Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
+from pipelines.packings import Form, Packing, cannot_hold, layout
 from pipelines.recipe import Gguf, Recipe, Rule, load_recipe
 from pipelines.schema import Frozen
-from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName, layout
+from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName
 from pipelines.store import cache_dir
 
 NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
@@ -57,6 +58,8 @@ class Module(Frozen):
     scheme: SchemeName | None
     """None: kept as it is."""
     group_size: int | None = None
+    packing: Packing = "compressed-tensors"
+    """How its codes and scales are stored."""
     reason: str = ""
     """Why it is kept, or what was changed to quantize it."""
     bytes_before: int
@@ -65,10 +68,16 @@ class Module(Frozen):
     def quantized(self) -> bool:
         return self.scheme is not None
 
-    @cached_property
+    @property
     def parts(self) -> Layout:
         """The tensors that replace its weight; none when it is kept."""
-        return layout(self.scheme, self.shape, self.dtype, self.group_size) if self.scheme else {}
+        form = self.form
+        return layout(form.packing, form.scheme, self.shape, self.dtype, form.group_size) if form else {}
+
+    @property
+    def form(self) -> Form | None:
+        """How its weight is stored; None when it is kept."""
+        return Form(packing=self.packing, scheme=self.scheme, group_size=self.group_size) if self.scheme else None
 
     @property
     def bytes_after(self) -> int:
@@ -101,6 +110,19 @@ class Plan(Frozen):
     @cached_property
     def quantized(self) -> dict[str, Module]:
         return {module.name: module for module in self.modules if module.quantized}
+
+    def stored_as(self, packing: Packing) -> "Plan":
+        """The same plan, with its modules in another packing."""
+        modules = (m.model_copy(update={"packing": packing}) if m.scheme else m for m in self.modules)
+        fields = {name: getattr(self, name) for name in Plan.model_fields}
+        return Plan(**{**fields, "modules": tuple(modules)})  # `model_copy` would take what is cached with it
+
+    @property
+    def form(self) -> Form:
+        """That of every quantized module, in a packing that has one for all."""
+        forms = {module.form for module in self.quantized.values() if module.form}
+        (form,) = forms
+        return form
 
     @property
     def formats(self) -> tuple[tuple[SchemeName, int | None], ...]:
@@ -249,7 +271,27 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
         problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
     modules = _shrunk_together(modules)
     problems += _torn(recipe, modules)
+    problems += _beyond_engine(recipe, modules)
+    stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
+    if not indivisible and (why := cannot_hold(recipe.packing, stored)):
+        problems.append(Problem(f"recipe {recipe.name}", why, "give one that fits, or another export"))
     return modules
+
+
+def _beyond_engine(recipe: Recipe, modules: list[Module]) -> list[Problem]:
+    """What another project's engine would stumble over in the middle of its work."""
+    if recipe.quantize.engine != "gptqmodel" or recipe.quantize.method != "awq":
+        return []
+    odd = [module for module in modules if module.quantized and module.shape[0] % CLIPPED_TOGETHER]
+    if not odd:
+        return []
+    what = (
+        f"GPTQModel's AWQ clips {CLIPPED_TOGETHER} output features at a time, and {odd[0].name} has {odd[0].shape[0]}"
+    )
+    return [Problem(f"recipe {recipe.name}", what, "recipe int4-awq can")]
+
+
+CLIPPED_TOGETHER = 64
 
 
 def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
@@ -363,6 +405,7 @@ def _module(
         dtype=tensor.dtype,
         scheme=scheme,
         group_size=size if scheme else None,
+        packing=recipe.packing if scheme else "compressed-tensors",
         reason=reason,
         bytes_before=tensor.bytes,
     )
@@ -406,6 +449,8 @@ def _quantize_memory(plan: Plan) -> int:
         return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
     if not recipe.calibrate:
         return STREAM_BYTES
+    if recipe.quantize.engine != "quantgate":  # the engine holds the model, what it becomes, and its statistics
+        return 2 * LIBRARIES_BYTES + 3 * plan.bytes_before
     hidden = int((config.get("text_config") or config).get("hidden_size") or 4096)
     tokens = recipe.calibrate.samples * recipe.calibrate.seq_len
     activations = 2 * tokens * hidden * 2  # what goes into a layer, and what comes out

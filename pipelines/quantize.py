@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipelines import llama_build
+from pipelines import environments, llama_build
 from pipelines.calibrate import CalibrationTokens, calibrate
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.engines import Written
@@ -68,15 +68,16 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     def make(folder: Path) -> dict[str, Any]:
         target = folder / "artifact"
         target.mkdir()
-        written = _engine(plan, tokens, target)
+        written = _write_weights(plan, tokens, target)
         if not plan.tensors:
             write_companions(plan.checkpoint, written, target)
-        return {
+        made = {
             "plan": plan,
             "written": written,
             "calibration": tokens,
             "files": folder_digests(target),
         }
+        return {**made, "peak_memory": written.peak_memory} if written.peak_memory else made
 
     kept = keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
     # A finished artifact remembers the run that made it: its name, its gate, what its calibration cost. Now counts.
@@ -89,17 +90,44 @@ def engine_digest(plan: Plan) -> str:
     if plan.tensors:
         ours = [here / name for name in ("engines/llama_quantize.py", "imatrix.py", "gguf_convert.py")]
         return digest([llama_build.version(), *map(file_digest, ours)])
-    beside = [here / name for name in ("rounding.py", "schemes.py", "safetensors_writer.py")]
-    return digest(
-        [
-            file_digest(file)
-            for file in (*sorted((here / "engines").glob("*.py")), *beside)
-            if file.name != "llama_quantize.py"
-        ]
-    )
+    files = [here / name for name in ("rounding.py", "schemes.py", "safetensors_writer.py")]
+    files += [] if plan.recipe.packing == "compressed-tensors" else [here / "packings.py", here / "repack.py"]
+    engine = plan.recipe.quantize.engine
+    if engine == "quantgate":
+        elsewhere = ("llama_quantize.py", "others.py")
+        files += [file for file in sorted((here / "engines").glob("*.py")) if file.name not in elsewhere]
+        return digest([file_digest(file) for file in files])
+    files += [here / "engines" / "others.py", here / "workers" / f"{engine}_engine.py"]
+    return digest([environments.identity(engine), *map(file_digest, files)])
+
+
+def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Quantize, and repack where the recipe asks for another packing than the engine's."""
+    native = plan.recipe.engine_packing
+    if plan.recipe.packing == native:
+        return _engine(plan, tokens, folder)
+    from pipelines.engines import packed_config, written_config
+    from pipelines.repack import repack
+
+    inner = folder.parent / native
+    inner.mkdir()
+    before = plan.stored_as(native)
+    written = _engine(before, tokens, inner)
+    write_companions(plan.checkpoint, written, inner)
+    shapes = {module.name: module.shape for module in plan.quantized.values()}
+    repack(read_checkpoint(inner), shapes, before.form, plan.form, folder)
+    shutil.rmtree(inner)
+    config = packed_config(plan)
+    if plan.recipe.packing == "compressed-tensors":
+        config = {"quantization_config": written_config(plan), "configs": {}}
+    return written.model_copy(update=config)
 
 
 def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    if plan.recipe.quantize.engine != "quantgate":
+        from pipelines.engines import others
+
+        return others.quantize(plan, tokens, folder)
     if plan.tensors:
         from pipelines.engines import llama_quantize
 
@@ -116,7 +144,8 @@ def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writt
 def write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
     """Config with the quantization added, and tokenizer, chat template and generation config byte for byte."""
     config = {**source.config, "quantization_config": written.quantization_config}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name, content in {"config.json": config, **written.configs}.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in source.companions:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.folder / name, folder / name)

@@ -10,8 +10,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pipelines import library
 from pipelines.errors import BadInput, Problem, refuse
 from pipelines.gguf_types import NEEDS_IMATRIX, FileType, Mixture, TensorType
+from pipelines.packings import HOLDS, Packing
 from pipelines.schema import Frozen, fit, load, place, read
-from pipelines.schemes import SCHEMES, SchemeName
+from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 ModulePattern = str
@@ -19,6 +20,13 @@ ModulePattern = str
 `layer:N`: everything in decoder layer N, where -1 is the last."""
 
 OnIndivisible = Literal["error", "skip", "shrink"]
+Engine = Literal["quantgate", "gptqmodel", "modelopt"]
+
+OTHERS: dict[Engine, dict[str, tuple[SchemeName, ...]]] = {
+    "gptqmodel": {"gptq": ("W4A16",), "awq": ("W4A16_ASYM",)},
+    "modelopt": {"rtn": ("FP8_TENSOR", "NVFP4")},
+}
+"""The engines of other projects: method → the schemes that they quantize to here."""
 
 
 def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,6 +89,25 @@ class _Quantize(_Target):
     kv_cache: Literal["FP8"] | None = None
     """Keys and values in FP8 (E4M3), one measured scale for each layer's keys and one for its values."""
 
+    engine: Engine = "quantgate"
+    """Who computes it. The engines of other projects run in environments of their own (`quantgate env list`)."""
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        method = str(getattr(self, "method", ""))
+        if self.engine == "quantgate":
+            if not {*self.schemes} <= {*OWN_SCHEMES}:
+                raise ValueError("FP8_TENSOR is quantized by engine modelopt only; FP8_STATIC has a scale per channel")
+            return self
+        schemes = OTHERS[self.engine].get(method, ())
+        if self.scheme not in schemes:
+            can = "; ".join(f"{name}: {', '.join(known)}" for name, known in OTHERS[self.engine].items())
+            raise ValueError(f"engine {self.engine} does not do {method} with {self.scheme} here, but {can}")
+        unknown = [key for key in ("rules", "kv_cache", "smoothquant") if getattr(self, key, None)]
+        if unknown:
+            raise ValueError(f"engine {self.engine} takes no {' and no '.join(unknown)} here")
+        return self
+
     @property
     def schemes(self) -> tuple[SchemeName, ...]:
         """Every scheme that a module can get."""
@@ -131,6 +158,7 @@ class Gguf(Frozen):
     rules: ClassVar[tuple[Rule, ...]] = ()
     ignore: ClassVar[tuple[ModulePattern, ...]] = ()
     kv_cache: ClassVar[Literal["FP8"] | None] = None
+    engine: ClassVar[Engine] = "quantgate"
 
     method: Literal["gguf"]
 
@@ -218,6 +246,8 @@ class Recipe(Frozen):
     summary: str
     """What it is for, on which hardware it pays, and what retention to expect."""
     quantize: Quantize
+    export: Literal["compressed-tensors", "autogptq", "autoawq"] | None = None
+    """How the artifact stores INT4 weights, the engine's own way unless given: the same numbers in another order."""
     calibrate: Calibrate | None = None
     gate: Gate = Gate()
 
@@ -232,6 +262,37 @@ class Recipe(Frozen):
             what = "without imatrix: true, no data is used" if isinstance(self.quantize, Gguf) else what
             raise ValueError(f"{what}: remove the 'calibrate' block")
         return self
+
+    @model_validator(mode="after")
+    def _export_holds_schemes(self) -> Self:
+        if self.export is None:
+            return self
+        if isinstance(self.quantize, Gguf) or self.quantize.engine == "modelopt":
+            what = "a GGUF" if isinstance(self.quantize, Gguf) else "what engine modelopt makes"
+            raise ValueError(f"{what} has one form only: remove 'export'")
+        holds = HOLDS.get(self.packing, self.quantize.schemes)
+        if strangers := [scheme for scheme in self.quantize.schemes if scheme not in holds]:
+            raise ValueError(f"export {self.export} holds {', '.join(holds)}, not {strangers[0]}: remove 'export'")
+        return self
+
+    @property
+    def packing(self) -> Packing:
+        """How the artifact stores its weights."""
+        exported: dict[str, Packing] = {
+            "autogptq": "gptq",
+            "autoawq": "awq",
+            "compressed-tensors": "compressed-tensors",
+        }
+        return exported[self.export] if self.export else self.engine_packing
+
+    @property
+    def engine_packing(self) -> Packing:
+        """How the engine stores its weights."""
+        if self.quantize.engine == "quantgate":
+            return "compressed-tensors"
+        if self.quantize.engine == "modelopt":
+            return "modelopt"
+        return "awq" if self.quantize.method == "awq" else "gptq"
 
     @property
     def _by_method(self) -> bool:

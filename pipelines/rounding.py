@@ -210,9 +210,9 @@ def pack(codes: torch.Tensor, scales: Scales, scheme: SchemeName, dtype: torch.d
     if stored == "mxfp4-pack-quantized":
         exponents = (scales.scale.log2() + BIAS).to(torch.uint8)
         return {"weight_packed": _pack_nibbles(codes), "weight_scale": exponents}
-    parts = {"weight_packed": _pack_words(codes, scales.numbers.bits), "weight_scale": scales.scale.to(dtype)}
+    parts = {"weight_packed": pack_words(codes, scales.numbers.bits), "weight_scale": scales.scale.to(dtype)}
     if scales.zero is not None:
-        parts["weight_zero_point"] = _compact(_pack_words(scales.zero.to(torch.int8).T, scales.numbers.bits).T)
+        parts["weight_zero_point"] = _compact(pack_words(scales.zero.to(torch.int8).T, scales.numbers.bits).T)
     return parts
 
 
@@ -226,9 +226,9 @@ def unpack(
     if stored in ("float-quantized", "int-quantized"):
         codes = parts["weight"]
     elif stored == "pack-quantized":
-        codes = _unpack_words(parts["weight_packed"], numbers.bits)[:, :columns]
+        codes = unpack_words(parts["weight_packed"], numbers.bits)[:, :columns]
         if not numbers.symmetric:
-            zero = _unpack_words(parts["weight_zero_point"].T, numbers.bits).T[: len(codes)].float()
+            zero = unpack_words(parts["weight_zero_point"].T, numbers.bits).T[: len(codes)].float()
     else:
         packed = parts["weight_packed"]
         codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
@@ -268,7 +268,7 @@ def _pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     return codes[:, 0::2] | codes[:, 1::2].bitwise_left_shift(4)
 
 
-def _pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """int8 codes (rows, columns) to int32 (rows, words), offset to be unsigned, the first in the low bits."""
     unsigned = (codes.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     short = -unsigned.shape[1] % (32 // bits)
@@ -277,7 +277,7 @@ def _pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return _compact(_pack_nibbles(unsigned) if bits == 4 else unsigned).view(torch.int32)
 
 
-def _unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 (rows, words) to int8 codes (rows, columns), those that pad the last word too."""
     unsigned = _compact(words).view(torch.uint8)
     if bits == 4:

@@ -22,11 +22,13 @@ def load_for_inference(folder: Path, device: str) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from pipelines import mixtures
+    from pipelines import dequantize
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    quantized = getattr(config, "quantization_config", None) is not None
-    model = mixtures.load(folder, config) if quantized and mixtures.is_one(folder) else _load(folder, quantized)
+    described = getattr(config, "quantization_config", None)
+    quantized = described is not None
+    apart = described is not None and dequantize.is_needed(folder, described)
+    model = dequantize.load(folder, config) if apart else _load(folder, quantized)
     model = model.to(torch.device(device)).eval()
     if quantized:
         _share_rounding(model)
@@ -158,8 +160,10 @@ def _groups(x: "torch.Tensor", size: int) -> "torch.Tensor":
 
 
 def fp8_static_round(x: "torch.Tensor", scale: float) -> "torch.Tensor":
-    """`x` rounded to E4M3 with the scale that was measured."""
-    return _fp8(x, x.new_tensor(scale)).masked_fill_(x.isnan(), float("nan"))
+    """`x` rounded to E4M3 with the scale that was measured, in float32 where `x` cannot hold the scale."""
+    stored = x.new_tensor(scale)
+    rounded = _fp8(x, stored) if float(stored) == scale else _fp8(x.float(), x.new_tensor(scale).float().fill_(scale))
+    return rounded.to(x.dtype).masked_fill_(x.isnan(), float("nan"))
 
 
 def _fp8(x: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":

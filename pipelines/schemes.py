@@ -8,8 +8,8 @@ from typing import Any, Literal, assert_never
 from pipelines.schema import Frozen
 
 SchemeName = Literal[
-    "FP8_DYNAMIC", "FP8_STATIC", "FP8_BLOCK", "NVFP4", "NVFP4A16", "MXFP4", "W8A8", "W8A16", "W4A16", "W4A16_ASYM",
-    "W4AFP8",
+    "FP8_DYNAMIC", "FP8_STATIC", "FP8_TENSOR", "FP8_BLOCK", "NVFP4", "NVFP4A16", "MXFP4", "W8A8", "W8A16", "W4A16",
+    "W4A16_ASYM", "W4AFP8",
 ]  # fmt: skip
 Format = Literal[
     "float-quantized", "int-quantized", "pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"
@@ -89,6 +89,13 @@ SCHEMES: dict[SchemeName, Scheme] = {
         activations=Numbers(bits=8, kind="float", strategy="tensor"),
         hardware=ADA,
     ),
+    "FP8_TENSOR": Scheme(
+        family="FP8",
+        format="float-quantized",
+        weights=Numbers(bits=8, kind="float", strategy="tensor"),
+        activations=Numbers(bits=8, kind="float", strategy="tensor"),
+        hardware=ADA,
+    ),
     "FP8_BLOCK": Scheme(
         family="FP8",
         format="float-quantized",
@@ -135,6 +142,9 @@ SCHEMES: dict[SchemeName, Scheme] = {
         family="INT4", format="pack-quantized", weights=_INT4, activations=_FP8_TOKEN, hardware=HOPPER_ONLY
     ),
 }
+
+OWN_SCHEMES: tuple[SchemeName, ...] = tuple(name for name in SCHEMES if name != "FP8_TENSOR")
+"""Those that quantgate's own engine writes. A scale for a whole tensor is Model Optimizer's way, and TensorRT-LLM's."""
 
 
 def layout(scheme: SchemeName, shape: tuple[int, ...], dtype: str, group_size: int | None) -> Layout:

@@ -28,6 +28,8 @@ PROMPT = (
     "the sea, and some of the water becomes vapour and rises. High in the sky it cools and forms clouds. When the "
     "drops in a cloud grow heavy enough they fall as rain or snow, and rivers carry the water back to the sea."
 )
+SCALES = ("_scale", "_scale_2", ".scales")
+"""How the names of scales end."""
 CONTINUATION = 24
 """Tokens to write after `PROMPT`."""
 WORST_LOSS = 1.0
@@ -190,7 +192,7 @@ def _check_scales(artifact: Artifact, target: dict[str, TensorInfo], problems: l
 
     own = {tensor.name for tensor in artifact.source.tensors}
     for name, tensor in target.items():
-        if name in own or not name.endswith("_scale") or tensor.dtype == "U8":  # an E8M0 exponent is always positive
+        if name in own or not name.endswith(SCALES) or tensor.dtype == "U8":  # an E8M0 exponent is always positive
             continue
         scale = _rows(artifact.checkpoint, tensor).float()
         if not (torch.isfinite(scale) & (scale > 0)).all():
@@ -209,7 +211,7 @@ def _layer_error(
 
     rows = module.shape[0]
     signal = noise = 0.0
-    step = rows_at_a_time(module, BLOCK_ELEMENTS)
+    step = rows if module.packing != "compressed-tensors" else rows_at_a_time(module, BLOCK_ELEMENTS)
     by_column, by_row = smoothing.get(f"{module.name}.columns"), smoothing.get(f"{module.name}.rows")
     for first in range(0, rows, step):
         last = min(rows, first + step)
@@ -232,7 +234,13 @@ def _dequantized(
     """Rows `first` to `last` of a module's stored weight, in float32."""
     from pipelines import rounding
 
+    assert module.form
     assert module.scheme
+    if module.packing != "compressed-tensors":  # whose rows may lie anywhere
+        from pipelines.repack import unpack
+
+        whole = {suffix: _rows(artifact.checkpoint, target[f"{module.name}.{suffix}"]) for suffix in module.parts}
+        return rounding.dequantize(*unpack(whole, module.form, module.shape[1]))[first:last]
     rows, parts = module.shape[0], {}
     for suffix, (_, shape) in module.parts.items():
         tensor = target[f"{module.name}.{suffix}"]
@@ -252,14 +260,15 @@ def _rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = N
         "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
         "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64,
     }  # fmt: skip
-    row_bytes = tensor.bytes // tensor.shape[0]
-    count = (tensor.shape[0] if last is None else last) - first
+    length, *rest = tensor.shape or (1,)
+    row_bytes = tensor.bytes // length
+    count = (length if last is None else last) - first
     descriptor = os.open(folder / tensor.file, os.O_RDONLY)
     try:
         data = bytearray(os.pread(descriptor, count * row_bytes, tensor.start + first * row_bytes))
     finally:
         os.close(descriptor)
-    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).view(count, *tensor.shape[1:])
+    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).view(count, *rest)
 
 
 def _speak(artifact: Artifact, device: str) -> dict[str, Any]:

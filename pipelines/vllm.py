@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.harness import Question, Score, TokenLM, batches
-from pipelines.processes import Worker, clean_variables
+from pipelines.processes import Worker, clean_variables, serve
 from pipelines.runtime import load_for_inference
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
@@ -35,6 +35,7 @@ PERPLEXITY_RATIO = 1.02
 
 NOT_ON_CPU: dict[SchemeName, str] = {
     "FP8_STATIC": "rounds activations only with scales found at run time",
+    "FP8_TENSOR": "rounds activations only with scales found at run time",
     "NVFP4": "has no kernel for FP4",
     "NVFP4A16": "has no kernel for FP4",
     "MXFP4": "has no kernel for FP4",
@@ -79,8 +80,7 @@ class VllmProcess(Worker):
         `max_model_len` is in tokens, prompt and continuation together.
         """
         self.max_model_len = max_model_len
-        command = [str(python), str(Path(__file__).with_name("vllm_worker.py"))]
-        super().__init__("vLLM", command, _variables(device))
+        super().__init__("vLLM", [str(python), *serve("vllm_runtime")], _variables(device))
         place = {"folder": str(folder.absolute()), "device": device.partition(":")[0]}
         loaded = self.ask("load", **place, max_model_len=max_model_len, dtype=_dtype(folder))
         self.version: str = loaded["version"]

@@ -462,13 +462,12 @@ def test_publish_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, mo
 def test_env_lists_what_there_is_and_knows_no_other(cli: Cli, tmp_path: Path) -> None:
     own = {"QUANTGATE_CACHE": str(tmp_path / "cache")}
     assert json.loads(cli("env", "list", "--json", **own).stdout) == [
-        {"name": "vllm", "place": None},
-        {"name": "llama-cpp", "place": None},
+        {"name": name, "place": None} for name in ("vllm", "gptqmodel", "modelopt", "llama-cpp")
     ]
     assert re.search(r"│ vllm +│ not made +│", cli("env", "list", **own).stdout)
     for command in ("make", "check", "remove"):
         told = refused(cli, tmp_path, "env", command, "vlm", **own)
-        assert told == "error: vlm: is not an environment\n    known: vllm, llama-cpp\n"
+        assert told == "error: vlm: is not an environment\n    known: vllm, gptqmodel, modelopt, llama-cpp\n"
 
 
 def test_an_environment_that_is_not_there_fails_its_check(cli: Cli, tmp_path: Path) -> None:

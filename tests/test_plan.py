@@ -17,7 +17,7 @@ from pipelines.checkpoint import BYTES, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.plan import Need, Plan, disk_lacks, make_plan
 from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
-from pipelines.schemes import SCHEMES, SchemeName
+from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName
 from pipelines.store import digest
 from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors
@@ -125,7 +125,7 @@ def rtn(name: SchemeName, group_size: int | None = None, on_indivisible: OnIndiv
     return Rtn(method="rtn", scheme=name, group_size=group_size, on_indivisible=on_indivisible)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", OWN_SCHEMES)
 @pytest.mark.parametrize(
     ("kinds", "group_size", "shape", "odd", "shrunk"),
     [  # with this group size, a weight of this shape: the width that is not divided, and what it shrinks to
@@ -750,7 +750,7 @@ def write(plan: Plan, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kv_cache", [None, "FP8"])
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", OWN_SCHEMES)
 def test_the_plan_knows_every_byte_that_is_written(
     tmp_path: Path, name: SchemeName, kv_cache: Literal["FP8"] | None
 ) -> None:

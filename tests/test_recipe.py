@@ -65,8 +65,8 @@ name: mine
 summary: my own
 source: {kind: files, paths: [mine.txt]}
 """
-RECIPE_KEYS = "known keys: calibrate, gate, name, quantize, summary, version"
-RTN_KEYS = "known keys: group_size, ignore, kv_cache, method, on_indivisible, rules, scheme"
+RECIPE_KEYS = "known keys: calibrate, export, gate, name, quantize, summary, version"
+RTN_KEYS = "known keys: engine, group_size, ignore, kv_cache, method, on_indivisible, rules, scheme"
 A_SCHEME = f"Input should be {', '.join(map(repr, list(SCHEMES)[:-1]))} or {list(SCHEMES)[-1]!r}"
 
 
@@ -150,9 +150,11 @@ def test_what_a_recipe_leaves_out_is_filled_in() -> None:
             "ignore": ("lm_head",),
             "on_indivisible": "error",
             "kv_cache": None,
+            "engine": "quantgate",
             "smoothquant": None,
             "dampening": 0.01,
         },
+        "export": None,
         "calibrate": {"set": "self", "samples": 512, "seq_len": 2048, "seed": 42, "pack": True},
         "gate": {"suite": "core", "retention": 0.99},
     }

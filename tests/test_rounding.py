@@ -1,6 +1,5 @@
 """The arithmetic of the number formats: what is stored, against compressed-tensors' own reading and rounding of it."""
 
-import typing
 from typing import Any
 
 import pytest
@@ -10,9 +9,9 @@ from hypothesis import strategies as st
 
 from pipelines import rounding
 from pipelines.rounding import DTYPES, Scales
-from pipelines.schemes import SCHEMES, SchemeName, config_group, layout
+from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group, layout
 
-NAMES: tuple[SchemeName, ...] = typing.get_args(SchemeName)
+NAMES: tuple[SchemeName, ...] = OWN_SCHEMES
 STORED = {
     torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32",

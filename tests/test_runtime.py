@@ -16,10 +16,10 @@ from pipelines.engines import fused_names, written_config
 from pipelines.plan import make_plan
 from pipelines.recipe import Calibrate, Recipe, Rtn
 from pipelines.runtime import _rounder, load_for_inference
-from pipelines.schemes import SCHEMES, SchemeName, config_group
+from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from tests.conftest import edit_json
 
-ROUNDED: list[SchemeName] = [name for name, scheme in SCHEMES.items() if scheme.activations]
+ROUNDED: list[SchemeName] = [name for name in OWN_SCHEMES if SCHEMES[name].activations]
 DTYPES = list(rounding.DTYPES.values())
 
 
@@ -142,7 +142,7 @@ OTHERS: list[tuple[SchemeName, torch.dtype]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.bfloat16) for name in SCHEMES), *OTHERS], ids=str)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.bfloat16) for name in OWN_SCHEMES), *OTHERS], ids=str)
 def test_logits_equal_transformers_own_bit_for_bit(
     name: SchemeName, dtype: torch.dtype, tiny: Path, tmp_path: Path
 ) -> None:

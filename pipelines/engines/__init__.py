@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipelines import packings
 from pipelines.plan import FUSED, HEAD, LAYER, NOT_TEXT, Module, Plan
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, quantization_config
@@ -36,9 +37,15 @@ class Written(Frozen):
     """What an engine has to say about the files it wrote."""
 
     quantization_config: dict[str, Any]
-    """For `config.json`, as compressed-tensors reads it."""
+    """For `config.json`."""
+    configs: dict[str, dict[str, Any]] = Field(default={})
+    """Other JSON files that runtimes look into, by name."""
     rescaled: tuple[str, ...] = Field(default=())
     """Kept tensors that smoothing changed: the norms before the layers whose columns were scaled, and biases."""
+    engine: str = ""
+    """Name and version of the engine, if it is another project's."""
+    peak_memory: int = 0
+    """Bytes: of its process."""
 
 
 def written_config(plan: Plan) -> dict[str, Any]:
@@ -48,6 +55,22 @@ def written_config(plan: Plan) -> dict[str, Any]:
     kept = {address(module.name) for module in plan.modules if not module.scheme}
     head = set() if HEAD in {module.name for module in plan.modules} else {HEAD}
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
+
+
+def packed_config(plan: Plan) -> dict[str, Any]:
+    """The fields of `Written` for an artifact in gptq's or awq's packing."""
+    config = packings.quantization_config(plan.form, named_kept(plan))
+    return {"quantization_config": config, "configs": {OLD_CONFIGS[plan.form.packing]: config}}
+
+
+OLD_CONFIGS = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
+"""Where AutoGPTQ and AutoAWQ look for what `config.json` says today."""
+
+
+def named_kept(plan: Plan) -> list[str]:
+    """The kept modules that engines and runtimes must be told of: at heads and towers they do not look."""
+    kept = (module.name for module in plan.modules if not module.quantized)
+    return [name for name in kept if name != HEAD and not NOT_TEXT.search(name)]
 
 
 def _address_inside(name: str) -> str:

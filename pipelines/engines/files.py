@@ -30,9 +30,9 @@ class ArtifactFiles:
 
     def write(self, name: str, value: "torch.Tensor", first_byte: int = 0) -> None:
         """Write contiguous `value` (CPU) at `first_byte` of tensor `name`."""
-        import torch
+        from pipelines.repack import as_bytes
 
-        self._home[name].write(name, value.contiguous().view(torch.uint8).numpy().data.cast("B"), first_byte)
+        self._home[name].write(name, as_bytes(value), first_byte)
 
     def write_rows(self, module: Module, parts: "Mapping[str, torch.Tensor]", first: int = 0) -> None:
         """Write the tensors of a module's rows from `first` on."""

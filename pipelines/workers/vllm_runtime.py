@@ -1,17 +1,7 @@
-"""The other end of `pipelines.vllm`: a script that runs in vLLM's own environment and imports nothing of ours.
+"""vLLM, for `pipelines.vllm`: one loaded checkpoint, its scores and its continuations."""
 
-Reads requests as JSON lines from standard input and answers each with one line on what was standard output when it
-started: `{"result": …}`, or `{"error": …, "trace": …}` and ends, for after an error vLLM's engine may spin forever on
-what it had begun. Ends, too, when its input does, in the middle of an answer if need be.
-"""
-
-import json
 import os
-import queue
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 SETTINGS = {
@@ -25,8 +15,7 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
 }
 KV_CACHE_GIB = "1"  # on a CPU, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise; vLLM would take 92% of memory
-TRACE_LINES = 6
-
+Report = Callable[[int, int, str], None]
 Score = tuple[float, bool]
 """A token's log-probability in nats, and whether it was the most likely one."""
 
@@ -118,47 +107,9 @@ def _multiply_fp8_without_onednn() -> None:
     torch._scaled_mm = scaled_mm
 
 
-def main() -> None:
-    """Answer requests until there are no more, or one fails."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
-        os.dup2(2, 1)  # vLLM and its libraries print to standard output
-        os.environ.update(SETTINGS)
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
-        worker = Worker()
-        commands: dict[str, Callable[..., Any]] = {
-            "load": worker.load,
-            "logprobs": worker.logprobs,
-            "generate": worker.generate,
-        }
-        for request in _requests():
-            reply = _answer(commands[request.pop("command")], request)
-            replies.write(json.dumps(reply) + "\n")
-            replies.flush()
-            if "error" in reply:
-                break
-
-
-def _requests() -> Iterator[dict[str, Any]]:
-    """The requests, read by a thread of its own, which ends the process when whoever asks is gone."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        yield json.loads(lines.get())
-
-
-def _answer(command: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"result": command(**arguments)}
-    except Exception as error:
-        trace = traceback.format_tb(error.__traceback__)[-TRACE_LINES:]
-        return {"error": "".join(traceback.format_exception_only(error)).strip(), "trace": "".join(trace)}
-
-
-if __name__ == "__main__":
-    main()
+def commands(_: Report) -> dict[str, Callable[..., Any]]:
+    """What can be asked of vLLM."""
+    os.environ.update(SETTINGS)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
+    worker = Worker()
+    return {"load": worker.load, "logprobs": worker.logprobs, "generate": worker.generate}

@@ -1,7 +1,8 @@
-"""Quantized mixtures of experts in transformers, for which it has no way to load every format.
+"""Quantized checkpoints that transformers does not load in our environment, dequantized by our own code.
 
-It makes one tensor of a layer's experts while it loads, for which it reads FP8 per channel and symmetric packed
-integers; the rest it refuses or misreads (NVFP4 without its global scale). The inputs of experts it never rounds.
+Those of other projects (`pipelines.packings`), for which it wants those projects' packages. And mixtures of experts: it
+makes one tensor of a layer's experts while it loads, for which it reads FP8 per channel and symmetric packed integers;
+the rest it refuses or misreads (NVFP4 without its global scale), and the inputs of experts it never rounds.
 """
 
 import re
@@ -12,18 +13,36 @@ import torch
 
 from pipelines import rounding
 from pipelines.checkpoint import read_checkpoint
+from pipelines.errors import QuantgateError
+from pipelines.packings import Form, form_of
 from pipelines.plan import EXPERTS
+from pipelines.repack import unpack
 from pipelines.schemes import SCHEMES, config_group
 
 
-def is_one(folder: Path) -> bool:
-    """Whether the checkpoint in `folder` has quantized experts."""
+def is_needed(folder: Path, described: dict[str, Any]) -> bool:
+    """Whether the checkpoint in `folder`, whose `quantization_config` is `described`, is to be loaded here.
+
+    Raises:
+        QuantgateError: it is of a variant that nothing here reads.
+    """
+    return _form(folder, described) is not None or _is_mixture(folder)
+
+
+def _form(folder: Path, described: dict[str, Any]) -> Form | None:
+    try:
+        return form_of(described)
+    except ValueError as error:
+        raise QuantgateError(f"{folder}: {error}") from None
+
+
+def _is_mixture(folder: Path) -> bool:
     scales = (tensor.name for tensor in read_checkpoint(folder).tensors if tensor.name.endswith(".weight_scale"))
     return any(EXPERTS.match(name) for name in scales)
 
 
 def load(folder: Path, config: Any) -> Any:
-    """The mixture in `folder`, dequantized, with a linear module for each matrix of an expert.
+    """The model in `folder`, dequantized, with a linear module for each matrix of an expert.
 
     Each quantized module has compressed-tensors' `quantization_scheme` and its scales of activations, as transformers
     attaches them to other models; keys and values are rounded where the artifact says so.
@@ -34,21 +53,25 @@ def load(folder: Path, config: Any) -> Any:
     from pipelines.engines.layerwise import linearize_experts, named_alike
 
     state, parts = _read(folder)
-    groups = {name: _group(name, config.quantization_config) for name in parts}
+    described = config.quantization_config
+    form = _form(folder, described)
+    groups = {name: _group(name, described, form) for name in parts}
     caches = {name: state.pop(name) for name in [*state] if name.endswith((".k_scale", ".v_scale"))}
     for name, stored in parts.items():
-        state[f"{name}.weight"] = _dequantize(stored, groups[name]).to(config.dtype)
+        state[f"{name}.weight"] = _dequantize(stored, groups[name], form).to(config.dtype)
     del config.quantization_config
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=config.dtype
     )
-    linearize_experts(model)
+    if any(EXPERTS.match(name) for name in parts):
+        linearize_experts(model)
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
     for name, found in named_alike(parts, linear).items():
         modules[found].quantization_scheme = QuantizationScheme.model_validate(groups[name])
+        scales = _input_scales(parts[name], form)
         for suffix in ("input_scale", "input_global_scale"):
-            setattr(modules[found], suffix, parts[name].get(suffix))
+            setattr(modules[found], suffix, scales.get(suffix))
     for name, found in named_alike({name.rpartition(".")[0] for name in caches}, modules).items():
         _round_cache(model, modules[found], caches[f"{name}.k_scale"], caches[f"{name}.v_scale"])
     return model
@@ -63,15 +86,17 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, to
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         module, _, suffix = name.rpartition(".")
-        if f"{module}.weight_scale" in tensors and suffix != "bias":
+        if suffix != "bias" and (f"{module}.weight_scale" in tensors or f"{module}.qweight" in tensors):
             parts.setdefault(module, {})[suffix] = tensor
         else:
             state[name] = tensor
     return state, parts
 
 
-def _group(name: str, described: Any) -> Any:
-    """The group of a `quantization_config` that a quantized module is in."""
+def _group(name: str, described: Any, form: Form | None) -> Any:
+    """The group of compressed-tensors' `quantization_config` that a quantized module is in, or would be."""
+    if form:
+        return config_group(form.scheme, ["Linear"], form.group_size)
     return next(
         group
         for group in described["config_groups"].values()
@@ -83,7 +108,17 @@ def _matches(target: str, name: str) -> bool:
     return target.startswith("re:") and re.match(target[3:], name) is not None
 
 
-def _dequantize(stored: dict[str, torch.Tensor], group: Any) -> torch.Tensor:
+def _input_scales(stored: dict[str, torch.Tensor], form: Form | None) -> dict[str, torch.Tensor]:
+    """The scales of a module's input, as compressed-tensors means them."""
+    if form and form.scheme == "NVFP4":  # where modelopt keeps what compressed-tensors divides by
+        return {"input_global_scale": 1 / stored["input_scale"]}
+    return stored
+
+
+def _dequantize(stored: dict[str, torch.Tensor], group: Any, form: Form | None) -> torch.Tensor:
+    if form:
+        columns = stored["g_idx"].numel() if "g_idx" in stored else 0
+        return rounding.dequantize(*unpack(stored, form, columns))
     size = group["weights"].get("group_size") or (group["weights"].get("block_structure") or [None])[0]
     scheme = next(name for name in SCHEMES if config_group(name, group["targets"], size) == group)
     if "weight_shape" in stored:

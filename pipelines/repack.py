@@ -1,0 +1,171 @@
+"""The same codes, scales and zero points in another packing (`pipelines.packings`), exactly, or not at all.
+
+A weight's codes are (rows = output features, columns = input features) as in `pipelines.rounding`: int8 from -8 to 7
+for INT4, whose zero points run from -8 to 7, too. gptq and awq count both from 0 to 15.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from tqdm import tqdm
+
+from pipelines import rounding
+from pipelines.checkpoint import INDEX, Checkpoint
+from pipelines.errors import QuantgateError
+from pipelines.packings import WORD, Form, layout
+from pipelines.rounding import Scales, pack_words, unpack_words
+from pipelines.safetensors_writer import SafetensorsWriter, write_index
+from pipelines.schemes import SCHEMES
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight neighbouring outputs is in the first, second, … four bits of a word (AutoAWQ's GEMM kernels)."""
+LOWEST = -8
+"""The code and the zero point that gptq and awq call 0."""
+
+Parts = Mapping[str, torch.Tensor]
+"""The stored tensors of one module by suffix."""
+
+
+def pack(codes: torch.Tensor, scales: Scales, form: Form, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors that `form` stores for INT4 codes, or for any codes where it is compressed-tensors'.
+
+    `dtype` is that of compressed-tensors' scales; gptq and awq store float16.
+
+    Raises:
+        QuantgateError: they cannot be stored exactly.
+    """
+    if form.packing == "compressed-tensors":
+        _check_exact(scales.scale, dtype)
+        return {**rounding.pack(codes, scales, form.scheme, dtype), "weight_shape": torch.tensor(codes.shape)}
+    _check_exact(scales.scale, torch.float16)
+    zero = torch.zeros_like(scales.scale) if scales.zero is None else scales.zero
+    words = {"scales": _compact(scales.scale.T.half())}
+    if form.packing == "awq":
+        ordered = (_order(codes.T), _order(zero.T.to(torch.int8)))
+        return {"qweight": pack_words(ordered[0], 4), "qzeros": pack_words(ordered[1], 4), **words}
+    assert form.packing == "gptq"
+    if (zero == LOWEST).any():
+        raise QuantgateError(
+            "a zero point is 0, which a gptq checkpoint stores as one less and cannot: export autoawq can"
+        )
+    return {
+        "qweight": _compact(pack_words(codes, 4).T),
+        "qzeros": pack_words((zero - 1).T.to(torch.int8), 4),
+        "g_idx": _groups_in_order(codes.shape[1], scales.group_size),
+        **words,
+    }
+
+
+def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales]:
+    """Codes and scales of a whole module; the inverse of `pack`, and for modelopt's FP8 and NVFP4, too.
+
+    Raises:
+        QuantgateError: its columns are not in the order of their groups, or its zero points are not what `form` says.
+    """
+    numbers = SCHEMES[form.scheme].weights
+    if form.packing == "compressed-tensors":
+        return rounding.unpack(parts, form.scheme, form.group_size, columns)
+    if form.packing == "modelopt":
+        return _unpack_modelopt(parts, form)
+    if form.packing == "awq":
+        codes, zero = _restore(parts["qweight"]).T, _restore(parts["qzeros"]).T
+    else:
+        if not torch.equal(parts["g_idx"].cpu(), _groups_in_order(columns, form.group_size)):
+            raise QuantgateError("the order of its columns is another (act-order), which no other packing can hold")
+        codes = unpack_words(parts["qweight"].T, 4)
+        zero = _one_more(unpack_words(parts["qzeros"], 4)).T
+    spread: torch.Tensor | None = zero.float()
+    if numbers.symmetric:
+        if zero.any():
+            raise QuantgateError("says that it is symmetric, but has zero points other than 8")
+        spread = None
+    return _compact(codes), Scales(numbers, form.group_size, parts["scales"].T.float(), zero=spread)
+
+
+def _unpack_modelopt(parts: Parts, form: Form) -> tuple[torch.Tensor, Scales]:
+    numbers = SCHEMES[form.scheme].weights
+    if form.scheme == "FP8_TENSOR":
+        rows = parts["weight"].shape[0]
+        return parts["weight"], Scales(numbers, None, parts["weight_scale"].float().expand(rows, 1))
+    packed = parts["weight"]
+    codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
+    whole = parts["weight_scale_2"].float().reshape(1)
+    return codes, Scales(numbers, form.group_size, parts["weight_scale"].float(), tensor=1 / whole)
+
+
+def _groups_in_order(columns: int, group_size: int | None) -> torch.Tensor:
+    """Which group each column is in, int32 (columns,)."""
+    assert group_size
+    return torch.arange(columns, dtype=torch.int32) // group_size
+
+
+def _one_more(zero: torch.Tensor) -> torch.Tensor:
+    """v1's zero points as they are meant; its 15 means 16, which nothing else can hold."""
+    if (zero == -LOWEST - 1).any():
+        raise QuantgateError("has a zero point of 16, which only a gptq checkpoint can hold")
+    return zero + 1
+
+
+def _order(values: torch.Tensor) -> torch.Tensor:
+    """The columns of int8 `values`, every eight of them as AWQ orders them."""
+    return values.reshape(len(values), -1, WORD)[..., AWQ_ORDER].flatten(1)
+
+
+def _restore(words: torch.Tensor) -> torch.Tensor:
+    """The values of packed `words` in their own order."""
+    back = sorted(range(WORD), key=AWQ_ORDER.__getitem__)
+    return unpack_words(words, 4).reshape(len(words), -1, WORD)[..., back].flatten(1)
+
+
+def _check_exact(scale: torch.Tensor, dtype: torch.dtype) -> None:
+    stored = scale.to(dtype).float()
+    if not torch.equal(stored, scale.float()):
+        worst = scale[stored != scale.float()].abs().amin()
+        raise QuantgateError(f"a scale of {worst:.3g} cannot be held exactly in {str(dtype).removeprefix('torch.')}")
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def repack(source: Checkpoint, modules: Mapping[str, tuple[int, ...]], before: Form, after: Form, folder: Path) -> None:
+    """Write `source` into `folder`, with its `modules` (name → shape), which are stored as `before`, stored as `after`.
+
+    Weight files (and their index) only; one module is in memory at a time.
+
+    Raises:
+        QuantgateError: a module cannot be stored exactly.
+    """
+    dtype = next((tensor.dtype for tensor in source.tensors if tensor.name.endswith("norm.weight")), "BF16")
+    old = {
+        name: layout(before.packing, before.scheme, shape, dtype, before.group_size) for name, shape in modules.items()
+    }
+    new = {name: layout(after.packing, after.scheme, shape, dtype, after.group_size) for name, shape in modules.items()}
+    sizes: dict[str, list[tuple[str, int]]] = {}
+    for file in source.weight_files:
+        stored = {tensor.name: tensor for tensor in source.tensors if tensor.file == file}
+        parts = {f"{name}.{suffix}" for name in modules for suffix in old[name]}
+        moved = sorted({name.rpartition(".")[0] for name in stored.keys() & parts})
+        outputs = {name: (tensor.dtype, tensor.shape) for name, tensor in stored.items() if name not in parts}
+        outputs |= {f"{name}.{suffix}": part for name in moved for suffix, part in new[name].items()}
+        with safe_open(source.folder / file, "pt") as read, SafetensorsWriter(folder / file, outputs) as writer:
+            for name in stored.keys() - parts:
+                writer.write(name, as_bytes(read.get_tensor(name)))
+            for name in tqdm(moved, desc="repack", unit="layer", delay=1):
+                tensors = {suffix: read.get_tensor(f"{name}.{suffix}") for suffix in old[name]}
+                try:
+                    packed = pack(*unpack(tensors, before, modules[name][1]), after, rounding.DTYPES[dtype])
+                except QuantgateError as error:
+                    raise QuantgateError(f"{name} cannot be stored as {after.packing}: {error}") from None
+                for suffix in new[name]:
+                    writer.write(f"{name}.{suffix}", as_bytes(packed[suffix]))
+            sizes[file] = [*writer.sizes.items()]
+    if len(sizes) > 1 or (source.folder / INDEX).is_file():
+        write_index(folder, sizes)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in memory, row after row."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
