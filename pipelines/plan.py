@@ -435,9 +435,12 @@ def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
 
 
 def _temporary(plan: Plan) -> int:
-    """Bytes in the cache while a run lasts: the unquantized GGUF, and its log-probabilities for the divergence."""
+    """Bytes in the cache while a run lasts: the unquantized GGUF, and its log-probabilities for the divergence; what
+    another project's engine wrote, and what is not repacked yet."""
     if not plan.tensors:
-        return 0
+        recipe = plan.recipe
+        copies = (recipe.quantize.engine != "quantgate") + (recipe.packing != recipe.engine_packing)
+        return copies * plan.bytes_after
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
 

@@ -139,6 +139,13 @@ def test_what_gptqmodels_awq_would_stumble_over_is_refused(tiny: Path) -> None:
         make_plan(load_recipe("awq-gptqmodel", ["quantize.group_size=32"]), tiny)
 
 
+@pytest.mark.parametrize(("overrides", "copies"), [([], 3), (["export=autoawq"], 4)])
+def test_the_plan_counts_what_lies_on_disk_on_the_way(tiny: Path, overrides: list[str], copies: int) -> None:
+    """The artifact in the cache and where it is published, what the engine wrote, and what is not repacked yet."""
+    plan = make_plan(load_recipe("gptq-gptqmodel", ["quantize.group_size=32", *overrides]), tiny)
+    assert sum(need.needed for need in plan.needs if need.resource == "disk") == copies * plan.bytes_after
+
+
 # The engines
 
 

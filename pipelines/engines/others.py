@@ -23,11 +23,11 @@ from pipelines.errors import QuantgateError
 from pipelines.plan import Module, Plan
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.recipe import Gptq
-from pipelines.rounding import dequantize
+from pipelines.rounding import DTYPES, dequantize
 from pipelines.runtime import choose_device
 
 FIT_ROUNDS = 4
-"""Of fitting the factors of columns and of rows in turn; each halves what the one before left, or more."""
+"""Of fitting the factors of columns and of rows in turn."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -85,21 +85,21 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
     """Write the artifact from the engine's checkpoint `raw` and the source."""
-    theirs = {tensor.name: tensor for tensor in raw.tensors}
+    ours, theirs = ({tensor.name: tensor for tensor in each.tensors} for each in (plan.checkpoint, raw))
     _check(plan, theirs)
     changed = frozenset(_changed(plan, raw, theirs))
     factors: dict[str, torch.Tensor] = {}
     with ArtifactFiles(plan, folder) as files:
         copy_kept(plan, files, changed)
         for name in changed:
-            source = next(tensor for tensor in plan.checkpoint.tensors if tensor.name == name)
-            files.write(name, _read(raw, theirs[name]).to(_read(plan.checkpoint, source).dtype))
+            files.write(name, _read(raw, theirs[name]).to(DTYPES[ours[name].dtype]))
         for module in tqdm(plan.quantized.values(), desc="take", unit="layer", delay=1):
             parts = {suffix: _part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
             for suffix, part in parts.items():
                 files.write(f"{module.name}.{suffix}", part)
             if changed:
-                factors |= _factors(plan, module, parts)
+                weight = _read(plan.checkpoint, ours[f"{module.name}.weight"]).float()
+                factors |= _factors(module, weight, parts)
     if factors:
         write_smoothing(factors, folder)
     return Written(**_described(plan, raw), rescaled=tuple(sorted(changed)))
@@ -146,7 +146,7 @@ def _changed(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iter
         yield tensor.name
 
 
-def _factors(plan: Plan, module: Module, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What smoothing did to a module's weight, for `verify`: fitted, since the engine does not tell.
 
     Least squares for the columns, then for the rows, in turn, of `columns * weight / rows` to the stored weight. What
@@ -155,8 +155,6 @@ def _factors(plan: Plan, module: Module, parts: dict[str, torch.Tensor]) -> dict
     from pipelines.repack import unpack
 
     assert module.form
-    tensor = next(t for t in plan.checkpoint.tensors if t.name == f"{module.name}.weight")
-    weight = _read(plan.checkpoint, tensor).float()
     stored = dequantize(*unpack(parts, module.form, module.shape[1]))
     columns, rows = torch.ones(module.shape[1]), torch.ones(module.shape[0])
     for _ in range(FIT_ROUNDS):
