@@ -399,7 +399,7 @@ def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_js
 
 @main.group()
 def env() -> None:
-    """Environments of runtimes that cannot share ours: vLLM and llama.cpp."""
+    """Environments of runtimes and engines that cannot share ours."""
 
 
 @env.command("list")

@@ -16,7 +16,7 @@ from pipelines.checkpoint import read_checkpoint
 from pipelines.errors import QuantgateError
 from pipelines.packings import Form, form_of
 from pipelines.plan import EXPERTS
-from pipelines.repack import unpack
+from pipelines.repack import as_compressed_tensors, unpack
 from pipelines.schemes import SCHEMES, config_group
 
 
@@ -69,7 +69,7 @@ def load(folder: Path, config: Any) -> Any:
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
     for name, found in named_alike(parts, linear).items():
         modules[found].quantization_scheme = QuantizationScheme.model_validate(groups[name])
-        scales = _input_scales(parts[name], form)
+        scales = as_compressed_tensors(parts[name], form) if form and form.packing == "modelopt" else parts[name]
         for suffix in ("input_scale", "input_global_scale"):
             setattr(modules[found], suffix, scales.get(suffix))
     for name, found in named_alike({name.rpartition(".")[0] for name in caches}, modules).items():
@@ -108,17 +108,9 @@ def _matches(target: str, name: str) -> bool:
     return target.startswith("re:") and re.match(target[3:], name) is not None
 
 
-def _input_scales(stored: dict[str, torch.Tensor], form: Form | None) -> dict[str, torch.Tensor]:
-    """The scales of a module's input, as compressed-tensors means them."""
-    if form and form.scheme == "NVFP4":  # where modelopt keeps what compressed-tensors divides by
-        return {"input_global_scale": 1 / stored["input_scale"]}
-    return stored
-
-
 def _dequantize(stored: dict[str, torch.Tensor], group: Any, form: Form | None) -> torch.Tensor:
     if form:
-        columns = stored["g_idx"].numel() if "g_idx" in stored else 0
-        return rounding.dequantize(*unpack(stored, form, columns))
+        return rounding.dequantize(*unpack(stored, form, columns=0))
     size = group["weights"].get("group_size") or (group["weights"].get("block_structure") or [None])[0]
     scheme = next(name for name in SCHEMES if config_group(name, group["targets"], size) == group)
     if "weight_shape" in stored:

@@ -237,7 +237,7 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
         what = "makes a GGUF, which is evaluated in llama.cpp"
         raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime vllm")
     if runtime == "llama.cpp" and not plan.tensors:
-        what = "makes a compressed-tensors checkpoint, which llama.cpp does not load"
+        what = f"makes a {plan.recipe.packing} checkpoint, which llama.cpp does not load"
         raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime llama.cpp")
     if runtime != "vllm" or device != "cpu":
         return

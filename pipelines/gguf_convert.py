@@ -21,6 +21,7 @@ from pipelines.errors import QuantgateError
 from pipelines.llama_cpp import LlamaProcess, measure_distance, write_logits
 from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.processes import run_logged
+from pipelines.runtime import score_tokens
 from pipelines.scores import Distance
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
 from pipelines.verify import PROMPT
@@ -40,6 +41,9 @@ TEXTS = (
 TOLERANCE = 1e-3
 """Relative difference of the perplexities: equal to three digits."""
 
+F16, LOGITS = "f16.gguf", "logits.bin"
+"""The two large files, which `discard` removes."""
+
 
 class Converted(Result):
     """An F16 GGUF, and how it compares with its checkpoint in float32."""
@@ -51,7 +55,7 @@ class Converted(Result):
 
     @property
     def file(self) -> Path:
-        return self.folder / "f16.gguf"
+        return self.folder / F16
 
 
 class BaseLogits(Result):
@@ -59,7 +63,7 @@ class BaseLogits(Result):
 
     @property
     def file(self) -> Path:
-        return self.folder / "logits.bin"
+        return self.folder / LOGITS
 
     @property
     def text(self) -> Path:
@@ -81,7 +85,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
     """
 
     def make(folder: Path) -> dict[str, Any]:
-        file = folder / "f16.gguf"
+        file = folder / F16
         try:
             return make_file(file)
         except QuantgateError:
@@ -106,7 +110,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
 
 def discard(checkpoint: Checkpoint) -> None:
     """Remove the F16 GGUFs of `checkpoint` and their logits from the cache; what was measured on them stays."""
-    for stage, name in (("convert", "f16.gguf"), ("logits", "logits.bin")):
+    for stage, name in (("convert", F16), ("logits", LOGITS)):
         for record in (cache_dir() / "stages" / stage).glob("*/result.json"):
             if json.loads(record.read_text(encoding="utf-8"))["inputs"]["source"] == checkpoint.digest:
                 (record.parent / name).unlink(missing_ok=True)
@@ -130,7 +134,7 @@ def _base_logits(checkpoint: Checkpoint, tokens: CalibrationTokens | None) -> Ba
 
     def make(folder: Path) -> dict[str, Any]:
         (folder / "text.txt").write_text(text, encoding="utf-8")
-        arguments = (DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT, folder / "logits.bin", folder / "perplexity.log")
+        arguments = (DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT, folder / LOGITS, folder / "perplexity.log")
         write_logits(convert(checkpoint).file, folder / "text.txt", *arguments)
         return {}
 
@@ -183,9 +187,7 @@ def _source_scores(checkpoint: Checkpoint, texts: Sequence[list[int]]) -> list[f
     scores: list[float] = []
     with torch.inference_mode(), _in_float32(model):
         for text in texts:
-            ids = torch.tensor([text])
-            logprobs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-            scores += logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
+            scores += score_tokens(model, torch.tensor([text]))
     return scores
 
 

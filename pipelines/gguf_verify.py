@@ -15,7 +15,7 @@ from pipelines.llama_cpp import LlamaProcess
 from pipelines.quantize import Artifact
 from pipelines.recipe import Gguf
 from pipelines.store import keep
-from pipelines.verify import CONTINUATION, PROMPT, LayerError, Verification, fail, worst_loss
+from pipelines.verify import CONTINUATION, PROMPT, LayerError, Verification, fail, layer_error, worst_loss
 
 ROWS_ELEMENTS = 1 << 22
 PROVENANCE = ("quantgate.version", "quantgate.recipe", "quantgate.source_digest")
@@ -144,4 +144,4 @@ def _layer_error(tensor: GgufTensor, before: Any, after: Any, problems: list[str
             problems.append(f"{tensor.name} dequantizes to NaN or infinities")
         signal += float(np.square(weight).sum())
         noise += float(np.square(weight - values).sum())
-    return LayerError(module=tensor.name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
+    return layer_error(tensor.name, signal, noise)

@@ -95,13 +95,16 @@ def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
             "lm_head": False,
             "pack_dtype": "int32",
         }
-        exceptions: dict[str, Any] = {
-            rf"-:^{re.escape(name)}$": {} for name in sorted(kept)
-        }  # GPTQModel's and vLLM's way to skip
-        return {**config, "dynamic": exceptions} if exceptions else config
+        skipped = exceptions(kept)
+        return {**config, "dynamic": skipped} if skipped else config
     assert form.packing == "awq"
-    skipped = {"modules_to_not_convert": sorted(kept)} if kept else {}
-    return {"quant_method": "awq", "version": "gemm", **shared, "zero_point": True, **skipped}
+    unconverted = {"modules_to_not_convert": sorted(kept)} if kept else {}
+    return {"quant_method": "awq", "version": "gemm", **shared, "zero_point": True, **unconverted}
+
+
+def exceptions(kept: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The `dynamic` of a gptq config, GPTQModel's and vLLM's way to leave the modules `kept` out."""
+    return {rf"-:^{re.escape(name)}$": {} for name in sorted(kept)}
 
 
 def form_of(config: Mapping[str, Any]) -> Form | None:

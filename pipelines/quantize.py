@@ -8,7 +8,7 @@ from typing import Any
 from pipelines import environments, llama_build
 from pipelines.calibrate import CalibrationTokens, calibrate
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.engines import Written
+from pipelines.engines import Written, packed_config, written_config
 from pipelines.gguf_plan import file_name
 from pipelines.plan import Plan
 from pipelines.recipe import Gguf, Recipe
@@ -91,13 +91,14 @@ def engine_digest(plan: Plan) -> str:
         ours = [here / name for name in ("engines/llama_quantize.py", "imatrix.py", "gguf_convert.py")]
         return digest([llama_build.version(), *map(file_digest, ours)])
     files = [here / name for name in ("rounding.py", "schemes.py", "safetensors_writer.py")]
-    files += [] if plan.recipe.packing == "compressed-tensors" else [here / "packings.py", here / "repack.py"]
-    engine = plan.recipe.quantize.engine
+    engine, packings = plan.recipe.quantize.engine, {plan.recipe.packing, plan.recipe.engine_packing}
+    files += [] if packings == {"compressed-tensors"} else [here / "packings.py", here / "repack.py"]
     if engine == "quantgate":
         elsewhere = ("llama_quantize.py", "others.py")
         files += [file for file in sorted((here / "engines").glob("*.py")) if file.name not in elsewhere]
         return digest([file_digest(file) for file in files])
-    files += [here / "engines" / "others.py", here / "workers" / f"{engine}_engine.py"]
+    files += [here / "engines" / name for name in ("__init__.py", "files.py", "others.py")]
+    files += [here / "workers" / f"{engine}_engine.py"]
     return digest([environments.identity(engine), *map(file_digest, files)])
 
 
@@ -106,7 +107,6 @@ def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -
     native = plan.recipe.engine_packing
     if plan.recipe.packing == native:
         return _engine(plan, tokens, folder)
-    from pipelines.engines import packed_config, written_config
     from pipelines.repack import repack
 
     inner = folder.parent / native
@@ -115,7 +115,8 @@ def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -
     written = _engine(before, tokens, inner)
     write_companions(plan.checkpoint, written, inner)
     shapes = {module.name: module.shape for module in plan.quantized.values()}
-    repack(read_checkpoint(inner), shapes, before.form, plan.form, folder)
+    dtype = next(iter(plan.quantized.values())).dtype
+    repack(read_checkpoint(inner), shapes, dtype, before.form, plan.form, folder)
     shutil.rmtree(inner)
     config = packed_config(plan)
     if plan.recipe.packing == "compressed-tensors":

@@ -22,6 +22,9 @@ ModulePattern = str
 OnIndivisible = Literal["error", "skip", "shrink"]
 Engine = Literal["quantgate", "gptqmodel", "modelopt"]
 
+Export = Literal["compressed-tensors", "autogptq", "autoawq"]
+EXPORTS: dict[Export, Packing] = {"compressed-tensors": "compressed-tensors", "autogptq": "gptq", "autoawq": "awq"}
+
 OTHERS: dict[Engine, dict[str, tuple[SchemeName, ...]]] = {
     "gptqmodel": {"gptq": ("W4A16",), "awq": ("W4A16_ASYM",)},
     "modelopt": {"rtn": ("FP8_TENSOR", "NVFP4")},
@@ -207,7 +210,7 @@ class Gguf(Frozen):
 
 
 Method = Rtn | Gptq | Awq
-"""Those that make compressed-tensors checkpoints."""
+"""Those that quantize the modules of a checkpoint."""
 Quantize = Annotated[Rtn | Gptq | Awq | Gguf, Field(discriminator="method")]
 
 
@@ -246,7 +249,7 @@ class Recipe(Frozen):
     summary: str
     """What it is for, on which hardware it pays, and what retention to expect."""
     quantize: Quantize
-    export: Literal["compressed-tensors", "autogptq", "autoawq"] | None = None
+    export: Export | None = None
     """How the artifact stores INT4 weights, the engine's own way unless given: the same numbers in another order."""
     calibrate: Calibrate | None = None
     gate: Gate = Gate()
@@ -278,12 +281,7 @@ class Recipe(Frozen):
     @property
     def packing(self) -> Packing:
         """How the artifact stores its weights."""
-        exported: dict[str, Packing] = {
-            "autogptq": "gptq",
-            "autoawq": "awq",
-            "compressed-tensors": "compressed-tensors",
-        }
-        return exported[self.export] if self.export else self.engine_packing
+        return EXPORTS[self.export] if self.export else self.engine_packing
 
     @property
     def engine_packing(self) -> Packing:

@@ -15,8 +15,8 @@ from pipelines import rounding
 from pipelines.checkpoint import INDEX, Checkpoint
 from pipelines.errors import QuantgateError
 from pipelines.packings import WORD, Form, layout
-from pipelines.rounding import Scales, pack_words, unpack_words
-from pipelines.safetensors_writer import SafetensorsWriter, write_index
+from pipelines.rounding import Scales, compact, pack_words, unpack_words
+from pipelines.safetensors_writer import SafetensorsWriter, as_bytes, write_index
 from pipelines.schemes import SCHEMES
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -37,11 +37,11 @@ def pack(codes: torch.Tensor, scales: Scales, form: Form, dtype: torch.dtype) ->
         QuantgateError: they cannot be stored exactly.
     """
     if form.packing == "compressed-tensors":
-        _check_exact(scales.scale, dtype)
+        check_exact(scales.scale, dtype)
         return {**rounding.pack(codes, scales, form.scheme, dtype), "weight_shape": torch.tensor(codes.shape)}
-    _check_exact(scales.scale, torch.float16)
+    check_exact(scales.scale, torch.float16)
     zero = torch.zeros_like(scales.scale) if scales.zero is None else scales.zero
-    words = {"scales": _compact(scales.scale.T.half())}
+    words = {"scales": compact(scales.scale.T.half())}
     if form.packing == "awq":
         ordered = (_order(codes.T), _order(zero.T.to(torch.int8)))
         return {"qweight": pack_words(ordered[0], 4), "qzeros": pack_words(ordered[1], 4), **words}
@@ -51,7 +51,7 @@ def pack(codes: torch.Tensor, scales: Scales, form: Form, dtype: torch.dtype) ->
             "a zero point is 0, which a gptq checkpoint stores as one less and cannot: export autoawq can"
         )
     return {
-        "qweight": _compact(pack_words(codes, 4).T),
+        "qweight": compact(pack_words(codes, 4).T),
         "qzeros": pack_words((zero - 1).T.to(torch.int8), 4),
         "g_idx": _groups_in_order(codes.shape[1], scales.group_size),
         **words,
@@ -61,6 +61,8 @@ def pack(codes: torch.Tensor, scales: Scales, form: Form, dtype: torch.dtype) ->
 def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales]:
     """Codes and scales of a whole module; the inverse of `pack`, and for modelopt's FP8 and NVFP4, too.
 
+    Only compressed-tensors' integers need to be told their `columns`, whose last word may be padded.
+
     Raises:
         QuantgateError: its columns are not in the order of their groups, or its zero points are not what `form` says.
     """
@@ -68,11 +70,11 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
     if form.packing == "compressed-tensors":
         return rounding.unpack(parts, form.scheme, form.group_size, columns)
     if form.packing == "modelopt":
-        return _unpack_modelopt(parts, form)
+        return rounding.unpack(as_compressed_tensors(parts, form), form.scheme, form.group_size, columns)
     if form.packing == "awq":
         codes, zero = _restore(parts["qweight"]).T, _restore(parts["qzeros"]).T
     else:
-        if not torch.equal(parts["g_idx"].cpu(), _groups_in_order(columns, form.group_size)):
+        if not torch.equal(parts["g_idx"].cpu(), _groups_in_order(WORD * len(parts["qweight"]), form.group_size)):
             raise QuantgateError("the order of its columns is another (act-order), which no other packing can hold")
         codes = unpack_words(parts["qweight"].T, 4)
         zero = _one_more(unpack_words(parts["qzeros"], 4)).T
@@ -81,18 +83,21 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
         if zero.any():
             raise QuantgateError("says that it is symmetric, but has zero points other than 8")
         spread = None
-    return _compact(codes), Scales(numbers, form.group_size, parts["scales"].T.float(), zero=spread)
+    return compact(codes), Scales(numbers, form.group_size, parts["scales"].T.float(), zero=spread)
 
 
-def _unpack_modelopt(parts: Parts, form: Form) -> tuple[torch.Tensor, Scales]:
-    numbers = SCHEMES[form.scheme].weights
+def as_compressed_tensors(parts: Parts, form: Form) -> dict[str, torch.Tensor]:
+    """A module of a modelopt checkpoint, under compressed-tensors' names: which divides where modelopt multiplies, and
+    has a scale for each row."""
     if form.scheme == "FP8_TENSOR":
-        rows = parts["weight"].shape[0]
-        return parts["weight"], Scales(numbers, None, parts["weight_scale"].float().expand(rows, 1))
-    packed = parts["weight"]
-    codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
-    whole = parts["weight_scale_2"].float().reshape(1)
-    return codes, Scales(numbers, form.group_size, parts["weight_scale"].float(), tensor=1 / whole)
+        scale = parts["weight_scale"].expand(parts["weight"].shape[0], 1)
+        return {**parts, "weight_scale": scale}
+    return {
+        "weight_packed": parts["weight"],
+        "weight_scale": parts["weight_scale"],
+        "weight_global_scale": 1 / parts["weight_scale_2"].float().reshape(1),
+        "input_global_scale": 1 / parts["input_scale"],
+    }
 
 
 def _groups_in_order(columns: int, group_size: int | None) -> torch.Tensor:
@@ -119,26 +124,25 @@ def _restore(words: torch.Tensor) -> torch.Tensor:
     return unpack_words(words, 4).reshape(len(words), -1, WORD)[..., back].flatten(1)
 
 
-def _check_exact(scale: torch.Tensor, dtype: torch.dtype) -> None:
+def check_exact(scale: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise QuantgateError unless `dtype` holds every number of `scale`."""
     stored = scale.to(dtype).float()
     if not torch.equal(stored, scale.float()):
         worst = scale[stored != scale.float()].abs().amin()
         raise QuantgateError(f"a scale of {worst:.3g} cannot be held exactly in {str(dtype).removeprefix('torch.')}")
 
 
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def repack(source: Checkpoint, modules: Mapping[str, tuple[int, ...]], before: Form, after: Form, folder: Path) -> None:
+def repack(
+    source: Checkpoint, modules: Mapping[str, tuple[int, ...]], dtype: str, before: Form, after: Form, folder: Path
+) -> None:
     """Write `source` into `folder`, with its `modules` (name → shape), which are stored as `before`, stored as `after`.
 
-    Weight files (and their index) only; one module is in memory at a time.
+    `dtype` is that of compressed-tensors' scales. Weight files (and their index) only; one module is in memory at a
+    time.
 
     Raises:
         QuantgateError: a module cannot be stored exactly.
     """
-    dtype = next((tensor.dtype for tensor in source.tensors if tensor.name.endswith("norm.weight")), "BF16")
     old = {
         name: layout(before.packing, before.scheme, shape, dtype, before.group_size) for name, shape in modules.items()
     }
@@ -164,8 +168,3 @@ def repack(source: Checkpoint, modules: Mapping[str, tuple[int, ...]], before: F
             sizes[file] = [*writer.sizes.items()]
     if len(sizes) > 1 or (source.folder / INDEX).is_file():
         write_index(folder, sizes)
-
-
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in memory, row after row."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

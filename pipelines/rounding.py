@@ -212,7 +212,7 @@ def pack(codes: torch.Tensor, scales: Scales, scheme: SchemeName, dtype: torch.d
         return {"weight_packed": _pack_nibbles(codes), "weight_scale": exponents}
     parts = {"weight_packed": pack_words(codes, scales.numbers.bits), "weight_scale": scales.scale.to(dtype)}
     if scales.zero is not None:
-        parts["weight_zero_point"] = _compact(pack_words(scales.zero.to(torch.int8).T, scales.numbers.bits).T)
+        parts["weight_zero_point"] = compact(pack_words(scales.zero.to(torch.int8).T, scales.numbers.bits).T)
     return parts
 
 
@@ -230,8 +230,7 @@ def unpack(
         if not numbers.symmetric:
             zero = unpack_words(parts["weight_zero_point"].T, numbers.bits).T[: len(codes)].float()
     else:
-        packed = parts["weight_packed"]
-        codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
+        codes = _unpack_nibbles(parts["weight_packed"])
         if stored == "mxfp4-pack-quantized":
             scale = torch.exp2(scale.float() - BIAS)
         else:
@@ -268,23 +267,28 @@ def _pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     return codes[:, 0::2] | codes[:, 1::2].bitwise_left_shift(4)
 
 
+def _unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_pack_nibbles`."""
+    return torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
+
+
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """int8 codes (rows, columns) to int32 (rows, words), offset to be unsigned, the first in the low bits."""
     unsigned = (codes.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     short = -unsigned.shape[1] % (32 // bits)
     if short:
         unsigned = torch.nn.functional.pad(unsigned, (0, short))
-    return _compact(_pack_nibbles(unsigned) if bits == 4 else unsigned).view(torch.int32)
+    return compact(_pack_nibbles(unsigned) if bits == 4 else unsigned).view(torch.int32)
 
 
 def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 (rows, words) to int8 codes (rows, columns), those that pad the last word too."""
-    unsigned = _compact(words).view(torch.uint8)
+    unsigned = compact(words).view(torch.uint8)
     if bits == 4:
-        unsigned = torch.stack([unsigned & 0xF, unsigned >> 4], dim=-1).flatten(1)
+        unsigned = _unpack_nibbles(unsigned)
     return (unsigned.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
 
 
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
+def compact(tensor: torch.Tensor) -> torch.Tensor:
     """A copy, row after row. `contiguous` would leave a single row or column with the strides it came with."""
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -55,6 +55,13 @@ def _load(folder: Path, quantized: bool) -> Any:
     return model
 
 
+def score_tokens(model: Any, ids: "torch.Tensor") -> list[float]:
+    """The log-probability, in nats, of each token of `ids` (1, tokens) after the first."""
+    logprobs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    scores: list[float] = logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
+    return scores
+
+
 def choose_device(wanted: str | None) -> str:
     """`wanted`, or `cuda` where there is one, else `cpu`.
 

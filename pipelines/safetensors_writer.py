@@ -6,12 +6,22 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pipelines.checkpoint import BYTES
 from pipelines.errors import QuantgateError
 
+if TYPE_CHECKING:
+    import torch
+
 COPY_CHUNK = 16 << 20
+
+
+def as_bytes(tensor: "torch.Tensor") -> memoryview:
+    """The bytes of a tensor in memory, row after row."""
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class SafetensorsWriter:

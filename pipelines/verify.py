@@ -4,13 +4,13 @@ Numbers are compared file against file, a block of rows at a time; only the last
 """
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.engines import read_smoothing, rows_at_a_time
+from pipelines.engines.files import read_rows
 from pipelines.errors import QuantgateError
 from pipelines.plan import Module
 from pipelines.quantize import Artifact
@@ -194,7 +194,7 @@ def _check_scales(artifact: Artifact, target: dict[str, TensorInfo], problems: l
     for name, tensor in target.items():
         if name in own or not name.endswith(SCALES) or tensor.dtype == "U8":  # an E8M0 exponent is always positive
             continue
-        scale = _rows(artifact.checkpoint, tensor).float()
+        scale = read_rows(artifact.checkpoint, tensor).float()
         if not (torch.isfinite(scale) & (scale > 0)).all():
             problems.append(f"{name} holds zeros, negative numbers, NaN or infinities")
 
@@ -215,7 +215,7 @@ def _layer_error(
     by_column, by_row = smoothing.get(f"{module.name}.columns"), smoothing.get(f"{module.name}.rows")
     for first in range(0, rows, step):
         last = min(rows, first + step)
-        weight = _rows(artifact.source.folder, source[f"{module.name}.weight"], first, last).double()
+        weight = read_rows(artifact.source.folder, source[f"{module.name}.weight"], first, last).double()
         stored = _dequantized(artifact, module, target, first, last).double()
         if by_column is not None:  # compare as the engine rounded them: columns that hardly matter were scaled down
             weight = weight * by_column
@@ -225,7 +225,12 @@ def _layer_error(
             problems.append(f"{module.name} dequantizes to NaN or infinities")
         signal += float(weight.square().sum())
         noise += float((weight - stored).square().sum())
-    return LayerError(module=module.name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
+    return layer_error(module.name, signal, noise)
+
+
+def layer_error(name: str, signal: float, noise: float) -> LayerError:
+    """From the sums of squares of a layer's weights, and of what they lost."""
+    return LayerError(module=name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
 
 
 def _dequantized(
@@ -239,36 +244,19 @@ def _dequantized(
     if module.packing != "compressed-tensors":  # whose rows may lie anywhere
         from pipelines.repack import unpack
 
-        whole = {suffix: _rows(artifact.checkpoint, target[f"{module.name}.{suffix}"]) for suffix in module.parts}
+        whole = {suffix: read_rows(artifact.checkpoint, target[f"{module.name}.{suffix}"]) for suffix in module.parts}
         return rounding.dequantize(*unpack(whole, module.form, module.shape[1]))[first:last]
     rows, parts = module.shape[0], {}
     for suffix, (_, shape) in module.parts.items():
         tensor = target[f"{module.name}.{suffix}"]
         if suffix.startswith("weight") and len(shape) == 2:  # blocks of scales and words of zeros hold several rows
-            parts[suffix] = _rows(artifact.checkpoint, tensor, first * shape[0] // rows, -(-last * shape[0] // rows))
+            parts[suffix] = read_rows(
+                artifact.checkpoint, tensor, first * shape[0] // rows, -(-last * shape[0] // rows)
+            )
         elif suffix == "weight_global_scale":
-            parts[suffix] = _rows(artifact.checkpoint, tensor)
+            parts[suffix] = read_rows(artifact.checkpoint, tensor)
     codes, scales = rounding.unpack(parts, module.scheme, module.group_size, module.shape[1])
     return rounding.dequantize(codes, scales)
-
-
-def _rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = None) -> "torch.Tensor":
-    """Rows `first` to `last` of a stored tensor."""
-    import torch
-
-    dtypes = {
-        "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
-        "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64,
-    }  # fmt: skip
-    length, *rest = tensor.shape or (1,)
-    row_bytes = tensor.bytes // length
-    count = (length if last is None else last) - first
-    descriptor = os.open(folder / tensor.file, os.O_RDONLY)
-    try:
-        data = bytearray(os.pread(descriptor, count * row_bytes, tensor.start + first * row_bytes))
-    finally:
-        os.close(descriptor)
-    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).view(count, *rest)
 
 
 def _speak(artifact: Artifact, device: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.harness import Question, Score, TokenLM, batches
 from pipelines.processes import Worker, clean_variables, serve
-from pipelines.runtime import load_for_inference
+from pipelines.runtime import load_for_inference, score_tokens
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
 from pipelines.store import cache_dir
@@ -101,7 +101,6 @@ class VllmProcess(Worker):
 def _variables(device: str) -> dict[str, str]:
     """The worker's environment variables: ours, what vLLM remembers in our cache, and for `cuda:N` only that GPU."""
     variables = {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")} | clean_variables()
-    variables["PYTHONSAFEPATH"] = "1"  # else modules beside the worker's script come first: `import vllm` is this file
     _, _, index = device.partition(":")
     if index:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -199,8 +198,7 @@ def _in_transformers(folder: Path, tokens: list[int], device: str) -> tuple[list
     model = load_for_inference(folder, device)
     ids = torch.tensor([tokens], device=device)
     with torch.inference_mode():
-        logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)
-        scored: list[float] = logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
+        scored = score_tokens(model, ids)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CONTINUATION, do_sample=False)
     written: list[int] = output[0, len(tokens) :].tolist()
     del model

@@ -186,9 +186,9 @@ def test_llmcompressors_own_artifact_becomes_another_layout_and_back(tiny: Path,
         for folder in (there, back):
             folder.mkdir()
             edit_json_copy(theirs, folder)
-        repack(source, shapes, own, form, there)
+        repack(source, shapes, "BF16", own, form, there)
         again = form.model_copy(update={"packing": "compressed-tensors"})
-        repack(read_checkpoint(there), shapes, form, again, back)
+        repack(read_checkpoint(there), shapes, "BF16", form, again, back)
         before, after = load_file(theirs / "model.safetensors"), load_file(back / "model.safetensors")
         for name, shape in shapes.items():
             one = unpack({s: before[f"{name}.{s}"] for s in ("weight_packed", "weight_scale")}, own, shape[1])

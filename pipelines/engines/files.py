@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipelines.checkpoint import BYTES, INDEX, TensorInfo
+from pipelines.errors import QuantgateError
 from pipelines.plan import Module, Plan
-from pipelines.safetensors_writer import SafetensorsWriter, write_index
+from pipelines.safetensors_writer import SafetensorsWriter, as_bytes, write_index
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,6 @@ class ArtifactFiles:
 
     def write(self, name: str, value: "torch.Tensor", first_byte: int = 0) -> None:
         """Write contiguous `value` (CPU) at `first_byte` of tensor `name`."""
-        from pipelines.repack import as_bytes
-
         self._home[name].write(name, as_bytes(value), first_byte)
 
     def write_rows(self, module: Module, parts: "Mapping[str, torch.Tensor]", first: int = 0) -> None:
@@ -99,3 +98,28 @@ def _outputs(plan: Plan, sources: list[TensorInfo]) -> dict[str, tuple[str, tupl
             scales = (f"{attention}.k_scale", f"{attention}.v_scale")
             outputs |= {name: plan.cache_scales[name] for name in scales}
     return outputs
+
+
+def read_rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = None) -> "torch.Tensor":
+    """Rows `first` to `last` of a stored tensor."""
+    import torch
+
+    dtypes = {
+        "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
+        "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64,
+    }  # fmt: skip
+    length, *rest = tensor.shape or (1,)
+    row_bytes = tensor.bytes // length
+    count = (length if last is None else last) - first
+    data = bytearray(count * row_bytes)
+    descriptor = os.open(folder / tensor.file, os.O_RDONLY)
+    try:
+        done, start = 0, tensor.start + first * row_bytes
+        while done < len(data):  # a call reads 2 GiB at most
+            read = os.preadv(descriptor, [memoryview(data)[done:]], start + done)
+            if not read:
+                raise QuantgateError(f"{folder / tensor.file} became shorter while tensor {tensor.name} was read")
+            done += read
+    finally:
+        os.close(descriptor)
+    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).view(count, *rest)

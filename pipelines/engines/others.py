@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from tqdm import tqdm
 
 from pipelines import environments
 from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.engines import Written, named_kept, packed_config, write_smoothing
-from pipelines.engines.files import ArtifactFiles, copy_kept, quantized_module
+from pipelines.engines.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.errors import QuantgateError
+from pipelines.packings import exceptions
 from pipelines.plan import Module, Plan
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.recipe import Gptq
+from pipelines.repack import check_exact, unpack
 from pipelines.rounding import DTYPES, dequantize
 from pipelines.runtime import choose_device
 
@@ -59,7 +60,7 @@ def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str]
     python = environments.make(engine)
     variables = {**clean_variables(), **OFFLINE}
     variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
-    job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens), "kept": named_kept(plan)}
+    job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
     with tqdm(desc=engine, unit="step", delay=1) as bar:
 
         def see(done: int, total: int, what: str) -> None:
@@ -75,12 +76,15 @@ def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str]
 def _settings(plan: Plan) -> dict[str, Any]:
     """What the engine is told beside files and modules."""
     method = plan.recipe.quantize
-    ((scheme, group_size),) = plan.formats
-    if plan.recipe.quantize.engine == "modelopt":
-        return {"scheme": scheme}
-    dampening = method.dampening if isinstance(method, Gptq) else None
-    symmetric = scheme == "W4A16"
-    return {"method": method.method, "symmetric": symmetric, "group_size": group_size, "dampening": dampening}
+    if method.engine == "modelopt":
+        return {"scheme": plan.form.scheme, "kept": named_kept(plan)}
+    return {
+        "method": method.method,
+        "symmetric": plan.form.scheme == "W4A16",
+        "group_size": plan.form.group_size,
+        "dampening": method.dampening if isinstance(method, Gptq) else None,
+        "dynamic": exceptions(named_kept(plan)),
+    }
 
 
 def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
@@ -92,13 +96,13 @@ def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
     with ArtifactFiles(plan, folder) as files:
         copy_kept(plan, files, changed)
         for name in changed:
-            files.write(name, _read(raw, theirs[name]).to(DTYPES[ours[name].dtype]))
+            files.write(name, read_rows(raw.folder, theirs[name]).to(DTYPES[ours[name].dtype]))
         for module in tqdm(plan.quantized.values(), desc="take", unit="layer", delay=1):
             parts = {suffix: _part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
             for suffix, part in parts.items():
                 files.write(f"{module.name}.{suffix}", part)
             if changed:
-                weight = _read(plan.checkpoint, ours[f"{module.name}.weight"]).float()
+                weight = read_rows(plan.checkpoint.folder, ours[f"{module.name}.weight"]).float()
                 factors |= _factors(module, weight, parts)
     if factors:
         write_smoothing(factors, folder)
@@ -125,11 +129,10 @@ def _is_bfloat16_scale(tensor: TensorInfo) -> bool:
 
 def _part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
     """A part of a module as the plan wants it, exactly."""
-    stored = _read(raw, tensor)
+    stored = read_rows(raw.folder, tensor)
     if not _is_bfloat16_scale(tensor):
         return stored
-    if not torch.equal(stored.half().float(), stored.float()):
-        raise QuantgateError(f"{tensor.name} holds scales that float16 cannot hold exactly")
+    check_exact(stored, torch.float16)
     return stored.half()
 
 
@@ -138,7 +141,7 @@ def _changed(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iter
     for tensor in plan.checkpoint.tensors:
         if tensor.name not in theirs or quantized_module(plan, tensor):
             continue
-        ours, other = _read(plan.checkpoint, tensor), _read(raw, theirs[tensor.name])
+        ours, other = read_rows(plan.checkpoint.folder, tensor), read_rows(raw.folder, theirs[tensor.name])
         if torch.equal(ours.to(other.dtype), other):  # an engine may store another dtype
             continue
         if ours.dim() > 1:
@@ -152,8 +155,6 @@ def _factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor
     Least squares for the columns, then for the rows, in turn, of `columns * weight / rows` to the stored weight. What
     this attributes to smoothing is one number for each row and column, of a whole matrix of rounding errors.
     """
-    from pipelines.repack import unpack
-
     assert module.form
     stored = dequantize(*unpack(parts, module.form, module.shape[1]))
     columns, rows = torch.ones(module.shape[1]), torch.ones(module.shape[0])
@@ -169,12 +170,6 @@ def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     """Their quotient where it is a positive number, 1 elsewhere."""
     found = above / below
     return torch.where(found.isfinite() & (found > 0), found, torch.ones_like(found))
-
-
-def _read(checkpoint: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
-    with safe_open(checkpoint.folder / tensor.file, "pt") as file:
-        found: torch.Tensor = file.get_tensor(tensor.name)
-    return found
 
 
 def _described(plan: Plan, raw: Checkpoint) -> dict[str, Any]:

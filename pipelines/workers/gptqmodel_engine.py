@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,13 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
         symmetric: bool,
         group_size: int,
         dampening: float | None,
-        kept: list[str],
+        dynamic: dict[str, dict[str, Any]],
         device: str,
     ) -> dict[str, str]:
-        """Quantize the checkpoint in `source` to 4 bits and write it into `to`; `tokens` is the file of `samples`."""
+        """Quantize the checkpoint in `source` to 4 bits and write it into `to`; `tokens` is the file of `samples`.
+
+        `dynamic` is GPTQModel's own way to say which modules are left out.
+        """
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # with one, its loop over layers waits for itself
         import gptqmodel  # type: ignore[import-not-found]  # of another environment
         from gptqmodel import GPTQModel, QuantizeConfig
@@ -40,7 +42,7 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
             bits=4,
             sym=symmetric,
             group_size=group_size,
-            dynamic={rf"-:^{re.escape(name)}$": {} for name in kept} or None,
+            dynamic=dynamic or None,
             offload_to_disk=False,
             device=device,
             **settings,
