@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from pipelines import library
 from pipelines.gguf_types import DEFAULTS
-from pipelines.package import LOADERS, Manifest, listed, vllm_line
+from pipelines.package import Manifest, listed, loader, vllm_line
 from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.tables import FAMILIES, by_family
@@ -142,9 +142,9 @@ def _section(recipe: Recipe) -> list[str]:
     if isinstance(quantize, Gptq) and quantize.smoothquant:
         lines[-1] += f", after SmoothQuant {quantize.smoothquant}"
     if quantize.engine != "quantgate":
-        lines[-1] += f", by engine `{quantize.engine}` in an environment of its own"
+        lines[-1] += f", by engine `{quantize.engine}`"
     if recipe.packing != "compressed-tensors":
-        lines.append(f"- stored as: `{recipe.packing}`. {LOADERS[recipe.packing]}")
+        lines.append(f"- stored as: `{recipe.packing}`. {loader(recipe)}")
     return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
 
 

@@ -41,6 +41,9 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 
 model_option = _option("--model", metavar="MODEL", help=MODEL_HELP)
 set_option = _option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe.")
+cpu_option = _option(
+    "--experimental-cpu", is_flag=True, help="Let engine auto-gptq run without CUDA, by replacing two names inside it."
+)
 json_option = _option(
     "--json", "as_json", is_flag=True, help="Print a JSON record and nothing else on standard output."
 )
@@ -59,6 +62,10 @@ python_option = _option(
     type=click.Path(path_type=Path),
     help="The Python of an environment that has vLLM. Default: the environment `quantgate env make vllm` makes.",
 )
+
+
+def _overrides(overrides: tuple[str, ...], experimental_cpu: bool) -> tuple[str, ...]:
+    return (*overrides, "quantize.experimental_cpu=true") if experimental_cpu else overrides
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -152,14 +159,15 @@ def validate(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 @click.argument("recipe")
 @model_option
 @set_option
+@cpu_option
 @json_option
-def plan(recipe: str, model: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimental_cpu: bool, as_json: bool) -> None:
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
     from pipelines.gate import sight
     from pipelines.plan import make_plan
     from pipelines.recipe import load_recipe, load_suite
 
-    made = make_plan(load_recipe(recipe, overrides), model)
+    made = make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model)
     suite = load_suite(made.recipe.gate.suite)
     limits = {task.task: task.limit for task in suite.tasks}
     counts = {name: limit for name, limit in limits.items() if limit is not None}
@@ -186,6 +194,7 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], as_json: bo
     help="Where to publish; of several recipes, the folder above. Default: artifacts/<model>/<recipe>.",
 )
 @set_option
+@cpu_option
 @device_option
 @runtime_option
 @python_option
@@ -195,6 +204,7 @@ def run(
     model: str | None,
     to: str | None,
     overrides: tuple[str, ...],
+    experimental_cpu: bool,
     device: str | None,
     runtime: "Runtime",
     python: Path | None,
@@ -205,6 +215,7 @@ def run(
     from pipelines.recipe import load_recipe
 
     python = _vllm_python(runtime, python)
+    overrides = _overrides(overrides, experimental_cpu)
     if len(recipes) == 1:
         done = flow.run(load_recipe(recipes[0], overrides), model, to, device, runtime, python)
         return _finish(done, as_json)
@@ -248,15 +259,16 @@ WORST_FIRST = (1, 3, 4, 0)
 @click.argument("recipe")
 @model_option
 @set_option
+@cpu_option
 @json_option
-def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], experimental_cpu: bool, as_json: bool) -> None:
     """Make the artifact and verify it, without judging it; prints its folder."""
     from pipelines.plan import make_plan
     from pipelines.quantize import quantize as quantize_stage
     from pipelines.recipe import load_recipe
     from pipelines.verify import verify
 
-    artifact = quantize_stage(make_plan(load_recipe(recipe, overrides), model))
+    artifact = quantize_stage(make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model))
     checked = verify(artifact)
     if artifact.gguf:
         from pipelines.gguf_convert import discard

@@ -5,6 +5,7 @@ makes one tensor of a layer's experts while it loads, for which it reads FP8 per
 the rest it refuses or misreads (NVFP4 without its global scale), and the inputs of experts it never rounds.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def is_needed(folder: Path, described: dict[str, Any]) -> bool:
 
 
 def _form(folder: Path, described: dict[str, Any]) -> Form | None:
+    beside = folder / "hf_quant_config.json"
+    if described.get("quant_method") == "modelopt" and beside.is_file():
+        described = {**json.loads(beside.read_text(encoding="utf-8"))["quantization"], **described}
     try:
         return form_of(described)
     except ValueError as error:
@@ -55,10 +59,10 @@ def load(folder: Path, config: Any) -> Any:
     state, parts = _read(folder)
     described = config.quantization_config
     form = _form(folder, described)
-    groups = {name: _group(name, described, form) for name in parts}
+    groups = {name: _group(name, described, form) for name in parts if form is None or _rounds_inputs(form)}
     caches = {name: state.pop(name) for name in [*state] if name.endswith((".k_scale", ".v_scale"))}
     for name, stored in parts.items():
-        state[f"{name}.weight"] = _dequantize(stored, groups[name], form).to(config.dtype)
+        state[f"{name}.weight"] = _dequantize(stored, groups.get(name), form).to(config.dtype)
     del config.quantization_config
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=config.dtype
@@ -68,8 +72,12 @@ def load(folder: Path, config: Any) -> Any:
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
     for name, found in named_alike(parts, linear).items():
+        if "pre_quant_scale" in parts[name]:
+            _scale_input(modules[found], parts[name]["pre_quant_scale"])
+        if name not in groups:
+            continue
         modules[found].quantization_scheme = QuantizationScheme.model_validate(groups[name])
-        scales = as_compressed_tensors(parts[name], form) if form and form.packing == "modelopt" else parts[name]
+        scales = as_compressed_tensors(parts[name], form) if form else parts[name]
         for suffix in ("input_scale", "input_global_scale"):
             setattr(modules[found], suffix, scales.get(suffix))
     for name, found in named_alike({name.rpartition(".")[0] for name in caches}, modules).items():
@@ -85,12 +93,17 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, to
     state: dict[str, torch.Tensor] = {}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        module, _, suffix = name.rpartition(".")
-        if suffix != "bias" and (f"{module}.weight_scale" in tensors or f"{module}.qweight" in tensors):
+        module, _, suffix = name.replace(".weight.", "|weight.").rpartition("|" if ".weight." in name else ".")
+        marks = ("weight_scale", "qweight", "weight.absmax")
+        if suffix != "bias" and any(f"{module}.{mark}" in tensors for mark in marks):
             parts.setdefault(module, {})[suffix] = tensor
         else:
             state[name] = tensor
     return state, parts
+
+
+def _rounds_inputs(form: Form) -> bool:
+    return SCHEMES[form.scheme].activations is not None
 
 
 def _group(name: str, described: Any, form: Form | None) -> Any:
@@ -119,6 +132,12 @@ def _dequantize(stored: dict[str, torch.Tensor], group: Any, form: Form | None) 
         columns = stored["weight"].shape[1] if "weight" in stored else 2 * stored["weight_packed"].shape[1]
     codes, scales = rounding.unpack(stored, scheme, size, columns)
     return rounding.dequantize(codes, scales)
+
+
+def _scale_input(module: torch.nn.Module, factors: torch.Tensor) -> None:
+    """Multiply what `module` reads with `factors` (columns,), before anything rounds it."""
+    module.register_buffer("pre_quant_scale", factors)
+    module.register_forward_pre_hook(lambda it, inputs: (inputs[0] * it.pre_quant_scale,))
 
 
 def _round_cache(model: Any, attention: Any, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -86,6 +86,8 @@ ENVIRONMENTS = {
         ),
         Environment(name="gptqmodel", module="gptqmodel", builds=_locked("gptqmodel.txt")),
         Environment(name="modelopt", module="modelopt.torch.quantization", builds=_locked("modelopt.txt")),
+        Environment(name="auto-gptq", module="auto_gptq", builds=_locked("auto-gptq.txt")),
+        Environment(name="autoawq", module="awq", builds=_locked("autoawq.txt")),
     )
 }
 

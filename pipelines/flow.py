@@ -171,7 +171,7 @@ def _python(jobs: Sequence[_Job], python: Path | None) -> Path | None:
     from pipelines import environments
 
     runtimes = {job.runtime for job in jobs}
-    for engine in sorted({job.recipe.quantize.engine for job in jobs} - {"quantgate"}):
+    for engine in sorted({job.recipe.quantize.engine for job in jobs} & {*environments.names()}):
         environments.make(engine)
     if "llama.cpp" in runtimes:
         environments.make(environments.LLAMA_CPP)

@@ -413,7 +413,7 @@ def _serve(manifest: Manifest) -> list[str]:
             "Runs wherever llama.cpp does, LM Studio among them: CPUs, and GPUs of all makers.",
             "",
         ]
-    return [*lines, *_hardware_lines(manifest.recipe), LOADERS[manifest.recipe.packing], ""]
+    return [*lines, *_hardware_lines(manifest.recipe), loader(manifest.recipe), ""]
 
 
 LOADERS: dict[Packing, str] = {
@@ -421,8 +421,15 @@ LOADERS: dict[Packing, str] = {
     "gptq": "vLLM and SGLang load it as it is, and so does transformers where the package gptqmodel is installed.",
     "awq": "vLLM and SGLang load it as it is, and so does transformers where the package gptqmodel is installed.",
     "modelopt": "TensorRT-LLM, vLLM and SGLang load it as it is; transformers does not.",
+    "bitsandbytes": "Where the package bitsandbytes is installed, transformers, PEFT and vLLM load it as it is.",
 }
-"""Who loads an artifact beside vLLM."""
+
+
+def loader(recipe: Recipe) -> str:
+    """Who loads an artifact beside vLLM."""
+    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in ("W8A8_STATIC", "W4A16"):
+        return "TensorRT-LLM loads it; vLLM, SGLang and transformers do not."
+    return LOADERS[recipe.packing]
 
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
@@ -499,14 +506,15 @@ def _made(manifest: Manifest) -> list[str]:
     recipe, model, calibration = manifest.recipe, manifest.model, manifest.calibration
     origin = f"{model.hub_id or model.label}" + (f" at {model.revision}" if model.revision else "")
     quantize = recipe.quantize
-    settings = quantize.model_dump(exclude_none=True, exclude={"method", "rules", "ignore", "kv_cache", "engine"})
+    said_elsewhere = {"method", "rules", "ignore", "kv_cache", "engine", "experimental_cpu"}
+    settings = quantize.model_dump(exclude_none=True, exclude=said_elsewhere)
     settings = {key: value for key, value in settings.items() if value != {}}
     lines = [
         f"- source: {origin}, digest `{model.digest}`",
         f"- method: {quantize.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}",
     ]
     if manifest.engine:
-        lines.append(f"- engine: {manifest.engine}, in an environment of its own")
+        lines.append(f"- engine: {manifest.engine}")
     if recipe.packing != recipe.engine_packing:
         lines.append(f"- stored as {recipe.packing}: the same numbers in another order, exactly")
     for rule in quantize.rules:

@@ -60,6 +60,8 @@ class Module(Frozen):
     group_size: int | None = None
     packing: Packing = "compressed-tensors"
     """How its codes and scales are stored."""
+    scales_input: bool = False
+    """Whether smoothing factors are stored with it, which multiply what it reads (modelopt)."""
     reason: str = ""
     """Why it is kept, or what was changed to quantize it."""
     bytes_before: int
@@ -72,7 +74,10 @@ class Module(Frozen):
     def parts(self) -> Layout:
         """The tensors that replace its weight; none when it is kept."""
         form = self.form
-        return layout(form.packing, form.scheme, self.shape, self.dtype, form.group_size) if form else {}
+        if form is None:
+            return {}
+        factors: Layout = {"pre_quant_scale": (self.dtype, self.shape[1:])} if self.scales_input else {}
+        return {**layout(form.packing, form.scheme, self.shape, self.dtype, form.group_size), **factors}
 
     @property
     def form(self) -> Form | None:
@@ -271,26 +276,48 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
         problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
     modules = _shrunk_together(modules)
     problems += _torn(recipe, modules)
-    problems += _beyond_engine(recipe, modules)
+    problems += _beyond_engine(recipe, checkpoint, modules)
     stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
     if not indivisible and (why := cannot_hold(recipe.packing, stored)):
         problems.append(Problem(f"recipe {recipe.name}", why, "give one that fits, or another export"))
     return modules
 
 
-def _beyond_engine(recipe: Recipe, modules: list[Module]) -> list[Problem]:
+def _beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module]) -> list[Problem]:
     """What another project's engine would stumble over in the middle of its work."""
-    if recipe.quantize.engine != "gptqmodel" or recipe.quantize.method != "awq":
-        return []
+    method, why = recipe.quantize, ""
     odd = [module for module in modules if module.quantized and module.shape[0] % CLIPPED_TOGETHER]
-    if not odd:
-        return []
-    what = (
-        f"GPTQModel's AWQ clips {CLIPPED_TOGETHER} output features at a time, and {odd[0].name} has {odd[0].shape[0]}"
-    )
-    return [Problem(f"recipe {recipe.name}", what, "recipe int4-awq can")]
+    if method.engine == "gptqmodel" and method.method == "awq" and odd:
+        why = f"GPTQModel's AWQ clips {CLIPPED_TOGETHER} output features at a time, and"
+        why += f" {odd[0].name} has {odd[0].shape[0]}"
+    if method.engine in KNOWN_MODELS:
+        kind = checkpoint.config.get("model_type")
+        left = [m.name for m in modules if not m.quantized and layer_number(m.name) >= 0]
+        if kind not in KNOWN_MODELS[method.engine]:
+            why = f"{method.engine} is no longer kept and is known to work for {', '.join(KNOWN_MODELS[method.engine])}"
+            why += f" here, and {checkpoint.label} is a {kind} model"
+        elif left:
+            why = f"{method.engine} quantizes every linear module of every layer, and {left[0]} is to be kept"
+    problems = [Problem(f"recipe {recipe.name}", why, INSTEAD[method.method])] if why else []
+    if method.engine == "auto-gptq" and not getattr(method, "experimental_cpu", False) and not _has_cuda():
+        what = "auto-gptq quantizes on CUDA only, which this machine has not"
+        remedy = "--experimental-cpu replaces two names inside it; recipes gptq-gptqmodel and int4-gptq need no GPU"
+        problems.append(Problem(f"recipe {recipe.name}", what, remedy))
+    return problems
 
 
+def _has_cuda() -> bool:
+    import torch  # seconds, for the one engine that cannot do without
+
+    return torch.cuda.is_available()
+
+
+KNOWN_MODELS: dict[str, tuple[str, ...]] = {
+    "auto-gptq": ("llama", "mistral", "qwen2", "gemma"),
+    "autoawq": ("llama", "mistral", "qwen2", "qwen3", "gemma"),
+}
+"""Model types that engines without maintainers were seen to quantize in full."""
+INSTEAD = {"gptq": "recipe int4-gptq can", "awq": "recipe int4-awq can"}
 CLIPPED_TOGETHER = 64
 
 
@@ -406,9 +433,19 @@ def _module(
         scheme=scheme,
         group_size=size if scheme else None,
         packing=recipe.packing if scheme else "compressed-tensors",
+        scales_input=scheme is not None and _scales_input(name, recipe),
         reason=reason,
         bytes_before=tensor.bytes,
     )
+
+
+def _scales_input(name: str, recipe: Recipe) -> bool:
+    """Model Optimizer folds AWQ's factors into the norm that several modules read, SmoothQuant's into none."""
+    method = recipe.quantize
+    if method.engine != "modelopt":
+        return False
+    reads_norm = any(name.rpartition(".")[2] in fused for fused in FUSED)
+    return method.schemes == ("W8A8_STATIC",) or (method.method == "awq" and not reads_norm)
 
 
 def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
@@ -439,7 +476,9 @@ def _temporary(plan: Plan) -> int:
     another project's engine wrote, and what is not repacked yet."""
     if not plan.tensors:
         recipe = plan.recipe
-        copies = (recipe.quantize.engine != "quantgate") + (recipe.packing != recipe.engine_packing)
+        copies = (recipe.quantize.engine not in ("quantgate", "bitsandbytes")) + (
+            recipe.packing != recipe.engine_packing
+        )
         return copies * plan.bytes_after
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2

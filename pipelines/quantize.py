@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipelines import environments, llama_build
 from pipelines.calibrate import CalibrationTokens, calibrate
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.engines import Written, packed_config, written_config
+from pipelines.engines import Written, packed_config, worker_module, written_config
 from pipelines.gguf_plan import file_name
 from pipelines.plan import Plan
 from pipelines.recipe import Gguf, Recipe
@@ -94,11 +95,14 @@ def engine_digest(plan: Plan) -> str:
     engine, packings = plan.recipe.quantize.engine, {plan.recipe.packing, plan.recipe.engine_packing}
     files += [] if packings == {"compressed-tensors"} else [here / "packings.py", here / "repack.py"]
     if engine == "quantgate":
-        elsewhere = ("llama_quantize.py", "others.py")
+        elsewhere = ("llama_quantize.py", "others.py", "bnb.py")
         files += [file for file in sorted((here / "engines").glob("*.py")) if file.name not in elsewhere]
         return digest([file_digest(file) for file in files])
-    files += [here / "engines" / name for name in ("__init__.py", "files.py", "others.py")]
-    files += [here / "workers" / f"{engine}_engine.py"]
+    files += [here / "engines" / name for name in ("__init__.py", "files.py")]
+    if engine == "bitsandbytes":
+        return digest([version("bitsandbytes"), *map(file_digest, [*files, here / "engines" / "bnb.py"])])
+    files += [here / "engines" / "others.py"]
+    files += [here / "workers" / f"{worker_module(engine)}.py"]
     return digest([environments.identity(engine), *map(file_digest, files)])
 
 
@@ -125,6 +129,10 @@ def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -
 
 
 def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    if plan.recipe.quantize.engine == "bitsandbytes":
+        from pipelines.engines import bnb
+
+        return bnb.quantize(plan, tokens, folder)
     if plan.recipe.quantize.engine != "quantgate":
         from pipelines.engines import others
 

@@ -20,16 +20,23 @@ ModulePattern = str
 `layer:N`: everything in decoder layer N, where -1 is the last."""
 
 OnIndivisible = Literal["error", "skip", "shrink"]
-Engine = Literal["quantgate", "gptqmodel", "modelopt"]
+Engine = Literal["quantgate", "gptqmodel", "modelopt", "auto-gptq", "autoawq", "bitsandbytes"]
 
 Export = Literal["compressed-tensors", "autogptq", "autoawq"]
 EXPORTS: dict[Export, Packing] = {"compressed-tensors": "compressed-tensors", "autogptq": "gptq", "autoawq": "awq"}
 
 OTHERS: dict[Engine, dict[str, tuple[SchemeName, ...]]] = {
     "gptqmodel": {"gptq": ("W4A16",), "awq": ("W4A16_ASYM",)},
-    "modelopt": {"rtn": ("FP8_TENSOR", "NVFP4")},
+    "modelopt": {"rtn": ("FP8_TENSOR", "NVFP4", "W8A8_STATIC"), "awq": ("W4A16",)},
+    "auto-gptq": {"gptq": ("W4A16",)},
+    "autoawq": {"awq": ("W4A16_ASYM",)},
+    "bitsandbytes": {"rtn": ("NF4",)},
 }
 """The engines of other projects: method → the schemes that they quantize to here."""
+
+
+def _engine_of(scheme: SchemeName) -> Engine:
+    return next(engine for engine, methods in OTHERS.items() if any(scheme in known for known in methods.values()))
 
 
 def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,14 +100,15 @@ class _Quantize(_Target):
     """Keys and values in FP8 (E4M3), one measured scale for each layer's keys and one for its values."""
 
     engine: Engine = "quantgate"
-    """Who computes it. The engines of other projects run in environments of their own (`quantgate env list`)."""
+    """Who computes it. The engines of other projects run in environments of their own (`quantgate env list`), but for
+    bitsandbytes."""
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         method = str(getattr(self, "method", ""))
         if self.engine == "quantgate":
-            if not {*self.schemes} <= {*OWN_SCHEMES}:
-                raise ValueError("FP8_TENSOR is quantized by engine modelopt only; FP8_STATIC has a scale per channel")
+            if strangers := [scheme for scheme in self.schemes if scheme not in OWN_SCHEMES]:
+                raise ValueError(f"{strangers[0]} is quantized by engine {_engine_of(strangers[0])} only")
             return self
         schemes = OTHERS[self.engine].get(method, ())
         if self.scheme not in schemes:
@@ -138,6 +146,15 @@ class Gptq(_Quantize):
 
     dampening: float = Field(default=0.01, gt=0, lt=1)
     """Fraction of the Hessian's mean diagonal that is added to its diagonal."""
+
+    experimental_cpu: bool = False
+    """Let engine auto-gptq run without CUDA, by replacing two names inside it; `--experimental-cpu` sets it."""
+
+    @model_validator(mode="after")
+    def _only_auto_gptq_wants_cuda(self) -> Self:
+        if self.experimental_cpu and self.engine != "auto-gptq":
+            raise ValueError(f"experimental_cpu is for engine auto-gptq; {self.engine} runs on a CPU as it is")
+        return self
 
 
 class Awq(_Quantize):
@@ -270,8 +287,8 @@ class Recipe(Frozen):
     def _export_holds_schemes(self) -> Self:
         if self.export is None:
             return self
-        if isinstance(self.quantize, Gguf) or self.quantize.engine == "modelopt":
-            what = "a GGUF" if isinstance(self.quantize, Gguf) else "what engine modelopt makes"
+        if isinstance(self.quantize, Gguf) or self.quantize.engine in ("modelopt", "bitsandbytes"):
+            what = "a GGUF" if isinstance(self.quantize, Gguf) else f"what engine {self.quantize.engine} makes"
             raise ValueError(f"{what} has one form only: remove 'export'")
         holds = HOLDS.get(self.packing, self.quantize.schemes)
         if strangers := [scheme for scheme in self.quantize.schemes if scheme not in holds]:
@@ -288,8 +305,8 @@ class Recipe(Frozen):
         """How the engine stores its weights."""
         if self.quantize.engine == "quantgate":
             return "compressed-tensors"
-        if self.quantize.engine == "modelopt":
-            return "modelopt"
+        if self.quantize.engine in ("modelopt", "bitsandbytes"):
+            return self.quantize.engine
         return "awq" if self.quantize.method == "awq" else "gptq"
 
     @property

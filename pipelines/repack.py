@@ -4,6 +4,7 @@ A weight's codes are (rows = output features, columns = input features) as in `p
 for INT4, whose zero points run from -8 to 7, too. gptq and awq count both from 0 to 15.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,8 +70,13 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
     numbers = SCHEMES[form.scheme].weights
     if form.packing == "compressed-tensors":
         return rounding.unpack(parts, form.scheme, form.group_size, columns)
+    if form.packing == "modelopt" and form.scheme == "W4A16":
+        codes = _unpack_outputs(parts["weight"])
+        return codes, Scales(numbers, form.group_size, parts["weight_scale"].float())
     if form.packing == "modelopt":
         return rounding.unpack(as_compressed_tensors(parts, form), form.scheme, form.group_size, columns)
+    if form.packing == "bitsandbytes":
+        return _unpack_nf4(parts, form)
     if form.packing == "awq":
         codes, zero = _restore(parts["qweight"]).T, _restore(parts["qzeros"]).T
     else:
@@ -89,8 +95,8 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
 def as_compressed_tensors(parts: Parts, form: Form) -> dict[str, torch.Tensor]:
     """A module of a modelopt checkpoint, under compressed-tensors' names: which divides where modelopt multiplies, and
     has a scale for each row."""
-    if form.scheme == "FP8_TENSOR":
-        scale = parts["weight_scale"].expand(parts["weight"].shape[0], 1)
+    if form.scheme in ("FP8_TENSOR", "W8A8_STATIC"):
+        scale = parts["weight_scale"].reshape(-1, 1).expand(parts["weight"].shape[0], 1)
         return {**parts, "weight_scale": scale}
     return {
         "weight_packed": parts["weight"],
@@ -98,6 +104,22 @@ def as_compressed_tensors(parts: Parts, form: Form) -> dict[str, torch.Tensor]:
         "weight_global_scale": 1 / parts["weight_scale_2"].float().reshape(1),
         "input_global_scale": 1 / parts["input_scale"],
     }
+
+
+def _unpack_nf4(parts: Parts, form: Form) -> tuple[torch.Tensor, Scales]:
+    """What bitsandbytes stores as one column; its own description of it tells the shape."""
+    rows, columns = json.loads(bytes(parts["weight.quant_state.bitsandbytes__nf4"].tolist()))["shape"]
+    if not torch.equal(parts["weight.quant_map"].cpu(), torch.tensor(rounding.NF4)):
+        raise QuantgateError("its table of values is not that of NF4")
+    packed = parts["weight"].flatten()
+    codes = torch.stack([packed >> 4, packed & 0xF], dim=-1).reshape(rows, columns)
+    return codes, Scales(SCHEMES[form.scheme].weights, form.group_size, parts["weight.absmax"].reshape(rows, -1))
+
+
+def _unpack_outputs(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 (rows / 2, columns), whose low four bits are the even rows', to int8 codes (rows, columns)."""
+    codes = torch.stack([packed & 0xF, packed >> 4], dim=1).flatten(0, 1).to(torch.int8)
+    return (codes ^ 8) - 8  # two's complement
 
 
 def _groups_in_order(columns: int, group_size: int | None) -> torch.Tensor:

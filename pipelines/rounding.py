@@ -14,6 +14,12 @@ from pipelines.schemes import FP4_MAX, FP8_MAX, SCHEMES, Numbers, SchemeName
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""Quantiles of a normal distribution, with an exact zero (Dettmers et al. 2305.14314, appendix E)."""
 SMALLEST_FP8 = 2.0**-9
 """Smallest positive float8_e4m3fn: what a scale of NVFP4 cannot fall below."""
 MX_OFFSET = 2
@@ -172,6 +178,8 @@ def fp4_snap(values: torch.Tensor) -> torch.Tensor:
 
 def decode(codes: torch.Tensor, numbers: Numbers) -> torch.Tensor:
     """Codes to float32, in units of a step."""
+    if numbers.kind == "normal":
+        return torch.tensor(NF4, device=codes.device)[codes.int()]
     if codes.dtype == torch.uint8 and numbers.kind == "float":
         table = torch.tensor([*E2M1, *(-value for value in E2M1)], device=codes.device)
         return table[codes.int()]

@@ -142,6 +142,8 @@ def _rounder(module: Any, inputs: Any) -> Rounder:
             return (fp8_static_round, float(module.input_scale))
         case ("int", 8, "token", True):
             return (int8_round,)
+        case ("int", 8, "tensor", False):
+            return (int8_static_round, float(module.input_scale))
         case ("float", 4, "tensor_group", "local"):
             return (nvfp4_round, float(module.input_global_scale), int(inputs.group_size))
         case ("float", 4, "group", True):
@@ -192,6 +194,11 @@ def int8_round(x: "torch.Tensor") -> "torch.Tensor":
     scale = x.abs().amax(dim=-1, keepdim=True) / 127.5
     scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
     return (x / scale).clamp_(-128, 127).round_().mul_(scale)
+
+
+def int8_static_round(x: "torch.Tensor", scale: float) -> "torch.Tensor":
+    """`x` rounded to INT8 with the scale that was measured, in float32."""
+    return (x.float() / scale).round_().clamp_(-128, 127).mul_(scale).to(x.dtype)
 
 
 def nvfp4_round(x: "torch.Tensor", tensor_scale: float, size: int) -> "torch.Tensor":

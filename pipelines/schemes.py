@@ -8,11 +8,11 @@ from typing import Any, Literal, assert_never
 from pipelines.schema import Frozen
 
 SchemeName = Literal[
-    "FP8_DYNAMIC", "FP8_STATIC", "FP8_TENSOR", "FP8_BLOCK", "NVFP4", "NVFP4A16", "MXFP4", "W8A8", "W8A16", "W4A16",
-    "W4A16_ASYM", "W4AFP8",
+    "FP8_DYNAMIC", "FP8_STATIC", "FP8_TENSOR", "FP8_BLOCK", "NVFP4", "NVFP4A16", "MXFP4", "NF4", "W8A8", "W8A8_STATIC",
+    "W8A16", "W4A16", "W4A16_ASYM", "W4AFP8",
 ]  # fmt: skip
 Format = Literal[
-    "float-quantized", "int-quantized", "pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized"
+    "float-quantized", "int-quantized", "pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "bitsandbytes"
 ]  # fmt: skip
 Strategy = Literal["tensor", "channel", "token", "group", "tensor_group", "block"]
 
@@ -31,7 +31,8 @@ class Numbers(Frozen):
     """How weights or activations are rounded (compressed-tensors' QuantizationArgs)."""
 
     bits: int
-    kind: Literal["int", "float"]
+    kind: Literal["int", "float", "normal"]
+    """`normal`: the quantiles of a normal distribution (NF4)."""
     strategy: Strategy
     """Which elements share a scale."""
     group_size: int | None = None
@@ -123,12 +124,25 @@ SCHEMES: dict[SchemeName, Scheme] = {
         activations=_FP4_32.model_copy(update={"dynamic": True}),
         hardware=f"{BLACKWELL}, AMD MI350",
     ),
+    "NF4": Scheme(
+        family="FP4",
+        format="bitsandbytes",
+        weights=Numbers(bits=4, kind="normal", strategy="group", group_size=64),
+        hardware="NVIDIA GPUs of compute capability 6.0 or later (Pascal on), AMD and Intel GPUs, CPUs",
+    ),
     "W8A8": Scheme(
         family="INT8",
         format="int-quantized",
         weights=_INT8,
         activations=Numbers(bits=8, kind="int", strategy="token", dynamic=True),
         hardware=f"{TURING}, x86 CPUs",
+    ),
+    "W8A8_STATIC": Scheme(
+        family="INT8",
+        format="int-quantized",
+        weights=_INT8,
+        activations=Numbers(bits=8, kind="int", strategy="tensor"),
+        hardware=TURING,
     ),
     "W8A16": Scheme(family="INT8", format="pack-quantized", weights=_INT8, hardware=TURING),
     "W4A16": Scheme(family="INT4", format="pack-quantized", weights=_INT4, hardware=f"{TURING}, x86 CPUs"),
@@ -143,7 +157,9 @@ SCHEMES: dict[SchemeName, Scheme] = {
     ),
 }
 
-OWN_SCHEMES: tuple[SchemeName, ...] = tuple(name for name in SCHEMES if name != "FP8_TENSOR")
+OWN_SCHEMES: tuple[SchemeName, ...] = tuple(
+    name for name in SCHEMES if name not in ("FP8_TENSOR", "W8A8_STATIC", "NF4")
+)
 """Those that quantgate's own engine writes. A scale for a whole tensor is Model Optimizer's way, and TensorRT-LLM's."""
 
 
@@ -175,6 +191,8 @@ def layout(scheme: SchemeName, shape: tuple[int, ...], dtype: str, group_size: i
             }
         case "mxfp4-pack-quantized":
             parts = {"weight_packed": ("U8", (rows, columns // 2)), "weight_scale": ("U8", (rows, groups))}
+        case "bitsandbytes":
+            raise ValueError(f"{scheme} is not a scheme of compressed-tensors")
         case _:
             assert_never(chosen.format)
     if chosen.calibrated:
@@ -240,7 +258,7 @@ def _arguments(numbers: Numbers, group_size: int | None, scheme: Scheme) -> dict
         arguments["block_structure"] = [group_size, group_size]
     elif numbers.group_size:
         arguments["group_size"] = group_size
-    if scheme.family == "FP4":
+    if scheme.format in FP4_SCALES:
         arguments |= dict.fromkeys(("scale_dtype", "zp_dtype"), FP4_SCALES[scheme.format])
     return arguments
 

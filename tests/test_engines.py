@@ -7,23 +7,41 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from transformers import AutoModelForCausalLM
 
 from pipelines import environments
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan import make_plan
+from pipelines.plan import KNOWN_MODELS, make_plan
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import load_recipe
 from pipelines.runtime import load_for_inference
 from pipelines.verify import verify
-from tests.conftest import make_tiny
+from tests.conftest import Cli, edit_json, make_tiny
+from tests.test_families import ALL_HEADS, TEXT, UNTIED, write_model
 
+ENGINES = ("gptqmodel", "modelopt", "auto-gptq", "autoawq")
+ENGINE_OF = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}
+SMALL_GROUPS = ("quantize.group_size=32",)
+RECIPES: dict[str, tuple[str, ...]] = {
+    "gptq-gptqmodel": SMALL_GROUPS,
+    "awq-gptqmodel": SMALL_GROUPS,
+    "gptq-autogptq": (*SMALL_GROUPS, "quantize.experimental_cpu=true"),
+    "awq-autoawq": SMALL_GROUPS,
+    "fp8-modelopt": (),
+    "nvfp4-modelopt": (),
+    "int8-sq-modelopt": (),
+    "int4-awq-modelopt": SMALL_GROUPS,
+}
+"""Recipes of other projects' engines, and what they need for a small model on a CPU."""
 ENGINE = """
 import os, signal, sys, time
 
@@ -45,6 +63,12 @@ def commands(report):
         return sys.prefix
     return {"add": add, "fail": fail, "end": end, "die": die, "wait": wait, "prefix": prefix}
 """
+
+
+@pytest.fixture(scope="module")
+def wide(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny`, with as many output features everywhere as GPTQModel's AWQ wants."""
+    return make_tiny(tmp_path_factory.mktemp("checkpoints") / "wide", smollm2, num_key_value_heads=4)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +135,12 @@ def test_no_worker_survives_whoever_started_it(command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        (["quantize.engine=modelopt"], "engine modelopt does not do gptq with W4A16 here, but rtn: FP8_TENSOR, NVFP4"),
+        (
+            ["quantize.engine=modelopt"],
+            "engine modelopt does not do gptq with W4A16 here, but rtn: FP8_TENSOR, NVFP4, W8A8_STATIC; awq: W4A16",
+        ),
         (["quantize.engine=gptqmodel", "quantize.smoothquant=0.5"], "engine gptqmodel takes no smoothquant here"),
-        (["quantize.engine=auto-gptq"], "Input should be 'quantgate', 'gptqmodel' or 'modelopt'"),
+        (["quantize.engine=autogptq"], "Input should be 'quantgate', 'gptqmodel', 'modelopt'"),
         (["quantize.method=rtn", "quantize.scheme=FP8_TENSOR"], "FP8_TENSOR is quantized by engine modelopt only"),
     ],
 )
@@ -123,7 +150,7 @@ def test_what_an_engine_does_not_do_is_refused(overrides: list[str], what: str) 
 
 
 def test_locks_hold_a_digest_for_every_package_and_no_torch() -> None:
-    for build in (environments.ENVIRONMENTS[name].builds["cpu"] for name in ("gptqmodel", "modelopt")):
+    for build in (environments.ENVIRONMENTS[name].builds["cpu"] for name in ENGINES):
         assert build.lock
         lines = (environments.LOCKS / build.lock).read_text().splitlines()
         packages = [number for number, line in enumerate(lines) if "==" in line and not line.startswith((" ", "#"))]
@@ -146,13 +173,67 @@ def test_the_plan_counts_what_lies_on_disk_on_the_way(tiny: Path, overrides: lis
     assert sum(need.needed for need in plan.needs if need.resource == "disk") == copies * plan.bytes_after
 
 
-# The engines
+def test_auto_gptq_without_cuda_is_refused_with_a_way_on(wide: Path, cli: Cli) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    refused = cli("plan", "gptq-autogptq", "--model", wide, "--set", "quantize.group_size=32")
+    assert refused.returncode == 2
+    assert "auto-gptq quantizes on CUDA only, which this machine has not" in refused.stderr
+    assert "--experimental-cpu" in refused.stderr
+    assert "recipes gptq-gptqmodel and int4-gptq need no GPU" in refused.stderr
+    on = cli("plan", "gptq-autogptq", "--model", wide, "--set", "quantize.group_size=32", "--experimental-cpu")
+    assert on.returncode == 0, on.stderr
+    stray = cli("plan", "int4-gptq", "--model", wide, "--experimental-cpu")
+    assert "experimental_cpu is for engine auto-gptq; quantgate runs on a CPU as it is" in stray.stderr
+
+
+def test_engines_without_maintainers_are_refused_what_they_do_not_do(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"autoawq quantizes every linear module of every layer, and .*layers\.0"):
+        make_plan(load_recipe("awq-autoawq", [*SMALL_GROUPS, "quantize.ignore=[lm_head, 'layer:0']"]), wide)
+    other = Path(shutil.copytree(wide, tmp_path / "olmo"))
+    edit_json(other / "config.json", model_type="olmo")
+    with pytest.raises(BadInput, match="is a olmo model"):
+        make_plan(load_recipe("awq-autoawq", SMALL_GROUPS), other)
+
+
+@pytest.mark.parametrize(("scheme", "engine"), [("NF4", "bitsandbytes"), ("W8A8_STATIC", "modelopt")])
+def test_a_scheme_of_one_engine_names_it(scheme: str, engine: str) -> None:
+    with pytest.raises(BadInput, match=f"{scheme} is quantized by engine {engine} only"):
+        load_recipe("fp8", [f"quantize.scheme={scheme}"])
+
+
+# bitsandbytes, which shares our environment
 
 
 @pytest.fixture(scope="module")
-def wide(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `tiny`, with as many output features everywhere as GPTQModel's AWQ wants."""
-    return make_tiny(tmp_path_factory.mktemp("checkpoints") / "wide", smollm2, num_key_value_heads=4)
+def nf4(wide: Path) -> Artifact:
+    return quantize(make_plan(load_recipe("bnb-nf4", ["quantize.ignore=[lm_head, 'layer:0']"]), wide))
+
+
+def test_nf4_is_what_the_plan_says(nf4: Artifact) -> None:
+    seen = verify(nf4, "cpu")
+    assert seen.quantized == 21
+    assert seen.bytes_after == nf4.plan.bytes_after
+    assert min(layer.sqnr for layer in seen.layers) > 18
+    assert nf4.written.engine == f"bitsandbytes {version('bitsandbytes')}"
+
+
+def test_transformers_loads_nf4_as_it_is(nf4: Artifact) -> None:
+    """Its own reading of the file, with bitsandbytes' layers, against ours: the same weights, multiplied its way."""
+    ids = torch.arange(5, 45)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(nf4.checkpoint, dtype="auto", device_map="cpu")
+    kinds = {type(module).__name__ for module in theirs.modules()}
+    assert "Linear4bit" in kinds
+    ours = load_for_inference(nf4.checkpoint, "cpu")
+    layer = theirs.model.layers[1].mlp.down_proj
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert torch.equal(weight, ours.model.layers[1].mlp.down_proj.weight)
+    with torch.inference_mode():
+        logits = [model(ids).logits.float().log_softmax(-1) for model in (theirs, ours)]
+    assert (logits[0] - logits[1]).abs().max() < 0.1
+
+
+# The engines
 
 
 @pytest.fixture
@@ -161,7 +242,7 @@ def engines(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = (cache / "wheels").resolve().parent
     with monkeypatch.context() as patch:
         patch.setenv("QUANTGATE_CACHE", str(own))
-        for name in ("gptqmodel", "modelopt"):
+        for name in ENGINES:
             environments.make(name)
     if not (cache / "environments").exists():
         (cache / "environments").symlink_to(own / "environments")
@@ -173,20 +254,42 @@ def made(recipe: str, model: Path, *overrides: str) -> Artifact:
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("recipe", ["gptq-gptqmodel", "awq-gptqmodel", "fp8-modelopt", "nvfp4-modelopt"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.usefixtures("engines")
 def test_an_engine_makes_what_the_plan_says(recipe: str, wide: Path) -> None:
     """Verify compares every tensor with the plan, every kept one with the source, and lets the artifact speak."""
-    small = ("quantize.group_size=32",) if "gptqmodel" in recipe else ()
-    artifact = made(recipe, wide, *small, "quantize.ignore=[lm_head, 'layer:0']")
+    left = "quantize.ignore=[lm_head, 'layer:0']" if "-auto" not in recipe else "quantize.ignore=[lm_head]"
+    artifact = made(recipe, wide, *RECIPES[recipe], left)
     seen = verify(artifact, "cpu")
-    assert seen.quantized == 21
+    assert seen.quantized == (21 if "layer:0" in left else 28)
     assert seen.bytes_after == artifact.plan.bytes_after
     assert min(layer.sqnr for layer in seen.layers) > (25 if "fp8" in recipe else 12)
-    assert artifact.written.engine.startswith(recipe.partition("-")[2])
+    assert artifact.written.engine.startswith(artifact.recipe.quantize.engine)
     config = json.loads((artifact.checkpoint / "config.json").read_text())["quantization_config"]
     assert "/" not in json.dumps(config.get("meta", {})), "no path of this machine travels with it"
     assert not (artifact.folder / "raw").exists()
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [(recipe, kind) for recipe in ("gptq-autogptq", "awq-autoawq") for kind in KNOWN_MODELS[ENGINE_OF[recipe]]],
+)
+@pytest.mark.usefixtures("engines")
+def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(
+    recipe: str, kind: str, tmp_path: Path
+) -> None:
+    settings = {**ALL_HEADS, **(UNTIED if kind == "llama" else {})}
+    model = write_model(tmp_path / kind, kind, "bfloat16", None, **settings)
+    (tmp_path / "text.txt").write_text(TEXT)
+    source = "{version: 1, name: ships, summary: of the tests, source: {kind: files, paths: [text.txt]}}"
+    (tmp_path / "set.yaml").write_text(source)
+    calibrate = f"calibrate={{set: {tmp_path / 'set.yaml'}, samples: 8, seq_len: 64}}"
+    artifact = quantize(make_plan(load_recipe(recipe, [*RECIPES[recipe], calibrate]), model))
+    seen = verify(artifact, "cpu")
+    assert seen.quantized == 21
+    assert min(layer.sqnr for layer in seen.layers) > 12
+    assert seen.loss_after == pytest.approx(seen.loss_before, rel=0.1)
 
 
 @pytest.mark.engines

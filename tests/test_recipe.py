@@ -153,6 +153,7 @@ def test_what_a_recipe_leaves_out_is_filled_in() -> None:
             "engine": "quantgate",
             "smoothquant": None,
             "dampening": 0.01,
+            "experimental_cpu": False,
         },
         "export": None,
         "calibrate": {"set": "self", "samples": 512, "seq_len": 2048, "seed": 42, "pack": True},

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from pipelines import packings
 from pipelines.plan import FUSED, HEAD, LAYER, NOT_TEXT, Module, Plan
+from pipelines.recipe import Engine
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, quantization_config
 
@@ -65,6 +66,11 @@ def packed_config(plan: Plan) -> dict[str, Any]:
 
 OLD_CONFIGS = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 """Where AutoGPTQ and AutoAWQ look for what `config.json` says today."""
+
+
+def worker_module(engine: Engine) -> str:
+    """The module of `pipelines.workers` that drives another project's engine."""
+    return f"{engine.replace('-', '_')}_engine"
 
 
 def named_kept(plan: Plan) -> list[str]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipelines import environments
 from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
-from pipelines.engines import Written, named_kept, packed_config, write_smoothing
+from pipelines.engines import Written, named_kept, packed_config, worker_module, write_smoothing
 from pipelines.engines.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.errors import QuantgateError
 from pipelines.packings import exceptions
@@ -68,22 +68,26 @@ def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str]
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
 
-        with Worker(engine, [str(python), *serve(f"{engine}_engine")], variables, log, see, folder=raw) as worker:
+        with Worker(engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw) as worker:
             said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan), device=choose_device(None))
             return said, worker.peak_memory
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
     """What the engine is told beside files and modules."""
-    method = plan.recipe.quantize
-    if method.engine == "modelopt":
-        return {"scheme": plan.form.scheme, "kept": named_kept(plan)}
+    method, form = plan.recipe.quantize, plan.form
+    dampening = {"dampening": method.dampening} if isinstance(method, Gptq) else {}
+    match method.engine:
+        case "modelopt":
+            return {"scheme": form.scheme, "group_size": form.group_size, "kept": named_kept(plan)}
+        case "auto-gptq" | "autoawq":  # which leave nothing out, as the plan knows
+            return {"group_size": form.group_size, **dampening}
     return {
         "method": method.method,
-        "symmetric": plan.form.scheme == "W4A16",
-        "group_size": plan.form.group_size,
-        "dampening": method.dampening if isinstance(method, Gptq) else None,
+        "symmetric": form.scheme == "W4A16",
+        "group_size": form.group_size,
         "dynamic": exceptions(named_kept(plan)),
+        **dampening,
     }
 
 
@@ -101,7 +105,7 @@ def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
             parts = {suffix: _part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
             for suffix, part in parts.items():
                 files.write(f"{module.name}.{suffix}", part)
-            if changed:
+            if changed or module.scales_input:
                 weight = read_rows(plan.checkpoint.folder, ours[f"{module.name}.weight"]).float()
                 factors |= _factors(module, weight, parts)
     if factors:
@@ -153,9 +157,12 @@ def _factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor
     """What smoothing did to a module's weight, for `verify`: fitted, since the engine does not tell.
 
     Least squares for the columns, then for the rows, in turn, of `columns * weight / rows` to the stored weight. What
-    this attributes to smoothing is one number for each row and column, of a whole matrix of rounding errors.
+    this attributes to smoothing is one number for each row and column, of a whole matrix of rounding errors. Where
+    the factors of the columns are stored, they are taken from there.
     """
     assert module.form
+    if module.scales_input:
+        return {f"{module.name}.columns": 1 / parts["pre_quant_scale"].float()}
     stored = dequantize(*unpack(parts, module.form, module.shape[1]))
     columns, rows = torch.ones(module.shape[1]), torch.ones(module.shape[0])
     for _ in range(FIT_ROUNDS):

@@ -21,9 +21,9 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
         method: str,
         symmetric: bool,
         group_size: int,
-        dampening: float | None,
         dynamic: dict[str, dict[str, Any]],
         device: str,
+        dampening: float | None = None,
     ) -> dict[str, str]:
         """Quantize the checkpoint in `source` to 4 bits and write it into `to`; `tokens` is the file of `samples`.
 

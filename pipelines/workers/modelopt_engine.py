@@ -1,4 +1,4 @@
-"""NVIDIA Model Optimizer (https://github.com/NVIDIA/Model-Optimizer): its unified checkpoints of FP8 and NVFP4."""
+"""NVIDIA Model Optimizer (https://github.com/NVIDIA/Model-Optimizer): its unified checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 Report = Callable[[int, int, str], None]
-CONFIGS = {"FP8_TENSOR": "FP8_DEFAULT_CFG", "NVFP4": "NVFP4_DEFAULT_CFG"}
+CONFIGS = {
+    "FP8_TENSOR": "FP8_DEFAULT_CFG",
+    "NVFP4": "NVFP4_DEFAULT_CFG",
+    "W8A8_STATIC": "INT8_SMOOTHQUANT_CFG",
+    "W4A16": "INT4_AWQ_CFG",
+}
 """Our names of schemes → its own."""
 
 
 def commands(report: Report) -> dict[str, Callable[..., Any]]:
     """What can be asked of it."""
 
-    def quantize(source: str, to: str, tokens: str, scheme: str, kept: list[str], device: str) -> dict[str, str]:
+    def quantize(
+        source: str, to: str, tokens: str, scheme: str, group_size: int | None, kept: list[str], device: str
+    ) -> dict[str, str]:
         """Quantize the checkpoint in `source` and write it into `to`; `tokens` is a JSON file of lists of ids."""
         import modelopt  # type: ignore[import-not-found]  # of another environment
         import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
@@ -31,7 +38,8 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
                 quantized(torch.tensor([row], device=device))
 
         with torch.inference_mode():
-            model = mtq.quantize(model, _config(getattr(mtq, CONFIGS[scheme]), kept), calibrate)
+            config = _config(getattr(mtq, CONFIGS[scheme]), kept, group_size if scheme == "W4A16" else None)
+            model = mtq.quantize(model, config, calibrate)
             report(len(rows), steps, "save")
             export_hf_checkpoint(model, export_dir=to)
         return {"version": modelopt.__version__}
@@ -39,7 +47,13 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
     return {"quantize": quantize}
 
 
-def _config(default: dict[str, Any], kept: list[str]) -> dict[str, Any]:
-    """One of its configurations, with the modules `kept` left out."""
+def _config(default: dict[str, Any], kept: list[str], group_size: int | None) -> dict[str, Any]:
+    """One of its configurations, with the modules `kept` left out, and the weights' groups of `group_size`."""
     rules = [*default["quant_cfg"], *({"quantizer_name": f"{name}.*", "enable": False} for name in kept)]
+    if group_size:
+        rules = [_regrouped(rule, group_size) if "weight" in rule["quantizer_name"] else rule for rule in rules]
     return {**default, "quant_cfg": rules}
+
+
+def _regrouped(rule: dict[str, Any], group_size: int) -> dict[str, Any]:
+    return {**rule, "cfg": {**rule["cfg"], "block_sizes": {**rule["cfg"]["block_sizes"], -1: group_size}}}
