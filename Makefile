@@ -62,6 +62,7 @@ docs: $(READY) ## regenerate the documents that are made from code
 bench: $(READY) ## the benchmarks (see benchmarks/README.md)
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/gguf_files.py
+	$(BIN)/python benchmarks/engines.py
 
 clean: ## remove the environment and what tools left behind (not artifacts/, not the cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -119,6 +119,7 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
     ways: dict[str, Callable[[str, Path, Path, list[str]], Any]] = {
         "quantgate": prepare_quantgate,
         "llmcompressor": prepare_oneshot,
+        "engine": prepare_engine,
         "model_free_ptq": prepare_model_free,
         "cp": prepare_copy,
         "reference": lambda *_: lambda: write_reference(Path(source), Path(target), settings),
@@ -127,11 +128,11 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
         return quality(Path(source), Path(target), settings)
     work = ways[way](recipe, Path(source), Path(target), settings)
     start = time.perf_counter()
-    work()
+    elsewhere = work()
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text().splitlines()  # not ru_maxrss: a process inherits its parent's
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    return {"seconds": seconds, "peak": float(peak)}
+    return {"seconds": seconds, "peak": float(elsewhere or peak)}
 
 
 def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
@@ -154,6 +155,28 @@ def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[st
 
     if plan.recipe.calibrate:
         calibrate(plan)
+    return work
+
+
+def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], int]:
+    """Another project's engine, in an environment that is made before; its work tells its own peak memory in bytes."""
+    from pipelines import environments
+    from pipelines.calibrate import calibrate
+    from pipelines.engines import others
+    from pipelines.plan import make_plan
+    from pipelines.quantize import write_companions
+    from pipelines.recipe import load_recipe
+
+    plan = make_plan(load_recipe(recipe, settings), source)
+    tokens = calibrate(plan)
+    environments.make(plan.recipe.quantize.engine)
+    target.mkdir()
+
+    def work() -> int:
+        written = others.quantize(plan, tokens, target)
+        write_companions(plan.checkpoint, written, target)
+        return written.peak_memory
+
     return work
 
 

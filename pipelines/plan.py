@@ -313,7 +313,7 @@ def _has_cuda() -> bool:
 
 
 KNOWN_MODELS: dict[str, tuple[str, ...]] = {
-    "auto-gptq": ("llama", "mistral", "qwen2", "gemma"),
+    "auto-gptq": ("llama", "mistral", "gemma"),
     "autoawq": ("llama", "mistral", "qwen2", "qwen3", "gemma"),
 }
 """Model types that engines without maintainers were seen to quantize in full."""

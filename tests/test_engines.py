@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pipelines import environments
@@ -23,6 +24,8 @@ from pipelines.plan import KNOWN_MODELS, make_plan
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import load_recipe
+from pipelines.repack import unpack
+from pipelines.rounding import dequantize
 from pipelines.runtime import load_for_inference
 from pipelines.verify import verify
 from tests.conftest import Cli, edit_json, make_tiny
@@ -290,6 +293,28 @@ def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(
     assert seen.quantized == 21
     assert min(layer.sqnr for layer in seen.layers) > 12
     assert seen.loss_after == pytest.approx(seen.loss_before, rel=0.1)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize(("recipe", "most"), [("int8-sq-modelopt", 0.015), ("int4-awq-modelopt", 0.12)])
+@pytest.mark.usefixtures("engines")
+def test_modelopts_factors_multiply_out(recipe: str, most: float, wide: Path) -> None:
+    """Weight times the factor that is stored with it, or that the norm before it got, is the source's weight."""
+    artifact = made(recipe, wide, *RECIPES[recipe])
+    source, target = (load_file(folder / "model.safetensors") for folder in (wide, artifact.checkpoint))
+    for name, module in artifact.plan.quantized.items():
+        weight = source[f"{name}.weight"].float()
+        parts = {suffix: target[f"{name}.{suffix}"] for suffix in module.parts}
+        assert module.form
+        stored = dequantize(*unpack(parts, module.form, module.shape[1]))
+        if module.scales_input:
+            factors = parts["pre_quant_scale"].float()
+        else:
+            layer, _, inside = name.rpartition(".")[0].rpartition(".")
+            norm = f"{layer}.{'input' if inside == 'self_attn' else 'post_attention'}_layernorm.weight"
+            factors = target[norm].float() / source[norm].float()
+            assert factors.std() > 0.01, "AWQ scaled something"
+        assert (stored * factors - weight).norm() < most * weight.norm()
 
 
 @pytest.mark.engines
