@@ -1,6 +1,7 @@
 """What will become of every module, and what it will cost: from headers alone, before any weight is read.
 
-Nothing here imports torch: `quantgate plan` answers in a second or two.
+Nothing here imports torch, but for the one engine that cannot do without CUDA: `quantgate plan` answers in a second or
+two.
 """
 
 import math

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipelines import environments
@@ -239,6 +239,19 @@ def test_transformers_loads_nf4_as_it_is(nf4: Artifact) -> None:
 # The engines
 
 
+@pytest.fixture(scope="module")
+def uneven(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `wide`, with columns as different as those of trained weights, so that there is something to smooth."""
+    folder = Path(shutil.copytree(wide, tmp_path_factory.mktemp("checkpoints") / "uneven"))
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in tensors.items():
+        if name.endswith("_proj.weight"):
+            weight.mul_(torch.randn(weight.shape[1], generator=generator).mul(0.7).exp())
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.fixture
 def engines(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their environments are those of the user's own cache, made there unless they are."""
@@ -296,22 +309,27 @@ def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize(("recipe", "most"), [("int8-sq-modelopt", 0.015), ("int4-awq-modelopt", 0.12)])
+@pytest.mark.parametrize(
+    ("recipe", "most"),
+    [("int8-sq-modelopt", 0.03), ("int4-awq-modelopt", 0.2), ("awq-gptqmodel", 0.2), ("awq-autoawq", 0.2)],
+)
 @pytest.mark.usefixtures("engines")
-def test_modelopts_factors_multiply_out(recipe: str, most: float, wide: Path) -> None:
+def test_what_smoothing_scaled_multiplies_out(recipe: str, most: float, uneven: Path) -> None:
     """Weight times the factor that is stored with it, or that the norm before it got, is the source's weight."""
-    artifact = made(recipe, wide, *RECIPES[recipe])
-    source, target = (load_file(folder / "model.safetensors") for folder in (wide, artifact.checkpoint))
+    artifact = made(recipe, uneven, *RECIPES[recipe])
+    source, target = (load_file(folder / "model.safetensors") for folder in (uneven, artifact.checkpoint))
     for name, module in artifact.plan.quantized.items():
         weight = source[f"{name}.weight"].float()
         parts = {suffix: target[f"{name}.{suffix}"] for suffix in module.parts}
         assert module.form
         stored = dequantize(*unpack(parts, module.form, module.shape[1]))
+        layer, _, inside = name.rpartition(".")[0].rpartition(".")
+        norm = f"{layer}.{'input' if inside == 'self_attn' else 'post_attention'}_layernorm.weight"
         if module.scales_input:
             factors = parts["pre_quant_scale"].float()
+        elif name.endswith(("o_proj", "down_proj", "v_proj", "up_proj")):
+            continue  # whose rows may be scaled as well, or columns by those
         else:
-            layer, _, inside = name.rpartition(".")[0].rpartition(".")
-            norm = f"{layer}.{'input' if inside == 'self_attn' else 'post_attention'}_layernorm.weight"
             factors = target[norm].float() / source[norm].float()
             assert factors.std() > 0.01, "AWQ scaled something"
         assert (stored * factors - weight).norm() < most * weight.norm()

@@ -295,7 +295,7 @@ FORMATS = {
     f"{numbers.kind}{numbers.bits}": numbers
     for scheme in SCHEMES.values()
     for numbers in (scheme.weights, scheme.activations)
-    if numbers
+    if numbers and numbers.kind != "normal"  # which is bitsandbytes' to round
 }
 
 

@@ -158,7 +158,7 @@ def test_logits_equal_transformers_own_bit_for_bit(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [name for name in SCHEMES if SCHEMES[name].family == "FP4"])
+@pytest.mark.parametrize("name", [name for name in OWN_SCHEMES if SCHEMES[name].family == "FP4"])
 def test_fp4_runs_in_the_dtype_of_the_model(name: SchemeName, dtype: torch.dtype, tiny: Path, tmp_path: Path) -> None:
     """compressed-tensors dequantizes it to bfloat16 always, which transformers does not multiply with another dtype."""
     made = artifact(name, in_dtype(dtype, tiny, tmp_path / "source"), tmp_path / "artifact")

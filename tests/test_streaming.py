@@ -20,12 +20,12 @@ from pipelines.plan import Plan, make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import Recipe, Rtn, Rule
 from pipelines.runtime import load_for_inference
-from pipelines.schemes import SCHEMES, SchemeName, config_group
+from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from pipelines.verify import verify
 from tests.conftest import edit_json, make_tiny
 from tests.test_checkpoint import split, write_checkpoint
 
-DATA_FREE: list[SchemeName] = [name for name, scheme in SCHEMES.items() if not scheme.calibrated]
+DATA_FREE: list[SchemeName] = [name for name in OWN_SCHEMES if not SCHEMES[name].calibrated]
 Tensors = dict[str, torch.Tensor]
 
 every_scheme = pytest.mark.parametrize("name", DATA_FREE)

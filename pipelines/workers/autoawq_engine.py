@@ -27,6 +27,19 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
                 yield number
 
         quantizer.tqdm = layers
+        search = quantizer.AwqQuantizer._compute_best_scale
+
+        def search_on_copies(self: Any, x: Any, w_mean: Any, x_mean: Any, inspected: Any, *rest: Any) -> Any:
+            """It tries scalings on the weights and restores them from `.cpu()` of their state, which on a CPU is no
+            copy: what it then restores is scaled already, and the checkpoint broken."""
+            state_dict = inspected.state_dict
+            inspected.state_dict = lambda: {name: value.clone() for name, value in state_dict().items()}
+            try:
+                return search(self, x, w_mean, x_mean, inspected, *rest)
+            finally:
+                del inspected.state_dict
+
+        quantizer.AwqQuantizer._compute_best_scale = search_on_copies
         rows: list[list[int]] = json.loads(Path(tokens).read_text(encoding="utf-8"))
         model = awq.AutoAWQForCausalLM.from_pretrained(
             source,
