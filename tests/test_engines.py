@@ -29,7 +29,7 @@ from pipelines.rounding import dequantize
 from pipelines.runtime import load_for_inference
 from pipelines.verify import verify
 from tests.conftest import Cli, edit_json, make_tiny
-from tests.test_families import ALL_HEADS, TEXT, UNTIED, write_model
+from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 
 ENGINES = ("gptqmodel", "modelopt", "auto-gptq", "autoawq")
 ENGINE_OF = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}
@@ -297,11 +297,7 @@ def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(
 ) -> None:
     settings = {**ALL_HEADS, **(UNTIED if kind == "llama" else {})}
     model = write_model(tmp_path / kind, kind, "bfloat16", None, **settings)
-    (tmp_path / "text.txt").write_text(TEXT)
-    source = "{version: 1, name: ships, summary: of the tests, source: {kind: files, paths: [text.txt]}}"
-    (tmp_path / "set.yaml").write_text(source)
-    calibrate = f"calibrate={{set: {tmp_path / 'set.yaml'}, samples: 8, seq_len: 64}}"
-    artifact = quantize(make_plan(load_recipe(recipe, [*RECIPES[recipe], calibrate]), model))
+    artifact = quantize(make_plan(load_recipe(recipe, [*RECIPES[recipe], *write_text(tmp_path)]), model))
     seen = verify(artifact, "cpu")
     assert seen.quantized == 21
     assert min(layer.sqnr for layer in seen.layers) > 12

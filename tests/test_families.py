@@ -52,8 +52,11 @@ TEXT = "\n\n".join(
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides that calibrate a recipe on a few short samples."""
-    folder = tmp_path_factory.mktemp("text")
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+def write_text(folder: Path) -> tuple[str, ...]:
+    """A calibration set in `folder`, and overrides that calibrate a recipe on a few short samples of it."""
     (folder / "text.txt").write_text(TEXT)
     (folder / "set.yaml").write_text(
         "{version: 1, name: ships, summary: of the tests, source: {kind: files, paths: [text.txt]}}"
