@@ -46,7 +46,6 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --python
   --custom-compile-command 'make locks'
 
 locks: $(READY) ## resolve the locks of the engines' environments anew
-	$(BIN)/pip install --quiet uv
 	$(foreach name,gptqmodel modelopt auto-gptq autoawq,$(LOCK) --upgrade --output-file pipelines/locks/$(name).txt pipelines/locks/$(name).in &&) true
 
 test-engines: $(READY) ## the tests that run other projects' engines (makes their environments: minutes, once)

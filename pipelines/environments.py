@@ -1,10 +1,10 @@
-"""Environments for runtimes and engines that cannot share ours: made once in the cache, by pip or from source.
+"""Environments for runtimes and engines that cannot share ours: made once in the cache, by uv or pip, or from source.
 
 vLLM pins a compressed-tensors that llmcompressor does not accept, and the engines of other projects pin one another's
 transformers, so each runs as a process of another environment and is never imported here. Those of engines are made
 from locks (`pipelines/locks`, digests of every file), and from the torch that the machine's indexes have.
-llama.cpp (`llama_build.py`) is compiled for the machine it runs on. pip runs with the user's own
-configuration: indexes, mirrors and constraints apply as always.
+llama.cpp (`llama_build.py`) is compiled for the machine it runs on. Packages are installed with the user's own
+configuration of pip or uv (`installers.py`): indexes, mirrors and constraints apply as always.
 """
 
 import shutil
@@ -18,7 +18,8 @@ from filelock import FileLock
 
 from pipelines import llama_build
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.processes import clean_variables, run_logged
+from pipelines.installers import fill, installer
+from pipelines.processes import clean_variables
 from pipelines.schema import Frozen
 from pipelines.store import cache_dir, digest, file_digest
 
@@ -223,14 +224,8 @@ def _install(build: Build, folder: Path) -> None:
     """Make the environment in its final place: a venv's scripts hold its path, so it cannot be moved."""
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
-    pip = [str(_python(folder)), "-m", "pip"]
-    run_logged([sys.executable, "-m", "venv", str(folder)], log)
-    run_logged([*pip, "install", "--no-input", "--disable-pip-version-check", *build.requirements], log)
-    if build.lock:
-        locked = ["--no-deps", "--require-hashes", "--requirement", str(LOCKS / build.lock)]
-        run_logged([*pip, "install", "--no-input", "--disable-pip-version-check", *locked], log)
-    if build.unwanted:
-        run_logged([*pip, "uninstall", "--yes", "--disable-pip-version-check", *build.unwanted], log)
+    lock = LOCKS / build.lock if build.lock else None
+    fill(installer(folder), build.requirements, lock, build.unwanted, log)
     if build.stub:
         _write_stub(build.stub, folder)
 

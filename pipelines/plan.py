@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from pipelines import environments
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
 from pipelines.errors import Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
@@ -477,9 +478,7 @@ def _temporary(plan: Plan) -> int:
     another project's engine wrote, and what is not repacked yet."""
     if not plan.tensors:
         recipe = plan.recipe
-        copies = (recipe.quantize.engine not in ("quantgate", "bitsandbytes")) + (
-            recipe.packing != recipe.engine_packing
-        )
+        copies = (recipe.quantize.engine in environments.names()) + (recipe.packing != recipe.engine_packing)
         return copies * plan.bytes_after
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2

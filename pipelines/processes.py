@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self
 
 from pipelines.errors import QuantgateError
@@ -30,9 +30,14 @@ def clean_variables() -> dict[str, str]:
 
 
 def run_logged(
-    command: Sequence[str], log: Path, folder: Path | None = None, see: Callable[[str], None] = lambda _: None
+    command: Sequence[str],
+    log: Path,
+    folder: Path | None = None,
+    see: Callable[[str], None] = lambda _: None,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Run `command` (in `folder`), append what it prints to `log`, and show each line to `see` as it comes.
+    """Run `command` (in `folder`, with `variables` beside ours), append what it prints to `log`, and show each line to
+    `see` as it comes.
 
     Raises:
         QuantgateError: it failed; with the end of the log.
@@ -42,7 +47,7 @@ def run_logged(
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=clean_variables(),
+                env={**clean_variables(), **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
