@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.flow import Run
     from pipelines.quantize import Artifact
     from pipelines.schemes import SchemeName
+    from pipelines.scores import Evaluation
 
 MODEL_HELP = "Checkpoint folder or hub id org/name[@revision]. Default: the embedded SmolLM2-135M-Instruct."
 
@@ -163,16 +164,13 @@ def validate(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 @json_option
 def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimental_cpu: bool, as_json: bool) -> None:
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
-    from pipelines.gate import sight
+    from pipelines.history import discordance
     from pipelines.plan import make_plan
+    from pipelines.power import foresee
     from pipelines.recipe import load_recipe, load_suite
 
     made = make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model)
-    suite = load_suite(made.recipe.gate.suite)
-    limits = {task.task: task.limit for task in suite.tasks}
-    counts = {name: limit for name, limit in limits.items() if limit is not None}
-    complete = len(counts) == len(limits)
-    seen = sight(counts, suite, made.recipe.gate.retention, made.recipe.loss_class) if complete else None
+    seen = foresee(made.recipe, load_suite(made.recipe.gate.suite), discordance(made.recipe))
     if as_json:
         totals = {
             "bytes_before": made.bytes_before,
@@ -321,18 +319,28 @@ def evaluate(
 
 
 @main.command()
-@click.argument("baseline", type=click.Path(path_type=Path))
-@click.argument("candidate", type=click.Path(path_type=Path))
+@click.argument("baseline", type=click.Path(path_type=Path), required=False)
+@click.argument("candidate", type=click.Path(path_type=Path), required=False)
 @_option("--retention", type=float, default=0.99, show_default=True, help="The share of the baseline to keep.")
+@_option("--plan", "recipe", metavar="RECIPE", help="Judge nothing; say what the gate of RECIPE will be able to see.")
 @_option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the verdict here, for `publish`.")
 @json_option
-def gate(baseline: Path, candidate: Path, retention: float, out: Path | None, as_json: bool) -> None:
+def gate(
+    baseline: Path | None, candidate: Path | None, retention: float, recipe: str | None, out: Path | None, as_json: bool
+) -> None:
     """Judge CANDIDATE against BASELINE, two files written by `evaluate --out`."""
+    from pipelines.errors import bad_input
     from pipelines.gate import gate as gate_stage
     from pipelines.publish import EXIT_CODES
     from pipelines.scores import Evaluation
     from pipelines.store import write_json
 
+    if recipe:
+        if candidate or out:
+            raise bad_input("gate --plan", "judges nothing", "give a recipe, and the baseline at most")
+        return _foresee(recipe, _read(baseline, Evaluation) if baseline else None, as_json)
+    if baseline is None or candidate is None:
+        raise bad_input("gate", "needs BASELINE and CANDIDATE", "write them with `quantgate evaluate --out`")
     _check_out(out)
     verdict = gate_stage(_read(baseline, Evaluation), _read(candidate, Evaluation), retention)
     if out:
@@ -344,6 +352,25 @@ def gate(baseline: Path, candidate: Path, retention: float, out: Path | None, as
 
         show_verdict(verdict)
     sys.exit(EXIT_CODES[verdict.verdict])
+
+
+def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
+    from pipelines.errors import bad_input
+    from pipelines.history import discordance
+    from pipelines.power import foresee
+    from pipelines.recipe import load_recipe, load_suite
+
+    recipe = load_recipe(name)
+    suite = baseline.suite if baseline else load_suite(recipe.gate.suite)
+    seen = foresee(recipe, suite, discordance(recipe), baseline)
+    if seen is None:
+        what = "has a task whose documents are not counted anywhere"
+        raise bad_input(
+            f"suite {suite.name}", what, "give each task a limit, or evaluate the baseline and give it, too"
+        )
+    if as_json:
+        return _print_json(seen.model_dump())
+    click.echo(seen.sentence(suite.name))
 
 
 @main.command()

@@ -136,7 +136,7 @@ def _evaluate_task(
     task = load_task(wanted.task)
     inputs = {
         "model": model_digest,
-        "task": task.model_dump(exclude={"metric"}),
+        "task": task.model_dump(exclude={"metric", "documents"}),
         "metric": wanted.metric or task.metric,
         "shots": wanted.shots,
         "limit": wanted.limit,

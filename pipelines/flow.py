@@ -11,17 +11,18 @@ from pipelines.calibrate import calibrate
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.evaluate import Runtime, check_tasks, evaluate
-from pipelines.gate import Sight, Verdict, gate, sight
+from pipelines.gate import Verdict, gate
+from pipelines.history import discordance
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
 from pipelines.package import Bundle, Manifest, StageRecord, package, stage_record, verdict_line
 from pipelines.plan import Plan, disk_lacks, make_plan
+from pipelines.power import foresee
 from pipelines.publish import publish, published
 from pipelines.quantize import quantize
 from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
 from pipelines.runtime import choose_device
 from pipelines.schema import Frozen
-from pipelines.scores import Document, Evaluation
 from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
 from pipelines.verify import verify
 
@@ -125,7 +126,8 @@ def _run(job: _Job, python: Path | None) -> Run:
     journal.add("verify", verification)
     baseline = evaluate(plan.checkpoint, suite, job.device, job.runtime, python)
     journal.add("evaluate baseline", *baseline.tasks)
-    _say(foresee(recipe, suite, baseline).sentence(suite.name))
+    if seen := foresee(recipe, suite, discordance(recipe), baseline):
+        _say(seen.sentence(suite.name))
     candidate = evaluate(artifact, suite, job.device, job.runtime, python)
     journal.add("evaluate artifact", *candidate.tasks)
     with journal.measure("gate"):
@@ -245,20 +247,6 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
 
     if reason := runs_on_cpu(plan.formats, plan.recipe.quantize.kv_cache):
         raise bad_input(f"recipe {plan.recipe.name}", reason, "leave out --runtime vllm")
-
-
-def foresee(recipe: Recipe, suite: Suite, baseline: Evaluation) -> Sight:
-    """What the gate will be able to see, once the baseline's documents and its score above chance are known."""
-    counts = {task.task: task.documents for task in baseline.tasks}
-    total = sum(task.weight for task in suite.tasks)
-    scores = baseline.scores()
-    above = sum(task.weight / total * _above_chance(suite, scores[task.task]) for task in suite.tasks)
-    return sight(counts, suite, recipe.gate.retention, recipe.loss_class, max(above, 0.01))
-
-
-def _above_chance(suite: Suite, documents: tuple[Document, ...]) -> float:
-    chance = sum(document.chance for document in documents) if suite.policy.chance_correction else 0.0
-    return (sum(document.score for document in documents) - chance) / len(documents)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,8 @@ is not negative, so the test is on that mean and nothing is divided or rounded. 
 weighted over tasks; variances are those of sums over clusters (documents that share a passage).
 
 Sources: Miller 2411.00640 (paired and clustered errors of evaluations), Fieller 1954 (bounds of a ratio by inverting
-the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for the variance at the boundary).
+the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for the variance at the boundary), Holm
+1979 (several floors).
 """
 
 import math
@@ -17,8 +18,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Literal
-
-from pydantic import Field
 
 from pipelines.errors import Problem, refuse
 from pipelines.recipe import Gate, Policy, Suite
@@ -89,7 +88,7 @@ class _Moments(Frozen):
     """The share of the mean that the largest cluster holds."""
 
 
-class _Statistic(Frozen):
+class Statistic(Frozen):
     """The weighted mean of d at a target, as a function of the target."""
 
     baseline: float
@@ -121,7 +120,7 @@ class _Statistic(Frozen):
         return max(0.0, self.vcc - 2 * target * self.vbc + target * target * self.vbb)
 
     def _reach(self, variance: float, confidence: float) -> float:
-        z = _z(confidence)
+        z = quantile(confidence)
         sparse = _sparse(confidence) * self.leverage
         return (sparse + math.sqrt(sparse * sparse + 4 * z * z * variance)) / 2
 
@@ -200,14 +199,17 @@ def judge(baseline: Scores, candidate: Scores, suite: Suite, target: float) -> V
     total = sum(task.weight for task in suite.tasks)
     weights = {task.task: task.weight / total for task in suite.tasks}
     overall = _combined(moments, weights)
-    tasks = tuple(_task_verdict(name, pairs[name], moments, weights[name], policy) for name in pairs)
+    below = below_floor(moments, policy)
+    tasks = tuple(
+        _task_verdict(name, pairs[name], moments[name], weights[name], policy, name in below) for name in pairs
+    )
     documents = sum(task.documents for task in tasks)
     name, certified, reasons, more = _decide(overall, tasks, policy, target, documents)
     return _verdict(suite, target, name, certified, reasons, overall, tasks, more)
 
 
 def _decide(
-    overall: _Statistic, tasks: tuple[TaskVerdict, ...], policy: Policy, target: float, documents: int
+    overall: Statistic, tasks: tuple[TaskVerdict, ...], policy: Policy, target: float, documents: int
 ) -> tuple[Literal["PASS", "FAIL", "INCONCLUSIVE"], bool, list[str], int | None]:
     """The verdict's name, whether it is a certified pass, its reasons, and the documents that would decide."""
     percent = f"{policy.confidence:.0%}"
@@ -237,7 +239,7 @@ def _verdict(
     name: Literal["PASS", "FAIL", "INCONCLUSIVE"],
     certified: bool,
     reasons: list[str],
-    overall: _Statistic | None = None,
+    overall: Statistic | None = None,
     tasks: tuple[TaskVerdict, ...] = (),
     more: int | None = None,
 ) -> Verdict:
@@ -309,9 +311,9 @@ def _moments(pairs: list[tuple[Document, Document]], policy: Policy) -> _Moments
     )
 
 
-def _combined(moments: Mapping[str, _Moments], weights: Mapping[str, float]) -> _Statistic:
+def _combined(moments: Mapping[str, _Moments], weights: Mapping[str, float]) -> Statistic:
     """The statistic over strata: weighted means, independent between tasks."""
-    return _Statistic(
+    return Statistic(
         baseline=math.fsum(weights[name] * m.baseline for name, m in moments.items()),
         candidate=math.fsum(weights[name] * m.candidate for name, m in moments.items()),
         vbb=math.fsum(weights[name] ** 2 * m.vbb for name, m in moments.items()),
@@ -324,16 +326,16 @@ def _combined(moments: Mapping[str, _Moments], weights: Mapping[str, float]) -> 
 def _task_verdict(
     name: str,
     pairs: list[tuple[Document, Document]],
-    moments: Mapping[str, _Moments],
+    moments: _Moments,
     weight: float,
     policy: Policy,
+    below: bool,
 ) -> TaskVerdict:
-    alone = _combined({name: moments[name]}, {name: 1.0})
-    floor_confidence = _floors(policy, len(moments))
+    alone = _combined({name: moments}, {name: 1.0})
     return TaskVerdict(
         task=name,
-        documents=moments[name].documents,
-        clusters=moments[name].clusters,
+        documents=moments.documents,
+        clusters=moments.clusters,
         weight=weight,
         chance=statistics.fmean(ours.chance for ours, _ in pairs),
         baseline=statistics.fmean(ours.score for ours, _ in pairs),
@@ -343,89 +345,43 @@ def _task_verdict(
         upper_bound=alone.retention_bound(alone.upper, policy.confidence),
         lost=sum(theirs.score < ours.score for ours, theirs in pairs),
         gained=sum(theirs.score > ours.score for ours, theirs in pairs),
-        below_floor=policy.floor is not None
-        and alone.above_chance(policy.confidence)
-        and alone.upper(policy.floor, floor_confidence) < 0,
+        below_floor=below,
     )
 
 
-def _floors(policy: Policy, tasks: int) -> float:
-    """Confidence of one task's floor test, so that the chance of refusing any good task stays within α (Bonferroni)."""
-    return 1 - (1 - policy.confidence) / tasks
+def below_floor(moments: Mapping[str, _Moments], policy: Policy) -> set[str]:
+    """The tasks that are shown to be below the policy's floor, so that the chance of naming any task that is not stays
+    within α (Holm 1979): of k tasks each is tested at α/k, and what is left of them after each finding anew.
+    """
+    if policy.floor is None:
+        return set()
+    alone = {name: _combined({name: task}, {name: 1.0}) for name, task in moments.items()}
+    open_ = {name for name, task in alone.items() if task.above_chance(policy.confidence)}
+    found: set[str] = set()
+    while left := len(moments) - len(found):
+        confidence = 1 - (1 - policy.confidence) / left
+        new = {name for name in open_ - found if alone[name].upper(policy.floor, confidence) < 0}
+        if not new:
+            break
+        found |= new
+    return found
 
 
-def _more_documents(overall: _Statistic, target: float, confidence: float, documents: int) -> int | None:
+def _more_documents(overall: Statistic, target: float, confidence: float, documents: int) -> int | None:
     """Documents to add so that the margin shrinks to the distance seen; None when that distance is zero."""
     distance = abs(overall.mean(target))
     if distance == 0:
         return None
-    needed = _z(confidence) ** 2 * overall.variance(target) + _sparse(confidence) * overall.leverage * distance
+    needed = quantile(confidence) ** 2 * overall.variance(target) + _sparse(confidence) * overall.leverage * distance
     factor = needed / distance**2
     return max(1, math.ceil((factor - 1) * documents))
 
 
-def _z(confidence: float) -> float:
+def quantile(confidence: float) -> float:
+    """Of the standard normal distribution."""
     return statistics.NormalDist().inv_cdf(confidence)
 
 
 def _sparse(confidence: float) -> float:
     """Weight of the leverage in the margin: at least the -ln α of the exact test with no observed loss."""
-    return max(-math.log(1 - confidence), _z(confidence) ** 2)
-
-
-class Sight(Frozen):
-    """What a suite can see before anything is evaluated."""
-
-    documents: int
-    fails_below: float
-    """A true retention below this is refused with 80% probability …"""
-    certifies_above: float = Field(description="… and one above this is certified with 80% probability.")
-    discordance: float
-    headroom: float
-
-    def sentence(self, suite: str) -> str:
-        """For people."""
-        return (
-            f"suite {suite}, {self.documents} documents, if {self.discordance:.1%} of the answers change and the "
-            f"baseline is {self.headroom:.2f} above chance: a true retention below {self.fails_below:.1%} is refused, "
-            f"and one above {self.certifies_above:.1%} certified, with 80% probability"
-        )
-
-
-TYPICAL_DISCORDANCE = {
-    "FP8": 0.045, "INT8": 0.045, "INT4": 0.10, "FP4": 0.12,
-    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.085,
-    "IQ2_M": 0.15,
-}  # fmt: skip
-"""Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
-TYPICAL_HEADROOM = 0.3
-
-
-def sight(
-    documents: Mapping[str, int], suite: Suite, target: float, loss_class: str, headroom: float | None = None
-) -> Sight:
-    """The smallest drop that `suite` would detect, for a task → documents count and a recipe's `loss_class`.
-
-    `headroom` is the baseline's mean score above chance over the suite, once it is known.
-    """
-    share = TYPICAL_DISCORDANCE[loss_class]
-    above = headroom if headroom is not None else TYPICAL_HEADROOM
-    total = sum(task.weight for task in suite.tasks)
-    weights = {task.task: task.weight / total for task in suite.tasks}
-    statistic = _Statistic(
-        baseline=above,
-        candidate=above,
-        vbb=0.0,
-        vbc=0.0,
-        vcc=sum(weights[name] ** 2 * share / count for name, count in documents.items()),
-        leverage=max(weights[name] / count for name, count in documents.items()),
-    )
-    reach = statistic.margin(target, suite.policy.confidence)
-    reach += statistics.NormalDist().inv_cdf(0.8) * math.sqrt(statistic.vcc)
-    return Sight(
-        documents=sum(documents.values()),
-        fails_below=max(0.0, target - reach / above),
-        certifies_above=target + reach / above,
-        discordance=share,
-        headroom=above,
-    )
+    return max(-math.log(1 - confidence), quantile(confidence) ** 2)

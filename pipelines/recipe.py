@@ -402,6 +402,8 @@ class Task(Frozen):
     """The per-document score that is paired."""
     cluster: str | None = None
     """The column whose equal values make documents dependent (a shared passage)."""
+    documents: int | None = Field(default=None, gt=0)
+    """In the split that is evaluated, so that a plan can say what a suite will see."""
     offline: OfflineData | None = None
 
 

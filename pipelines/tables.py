@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipelines.errors import QuantgateError
 from pipelines.flow import Run
-from pipelines.gate import Sight, Verdict
+from pipelines.gate import Verdict
 from pipelines.gguf_plan import GgufTensor
 from pipelines.package import (
     GateRecord,
@@ -25,6 +25,7 @@ from pipelines.package import (
     verdict_name,
 )
 from pipelines.plan import Module, Plan
+from pipelines.power import Sight
 from pipelines.recipe import Recipe
 from pipelines.verify import Verification
 

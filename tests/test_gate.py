@@ -1,5 +1,6 @@
 """The gate, against simulations whose truth is known, against a second computation, and case by case."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from pipelines.errors import BadInput
-from pipelines.gate import Verdict, _combined, _decide, _Moments, _Statistic, _task_verdict, judge, sight
+from pipelines.gate import Statistic, Verdict, _combined, _decide, _Moments, below_floor, judge
+from pipelines.power import Discordance, sight, typical
 from pipelines.recipe import Policy, Suite, SuiteTask
 from pipelines.scores import Document
 
@@ -179,7 +181,7 @@ def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chanc
     ]
 
 
-def statistic(moments: Sequence[_Moments], weights: Sequence[float] = (1.0,)) -> _Statistic:
+def statistic(moments: Sequence[_Moments], weights: Sequence[float] = (1.0,)) -> Statistic:
     total = sum(weights)
     names = [f"task{i}" for i in range(len(moments))]
     shares = [weight / total for weight in weights]
@@ -334,11 +336,10 @@ def test_floors_refuse_a_good_task_no_more_often_than_alpha() -> None:
         Truth(n, b, 0.1, g, retention=0.9)
         for n, b, g in ((300, 0.8, 0), (1000, 0.5, 0.25), (2000, 0.6, 0), (500, 0.3, 0))
     ]
-    pair = [(documents([1.0])[0], documents([1.0])[0])]
     times, refused = 1500, 0
     for tables in zip(*(truth.draw(random, times).tolist() for truth in truths), strict=True):
         moments = {str(i): table_moments(t, truths[i].chance) for i, t in enumerate(tables)}
-        refused += any(_task_verdict(name, pair, moments, 0.25, policy).below_floor for name in moments)
+        refused += bool(below_floor(moments, policy))
     assert within_alpha(refused / times, times)
 
 
@@ -587,11 +588,18 @@ def test_a_task_that_only_seems_to_be_below_its_floor_does_not_fail_the_suite() 
 
 
 def test_a_floor_is_harder_to_break_the_more_tasks_there_are() -> None:
-    policy, pair = Policy(floor=0.9), [(documents([1.0])[0], documents([1.0])[0])]
+    policy = Policy(floor=0.9)
     moments = {"a": table_moments([696, 104, 2, 198], 0.0)}
     others = {name: table_moments(UNCHANGED, 0.0) for name in "bcdefghij"}
-    assert _task_verdict("a", pair, moments, 1.0, policy).below_floor
-    assert not _task_verdict("a", pair, moments | others, 0.1, policy).below_floor
+    assert below_floor(moments, policy) == {"a"}
+    assert below_floor(moments | others, policy) == set()
+
+
+def test_what_is_found_below_its_floor_leaves_more_for_the_rest() -> None:
+    moments = {"a": table_moments([696, 104, 2, 198], 0.0), "ruined": table_moments([400, 400, 0, 200], 0.0)}
+    fine = {"fine": table_moments(UNCHANGED, 0.0)}
+    assert below_floor({"a": moments["a"], **fine, "fine too": fine["fine"]}, Policy(floor=0.9)) == set()
+    assert below_floor({**moments, **fine}, Policy(floor=0.9)) == {"a", "ruined"}
 
 
 def test_nothing_is_rounded_up_to_the_target() -> None:
@@ -851,16 +859,38 @@ def test_sight_is_right_eight_times_in_ten(
 ) -> None:
     names = [f"task{i}" for i in range(len(sizes))]
     counts, wanted = dict(zip(names, sizes, strict=True)), suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    seen = sight(counts, wanted, TARGET, loss_class, baseline - chance)
+    seen = sight(counts, wanted, TARGET, typical(loss_class), baseline - chance)
     for retention, verdict in ((seen.fails_below, 1), (seen.certifies_above, 0)):
-        truths = [Truth(count, baseline, seen.discordance, chance, retention) for count in sizes]
+        truths = [Truth(count, baseline, seen.discordance.share, chance, retention) for count in sizes]
         assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.84
+
+
+@pytest.mark.parametrize("sizes", [(14_042,), (20_000, 5_000, 1_838)])
+def test_an_equal_artifact_is_certified_as_often_as_sight_says(sizes: tuple[int, ...]) -> None:
+    names = [f"task{i}" for i in range(len(sizes))]
+    wanted = suite(CERTIFIED, dict.fromkeys(names, 1.0))
+    here = sight(dict(zip(names, sizes, strict=True)), wanted, TARGET, Discordance(share=0.03), 0.6)
+    truths = [Truth(count, 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
+    assert here.certifies_equal == pytest.approx(rates(simulated(truths, times=2000))[0], abs=0.03)
+    assert here.documents_to_certify is not None
+    factor = here.documents_to_certify / sum(sizes)
+    more = [Truth(math.ceil(factor * count), 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
+    assert 0.77 < rates(simulated(more, times=2000))[0] < 0.84
+
+
+def test_nothing_certifies_an_equal_artifact_at_a_target_of_100_percent() -> None:
+    seen = sight({"a": 5000}, suite(), 1.0, Discordance(share=0.03), 0.5)
+    assert seen.documents_to_certify is None
+    assert seen.certifies_equal < 0.05
 
 
 def test_the_table_in_the_documentation_is_what_sight_says() -> None:
     rows = re.findall(r"^\| ([\d,]+) \|(.*)\|$", (ROOT / "docs" / "gate.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) >= 4
     for size, cells in rows:
-        seen = [sight({"a": int(size.replace(",", ""))}, suite(), TARGET, loss_class) for loss_class in ("FP8", "INT4")]
+        seen = [
+            sight({"a": int(size.replace(",", ""))}, suite(), TARGET, typical(loss_class))
+            for loss_class in ("FP8", "INT4")
+        ]
         expected = [f"{value:.1%}" for s in seen for value in (s.fails_below, s.certifies_above)]
         assert [cell.strip() for cell in cells.split("|")] == expected
