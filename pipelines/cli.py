@@ -354,6 +354,25 @@ def gate(
     sys.exit(EXIT_CODES[verdict.verdict])
 
 
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@json_option
+def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Rank finished runs by size and quality: published artifacts, run.json files, or their folders.
+
+    Those of different models, suites, runtimes or devices are ranked apart.
+    """
+    from pipelines.history import compare as rank
+    from pipelines.history import read_runs
+    from pipelines.tables import show_ranking
+
+    rankings = rank(read_runs(runs))
+    if as_json:
+        return _print_json([ranking.model_dump(mode="json") for ranking in rankings])
+    for ranking in rankings:
+        show_ranking(ranking)
+
+
 def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
     from pipelines.errors import bad_input
     from pipelines.history import discordance

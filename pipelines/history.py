@@ -1,10 +1,17 @@
-"""What earlier runs, whose records are in the cache, say about the next."""
+"""Finished runs: how they compare, and what they say about the next."""
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from pipelines.errors import BadInput, Problem, bad_input, refuse
+from pipelines.package import Manifest
 from pipelines.power import Discordance, typical
+from pipelines.publish import RECORD
 from pipelines.recipe import Recipe
+from pipelines.schema import Frozen
 from pipelines.store import cache_dir
 
 
@@ -49,3 +56,90 @@ def discordance(recipe: Recipe) -> Discordance:
 def _kind(quantize: dict[str, Any]) -> Any:
     rules = sorted(str(rule.get("scheme")) for rule in quantize.get("rules") or ())
     return quantize.get("type") or [quantize["scheme"], rules]
+
+
+class Ranked(Frozen):
+    """A run among others of the same model, suite, runtime and device."""
+
+    manifest: Manifest
+    efficient: bool
+    """No other is smaller and keeps as much, or as small and keeps more: it is on the frontier of size and quality."""
+
+
+class Ranking(Frozen):
+    """Runs that can be compared, since they share their baseline."""
+
+    model: str
+    suite: str
+    runtime: str
+    device: str
+    runs: tuple[Ranked, ...]
+    """The smallest artifact first."""
+    recommended: int | None
+    """Which of `runs` is the smallest that passed."""
+
+
+def compare(runs: Sequence[Manifest]) -> tuple[Ranking, ...]:
+    """Rank `runs` (what `read_run` returns), apart for each baseline: retentions of different baselines say nothing
+    about each other."""
+    apart: dict[str, list[Manifest]] = defaultdict(list)
+    for run in runs:
+        judged = run.evaluation
+        baseline = [run.model.digest, judged.suite.model_dump_json(), judged.runtime, judged.device]
+        apart[json.dumps(baseline)].append(run)
+    return tuple(_ranking(alike) for alike in apart.values())
+
+
+def _ranking(runs: Iterable[Manifest]) -> Ranking:
+    ordered = sorted(runs, key=lambda run: (run.size.bytes_after, -_kept(run)))
+    ranked = tuple(Ranked(manifest=run, efficient=not any(_beats(other, run) for other in ordered)) for run in ordered)
+    passed = (number for number, run in enumerate(ordered) if run.gate.verdict == "PASS")
+    judged = ordered[0].evaluation
+    return Ranking(
+        model=ordered[0].model.label,
+        suite=judged.suite.name,
+        runtime=judged.runtime,
+        device=judged.device,
+        runs=ranked,
+        recommended=next(passed, None),
+    )
+
+
+def _kept(run: Manifest) -> float:
+    return -1.0 if run.gate.retention is None else run.gate.retention
+
+
+def _beats(one: Manifest, other: Manifest) -> bool:
+    ours, theirs = (one.size.bytes_after, -_kept(one)), (other.size.bytes_after, -_kept(other))
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+
+
+def read_runs(places: Sequence[Path]) -> list[Manifest]:
+    """What each run came to: `places` are published artifacts, `run.json` files, or their folders.
+
+    Raises:
+        BadInput: some hold no finished run of this version; all are named.
+    """
+    runs: list[Manifest] = []
+    problems: list[Problem] = []
+    for place in places:
+        try:
+            runs.append(_read(place))
+        except BadInput as error:
+            problems += error.problems
+    refuse(problems)
+    return runs
+
+
+def _read(place: Path) -> Manifest:
+    files = [place] if place.is_file() else [place / RECORD, place / "run.json"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise bad_input(place, "holds no run", "give a published artifact, a run.json, or its folder")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if "stages" in record and "manifest" not in record and "gate" not in record:
+            raise bad_input(file, "is of a run that did not finish", "run it again; it goes on where it was")
+        return Manifest.model_validate_json(json.dumps(record.get("manifest", record)))
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise bad_input(file, "is not the record of a run by this version of quantgate") from None

@@ -14,8 +14,10 @@ from pipelines.errors import QuantgateError
 from pipelines.flow import Run
 from pipelines.gate import Verdict
 from pipelines.gguf_plan import GgufTensor
+from pipelines.history import Ranking
 from pipelines.package import (
     GateRecord,
+    Manifest,
     StageRecord,
     bounds,
     changed,
@@ -169,25 +171,46 @@ def show_comparison(outcomes: Mapping[str, Run | QuantgateError]) -> None:
     for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", "published"):
         table.add_column(column, justify="left" if column in ("recipe", "verdict", "published") else "right")
     for name, done in outcomes.items():
-        table.add_row(name, *(_compared(done) if isinstance(done, Run) else ("–", "–", "–", "–", "–", "error", "no")))
+        table.add_row(
+            name,
+            *(
+                _compared(done.manifest, done.published)
+                if isinstance(done, Run)
+                else ("–", "–", "–", "–", "–", "error", "no")
+            ),
+        )
     console().print(table)
     for done in runs:
         if done.published:
             show_path("published", done.published)
 
 
-def _compared(done: Run) -> tuple[str, ...]:
-    size_record, gate = done.manifest.size, done.manifest.gate
-    share = changed(gate)
+def _compared(run: Manifest, place: Path | None) -> tuple[str, ...]:
+    return (*_size_and_quality(run), "yes" if place else "no")
+
+
+def _size_and_quality(run: Manifest) -> tuple[str, ...]:
+    share = changed(run.gate)
     return (
-        f"{size(size_record.bytes_before)} → {size(size_record.bytes_after)}",
-        f"{size_record.bits_per_weight:.2f}",
-        "–" if gate.retention is None else f"{gate.retention:.2%}",
-        bounds(gate),
+        f"{size(run.size.bytes_before)} → {size(run.size.bytes_after)}",
+        f"{run.size.bits_per_weight:.2f}",
+        "–" if run.gate.retention is None else f"{run.gate.retention:.2%}",
+        bounds(run.gate),
         "–" if share is None else f"{share:.1%}",
-        f"[{COLOURS[gate.verdict]}]{verdict_name(gate)}[/]",
-        "yes" if done.published else "no",
+        f"[{COLOURS[run.gate.verdict]}]{verdict_name(run.gate)}[/]",
     )
+
+
+def show_ranking(ranking: Ranking) -> None:
+    """Finished runs that share a baseline, the smallest first."""
+    title = f"{ranking.model}, suite {ranking.suite}, {ranking.runtime} on {ranking.device}"
+    table = Table(title=title, title_justify="left")
+    for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", ""):
+        table.add_column(column, justify="left" if column in ("recipe", "verdict", "") else "right")
+    for number, run in enumerate(ranking.runs):
+        mark = "recommended" if number == ranking.recommended else "" if run.efficient else "another beats it"
+        table.add_row(run.manifest.recipe.name, *_size_and_quality(run.manifest), mark)
+    console().print(table)
 
 
 def show_verification(checked: Verification) -> None:

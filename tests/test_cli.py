@@ -19,7 +19,20 @@ from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import LINEAR, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
 from tests.test_plan import sparse_checkpoint
 
-COMMANDS = ("env", "evaluate", "gate", "list", "plan", "publish", "quantize", "run", "show", "validate", "verify")
+COMMANDS = (
+    "compare",
+    "env",
+    "evaluate",
+    "gate",
+    "list",
+    "plan",
+    "publish",
+    "quantize",
+    "run",
+    "show",
+    "validate",
+    "verify",
+)
 KINDS = {"recipes": "recipe", "sets": "set", "suites": "suite", "tasks": "task"}
 
 RECIPE = """\

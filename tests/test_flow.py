@@ -21,10 +21,8 @@ from pipelines.cli import _finish_all as finish_all
 from pipelines.cli import main
 from pipelines.errors import BadInput, Problem, QuantgateError
 from pipelines.flow import Run, run
-from pipelines.history import discordance
 from pipelines.package import Manifest
 from pipelines.plan import make_plan
-from pipelines.power import Discordance
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from tests.conftest import Cli
@@ -218,19 +216,6 @@ def test_several_recipes_exit_with_the_worst_of_theirs(
             finish_all({str(number): outcome for number, outcome in enumerate(outcomes)}, as_json=False)
         assert left.value.code == code
         assert capsys.readouterr().out.count("│ error ") == sum(isinstance(o, QuantgateError) for o in outcomes)
-
-
-def test_what_a_run_saw_is_what_the_next_expects(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run(load_recipe("fp8", [little(tmp_path, 6, 7)]), tiny, tmp_path / "out")
-    runs = tmp_path / "cache" / "runs"
-    for name in ("once", "again", "killed"):
-        shutil.copytree(done.record.parent, runs / name)
-    (runs / "killed" / "run.json").write_text("{")
-    monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
-    changed = sum(task.lost + task.gained for task in done.verdict.tasks)
-    expected = Discordance(share=(changed + 0.5) / 13.5, runs=1)
-    assert discordance(load_recipe("fp8-kv")) == expected
-    assert discordance(load_recipe("fp8-static")).runs == 0
 
 
 # Verdicts, and what they allow

@@ -1,0 +1,100 @@
+"""What finished runs say: real runs of a small model, and records made from them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import BadInput
+from pipelines.flow import Run, run
+from pipelines.history import compare, discordance, read_runs
+from pipelines.package import Manifest
+from pipelines.power import Discordance
+from pipelines.recipe import load_recipe
+from tests.conftest import Cli
+from tests.test_flow import little
+
+
+@pytest.fixture
+def done(tiny: Path, tmp_path: Path) -> Run:
+    return run(load_recipe("fp8", [little(tmp_path, 6, 7)]), tiny, tmp_path / "out")
+
+
+def with_result(manifest: Manifest, name: str, size: int, retention: float | None, verdict: str = "PASS") -> Manifest:
+    """The record of another run of the same model and suite."""
+    return manifest.model_copy(
+        update={
+            "recipe": manifest.recipe.model_copy(update={"name": name}),
+            "size": manifest.size.model_copy(update={"bytes_after": size}),
+            "gate": manifest.gate.model_copy(update={"retention": retention, "verdict": verdict}),
+        }
+    )
+
+
+def test_what_a_run_saw_is_what_the_next_expects(done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "cache" / "runs"
+    for name in ("once", "again", "killed"):
+        shutil.copytree(done.record.parent, runs / name)
+    (runs / "killed" / "run.json").write_text("{")
+    monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
+    changed = sum(task.lost + task.gained for task in done.verdict.tasks)
+    assert discordance(load_recipe("fp8-kv")) == Discordance(share=(changed + 0.5) / 13.5, runs=1)
+    assert discordance(load_recipe("fp8-static")).runs == 0
+
+
+def test_the_smallest_that_passed_is_recommended_and_what_is_beaten_is_said(done: Run) -> None:
+    made = [
+        with_result(done.manifest, "eight", 800, 0.995),
+        with_result(done.manifest, "four", 400, 0.90, "FAIL"),
+        with_result(done.manifest, "six", 600, 0.991),
+        with_result(done.manifest, "worse six", 600, 0.97, "FAIL"),
+        with_result(done.manifest, "no ratio", 700, None, "INCONCLUSIVE"),
+    ]
+    (ranking,) = compare(made)
+    said = [(run.manifest.recipe.name, run.efficient) for run in ranking.runs]
+    assert said == [("four", True), ("six", True), ("worse six", False), ("no ratio", False), ("eight", True)]
+    assert ranking.recommended == 1
+
+
+def test_two_of_one_size_and_quality_do_not_beat_each_other(done: Run) -> None:
+    (ranking,) = compare([with_result(done.manifest, name, 800, 0.9, "FAIL") for name in "ab"])
+    assert [run.efficient for run in ranking.runs] == [True, True]
+    assert ranking.recommended is None
+
+
+def test_runs_without_a_common_baseline_are_ranked_apart(done: Run) -> None:
+    elsewhere = done.manifest.evaluation.model_copy(update={"device": "cuda"})
+    rankings = compare([done.manifest, done.manifest.model_copy(update={"evaluation": elsewhere})])
+    assert [(ranking.device, len(ranking.runs)) for ranking in rankings] == [("cpu", 1), ("cuda", 1)]
+
+
+def test_the_command_ranks_records_and_artifacts(cli: Cli, done: Run, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    passed = with_result(done.manifest, "small", done.manifest.size.bytes_after - 1, 0.995)
+    (published / "quantgate.json").write_text(passed.model_dump_json())
+    ((first, second),) = [
+        ranking["runs"] for ranking in json.loads(cli("compare", done.record, published, "--json").stdout)
+    ]
+    assert first["manifest"] == passed.model_dump(mode="json")
+    assert second["manifest"] == done.manifest.model_dump(mode="json")
+    shown = cli("compare", done.record.parent, published).stdout
+    assert re.search(r"│ small +│.* 99.50% │.*│ recommended", shown)
+    assert re.search(r"│ fp8 +│", shown)
+
+
+def test_everything_that_is_no_run_is_named_at_once(done: Run, tmp_path: Path) -> None:
+    unfinished = tmp_path / "unfinished" / "run.json"
+    unfinished.parent.mkdir()
+    record = json.loads(done.record.read_text())
+    unfinished.write_text(json.dumps({name: record[name] for name in ("model", "recipe", "stages")}))
+    odd = tmp_path / "odd.json"
+    odd.write_text("[1]")
+    with pytest.raises(BadInput) as refused:
+        read_runs([tmp_path / "none", unfinished.parent, odd, done.record])
+    told = str(refused.value)
+    assert f"{tmp_path / 'none'}: holds no run" in told
+    assert f"{unfinished}: is of a run that did not finish" in told
+    assert f"{odd}: is not the record of a run" in told
