@@ -40,11 +40,12 @@ def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     """An empty cache, and an environment `small` of what comes with Python: there is no index to take more from."""
     if request.param == "pip":
         monkeypatch.setattr("pipelines.installers.find_uv", lambda: None)
-    monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path))
+    cache: Path = tmp_path / request.param
+    monkeypatch.setenv("QUANTGATE_CACHE", str(cache))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(Path(ensurepip.__file__).with_name("_bundled")))
     monkeypatch.setitem(environments.ENVIRONMENTS, "small", small("pip"))
-    return tmp_path
+    return cache
 
 
 def test_an_environment_is_made_once_found_checked_and_removed(
@@ -93,7 +94,11 @@ def test_a_failed_install_shows_the_end_of_its_log(own_cache: Path, monkeypatch:
         environments.make("small")
     (log,) = own_cache.glob("environments/small-*.log")
     assert f"the end of {log}:" in str(failed.value)
-    assert "there-is-no-such-package==1" in str(failed.value)
+    said = {
+        "uv": "there-is-no-such-package was not found in the provided package locations",
+        "pip": "No matching distribution found for there-is-no-such-package==1",
+    }
+    assert said[own_cache.name] in str(failed.value)
     assert environments.find("small") is None
     assert not list(own_cache.glob("environments/small-*/"))
 
