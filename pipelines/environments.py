@@ -225,7 +225,7 @@ def _install(build: Build, folder: Path) -> None:
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
     lock = LOCKS / build.lock if build.lock else None
-    fill(installer(folder), build.requirements, lock, build.unwanted, log)
+    fill(installer(folder, _python(folder)), build.requirements, lock, build.unwanted, log)
     if build.stub:
         _write_stub(build.stub, folder)
 

@@ -196,8 +196,7 @@ def judge(baseline: Scores, candidate: Scores, suite: Suite, target: float) -> V
     pairs = {name: _paired(name, baseline.get(name, ()), candidate[name], problems) for name in names}
     refuse(problems)
     moments = {name: _moments(documents, policy) for name, documents in pairs.items()}
-    total = sum(task.weight for task in suite.tasks)
-    weights = {task.task: task.weight / total for task in suite.tasks}
+    weights = suite.shares
     overall = _combined(moments, weights)
     below = below_floor(moments, policy)
     tasks = tuple(

@@ -32,12 +32,11 @@ class Installer(Frozen):
     variables: dict[str, str]
 
 
-def installer(folder: Path) -> Installer:
-    """For the environment in `folder`, which is not there yet. Its Python is ours."""
-    python = str(folder / "bin" / "python")
+def installer(folder: Path, python: Path) -> Installer:
+    """For the environment in `folder`, which is not there yet and will have its Python, which is ours, at `python`."""
     uv = find_uv()
     if not uv:
-        pip = (python, "-m", "pip")
+        pip = (str(python), "-m", "pip")
         quiet = ("--no-input", "--disable-pip-version-check")
         return Installer(
             create=(sys.executable, "-m", "venv", str(folder)),
@@ -46,17 +45,16 @@ def installer(folder: Path) -> Installer:
             variables={},
         )
     told = pip_configuration()
-    links = [part for link in told.get("find-links", ()) for part in ("--find-links", link)]
-    indexes = [part for index in told.get("extra-index-url", ()) for part in ("--extra-index-url", index)]
-    main = [part for index in told.get("index-url", ())[-1:] for part in ("--index-url", index)]
+    look_in = ("index-url", "extra-index-url", "find-links")
+    options = [f"--{name}={value}" for name in look_in for value in told.get(name, ())]
     offline = ["--no-index"] if told.get("no-index", ("",))[-1].lower() in ("1", "true", "yes", "on") else []
     return Installer(
         create=(uv, "venv", "--quiet", "--no-python-downloads", "--python", sys.executable, str(folder)),
         # as pip does: the best version of any index, not of the first that has one
-        install=(uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match"),
-        uninstall=(uv, "pip", "uninstall", "--python", python),
-        options=(*main, *indexes, *links, *offline),
-        constraints=tuple(part for file in told.get("constraint", ()) for part in ("--constraint", file)),
+        install=(uv, "pip", "install", "--python", str(python), "--index-strategy", "unsafe-best-match"),
+        uninstall=(uv, "pip", "uninstall", "--python", str(python)),
+        options=(*options, *offline),
+        constraints=tuple(f"--constraint={file}" for file in told.get("constraint", ())),
         variables={"SSL_CERT_FILE": told["cert"][-1]} if told.get("cert") else {},
     )
 

@@ -77,8 +77,7 @@ def sight(
     `headroom` is the baseline's mean score above chance over the suite, once it is known.
     """
     above = headroom if headroom is not None else TYPICAL_HEADROOM
-    total = sum(task.weight for task in suite.tasks)
-    weights = {task.task: task.weight / total for task in suite.tasks}
+    weights = suite.shares
     confidence = suite.policy.confidence
 
     def with_times(factor: float) -> Statistic:
@@ -127,9 +126,8 @@ def foresee(recipe: Recipe, suite: Suite, discordance: Discordance, baseline: Ev
         counts = {wanted.task: _count(wanted) for wanted in suite.tasks}
         known = {name: count for name, count in counts.items() if count}
         return sight(known, suite, recipe.gate.retention, discordance) if len(known) == len(counts) else None
-    total = sum(task.weight for task in suite.tasks)
     scores = baseline.scores()
-    above = sum(task.weight / total * _above_chance(suite, scores[task.task]) for task in suite.tasks)
+    above = sum(share * _above_chance(suite, scores[task]) for task, share in suite.shares.items())
     seen = {task.task: task.documents for task in baseline.tasks}
     return sight(seen, suite, recipe.gate.retention, discordance, max(above, 0.01))
 

@@ -368,6 +368,12 @@ class Suite(Frozen):
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
     policy: Policy = Policy()
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Task → its weight, as a share of all."""
+        total = sum(task.weight for task in self.tasks)
+        return {task.task: task.weight / total for task in self.tasks}
+
     @field_validator("tasks")
     @classmethod
     def _tasks_are_distinct(cls, tasks: tuple[SuiteTask, ...]) -> tuple[SuiteTask, ...]:

@@ -167,26 +167,25 @@ def show_comparison(outcomes: Mapping[str, Run | QuantgateError]) -> None:
     """The end of several runs of one model: a line for each recipe, then where the artifacts were published."""
     runs = [done for done in outcomes.values() if isinstance(done, Run)]
     models = dict.fromkeys(f"{done.manifest.model.label}, suite {done.verdict.suite}" for done in runs)
-    table = Table(title="; ".join(models), title_justify="left")
-    for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", "published"):
-        table.add_column(column, justify="left" if column in ("recipe", "verdict", "published") else "right")
+    table = _comparison("; ".join(models), "published")
     for name, done in outcomes.items():
-        table.add_row(
-            name,
-            *(
-                _compared(done.manifest, done.published)
-                if isinstance(done, Run)
-                else ("–", "–", "–", "–", "–", "error", "no")
-            ),
-        )
+        table.add_row(name, *(_compared(done) if isinstance(done, Run) else ("–", "–", "–", "–", "–", "error", "no")))
     console().print(table)
     for done in runs:
         if done.published:
             show_path("published", done.published)
 
 
-def _compared(run: Manifest, place: Path | None) -> tuple[str, ...]:
-    return (*_size_and_quality(run), "yes" if place else "no")
+def _comparison(title: str, last: str) -> Table:
+    """For rows of a recipe, its size and quality, and one thing more."""
+    table = Table(title=title, title_justify="left")
+    for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", last):
+        table.add_column(column, justify="left" if column in ("recipe", "verdict", last) else "right")
+    return table
+
+
+def _compared(done: Run) -> tuple[str, ...]:
+    return (*_size_and_quality(done.manifest), "yes" if done.published else "no")
 
 
 def _size_and_quality(run: Manifest) -> tuple[str, ...]:
@@ -204,9 +203,7 @@ def _size_and_quality(run: Manifest) -> tuple[str, ...]:
 def show_ranking(ranking: Ranking) -> None:
     """Finished runs that share a baseline, the smallest first."""
     title = f"{ranking.model}, suite {ranking.suite}, {ranking.runtime} on {ranking.device}"
-    table = Table(title=title, title_justify="left")
-    for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", ""):
-        table.add_column(column, justify="left" if column in ("recipe", "verdict", "") else "right")
+    table = _comparison(title, "")
     for number, run in enumerate(ranking.runs):
         mark = "recommended" if number == ranking.recommended else "" if run.efficient else "another beats it"
         table.add_row(run.manifest.recipe.name, *_size_and_quality(run.manifest), mark)
