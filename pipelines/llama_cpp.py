@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines import environments
 from pipelines.errors import QuantgateError
-from pipelines.harness import Question, Score, TokenLM, batches
+from pipelines.harness import Ends, Question, Score, TokenLM, batches
 from pipelines.processes import Worker, clean_variables, run_logged
 from pipelines.scores import Distance
 
@@ -110,9 +110,9 @@ class LlamaLM(TokenLM):
                 answers[context].update(zip(following, scores, strict=True))
         return [answers[tuple(context)][tuple(answer)] for _, context, answer in questions]
 
-    def write(self, prompts: list[list[int]], max_tokens: int, stop: tuple[str, ...], quiet: bool) -> Iterable[str]:
+    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
         for batch in batches(prompts, self.name, quiet):
-            yield from self._process.generate(batch, max_tokens, stop)
+            yield from self._process.generate(batch, ends.max_tokens, ends.stop)
 
 
 def write_logits(file: Path, text: Path, chunks: int, context: int, logits: Path, log: Path) -> None:

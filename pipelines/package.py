@@ -20,9 +20,10 @@ from pydantic import Field
 from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.gguf_types import TensorType
+from pipelines.measures import AT_LEAST, LABELS, Measure
 from pipelines.overlap import Overlap, measure_overlap
 from pipelines.packings import Packing
-from pipelines.plan import Plan
+from pipelines.plan import Plan, expected_memory
 from pipelines.quantize import Artifact
 from pipelines.recipe import Gguf, Policy, Recipe, Suite
 from pipelines.schema import Frozen
@@ -32,6 +33,9 @@ from pipelines.store import Result, package_versions
 from pipelines.verify import LayerError, Verification, verify
 
 SCHEMA_VERSION = 1
+RECORD = "quantgate.json"
+"""What the record of a published artifact is called."""
+REPORT = "report.html"
 
 
 class ModelRecord(Frozen):
@@ -101,6 +105,12 @@ class GateRecord(Frozen):
     target: float
     reasons: tuple[str, ...]
     more_documents: int | None
+    confidence: float = 0.95
+    """Of each one-sided bound."""
+    spared: int = 0
+    """Documents of the suite that were not evaluated, because the verdict was shown without them."""
+    measures: tuple[Measure, ...] = ()
+    """Measures more sensitive than accuracy, with their bounds and the policy's limits."""
     forced: str | None = None
     """Why the artifact was published without a PASS."""
     policy: Policy
@@ -133,7 +143,7 @@ class VerificationRecord(Frozen):
     continuation: str
     layers: tuple[LayerError, ...]
     distance: Distance | None = None
-    """Of a GGUF from the unquantized one, on held-out text."""
+    """From the source, on held-out text; of a GGUF, from the unquantized one."""
 
 
 class StageRecord(Frozen):
@@ -165,6 +175,8 @@ class Manifest(Frozen):
     files: dict[str, str]
     """SHA-256 of each file of the artifact but this one, the card and SHA256SUMS."""
     stages: tuple[StageRecord, ...]
+    expected_memory: dict[str, int] = Field(default={})
+    """Stage → the bytes of memory that the plan expected it to take."""
     versions: dict[str, str]
     engine: str = ""
     """Name and version of the engine, if it is another project's."""
@@ -196,7 +208,7 @@ def package(
 
 
 def stage_record(name: str, results: tuple[Result, ...]) -> StageRecord:
-    """One line for one or several results (an evaluation is a result for each of its tasks)."""
+    """One line for one or several results (an evaluation is a result for each block of documents)."""
     return StageRecord(
         stage=name,
         seconds=sum(result.seconds for result in results),
@@ -214,8 +226,8 @@ def _manifest(
     costs: list[tuple[str, tuple[Result, ...]]] = [("quantize", (artifact,)), ("verify", (verification,))]
     if artifact.calibration:
         costs.insert(0, ("calibrate", (artifact.calibration,)))
-    costs += [("evaluate baseline", baseline.tasks), ("evaluate artifact", candidate.tasks)]
-    costs += [("evaluate source in transformers", source.tasks) for source in others]
+    costs += [("evaluate baseline", baseline.results), ("evaluate artifact", candidate.results)]
+    costs += [("evaluate source in transformers", source.results) for source in others]
     return Manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         quantgate=package_versions()["quantgate"],
@@ -246,6 +258,7 @@ def _manifest(
         ),
         files=artifact.files,
         stages=tuple(stage_record(name, results) for name, results in costs),
+        expected_memory=expected_memory(artifact.plan),
         versions=package_versions(),
         engine=artifact.written.engine,
         hardware=_hardware(),
@@ -269,15 +282,16 @@ def _tensors(plan: Plan) -> tuple[TensorsRecord, ...]:
 
 
 def _evaluation(candidate: Evaluation, others: Sequence[Evaluation]) -> EvaluationRecord:
+    blocks = [task.about for task in candidate.tasks]
     return EvaluationRecord(
         suite=candidate.suite,
         runtime=candidate.runtime,
         device=candidate.device,
-        task_versions={task.task: task.task_version for task in candidate.tasks},
-        metrics={task.task: task.metric for task in candidate.tasks},
-        shots={task.task: task.shots for task in candidate.tasks},
-        data={task.task: task.data for task in candidate.tasks},
-        source_in_transformers={task.task: task.mean for source in others for task in source.tasks},
+        task_versions={block.task: block.task_version for block in blocks},
+        metrics={block.task: block.metric for block in blocks},
+        shots={block.task: block.shots for block in blocks},
+        data={block.task: block.data for block in blocks},
+        source_in_transformers={task.about.task: task.mean for source in others for task in source.tasks},
     )
 
 
@@ -359,6 +373,15 @@ def distance_line(distance: Distance) -> str:
     divergence = f"KL divergence {distance.divergence:.4f} ± {distance.divergence_error:.4f} nats per token"
     same = f"same likeliest token {distance.same_top:.1%} ± {distance.same_top_error:.1%}"
     return f"{ratio}, {divergence}, {same} ({distance.tokens} held-out tokens)"
+
+
+def measure_line(measure: Measure) -> str:
+    """A measure with its bounds, and what the policy's limit makes of it."""
+    limit = ""
+    if measure.limit is not None:
+        asked = "at least" if measure.name in AT_LEAST else "at most"
+        limit = f"; {asked} {measure.limit:g}: {measure.says}"
+    return f"{LABELS[measure.name]} {measure.value:.4g} ({measure.lower:.4g} … {measure.upper:.4g}){limit}"
 
 
 def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
@@ -455,7 +478,7 @@ def verdict_line(gate: GateRecord) -> str:
 def _results(manifest: Manifest) -> list[str]:
     gate, evaluation = manifest.gate, manifest.evaluation
     corrected = ", above chance" if gate.policy.chance_correction else ""
-    confidence = f"{gate.policy.confidence:.0%}"
+    confidence = f"{100 * gate.confidence:.4g}%"
     lines = [
         f"| task | metric | documents | baseline | artifact | retention{corrected} | {confidence} bounds |",
         "|---|---|---|---|---|---|---|",
@@ -477,8 +500,12 @@ def _results(manifest: Manifest) -> list[str]:
         means = (f"{task} {mean:.4f}" for task, mean in evaluation.source_in_transformers.items())
         lines += [f"The baseline is the F16 GGUF. The source itself, in transformers: {', '.join(means)}.", ""]
     if distance := manifest.verification.distance:
-        lines += [f"Against the F16 GGUF: {distance_line(distance)}.", ""]
-    return lines
+        source = "F16 GGUF" if manifest.tensors else "source"
+        lines += [f"Against the {source}: {distance_line(distance)}.", ""]
+    if gate.spared:
+        lines += [f"The evaluation was stopped: the verdict was shown without the last {gate.spared} documents.", ""]
+    asked = [measure_line(measure) for measure in gate.measures if measure.limit is not None]
+    return lines + [f"- {line}" for line in asked] + ([""] if asked else [])
 
 
 def bounds(kept: TaskVerdict | GateRecord) -> str:

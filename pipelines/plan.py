@@ -47,6 +47,7 @@ LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as meas
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
 EVALUATION_BATCH_TOKENS = 16 * 512
 DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT = 16, 512
+DISTANCE_CHUNKS, DISTANCE_CONTEXT = 8, 512
 """Held-out text that the divergence of a GGUF is measured on; llama.cpp scores the second half of each chunk."""
 
 
@@ -457,8 +458,8 @@ def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     if cache.stat().st_dev == target.stat().st_dev:
         disk = {str(cache): 2 * plan.bytes_after + _temporary(plan)}
     needs = [
-        Need(stage="quantize", resource="memory", needed=_quantize_memory(plan), available=memory),
-        Need(stage="evaluate", resource="memory", needed=_evaluate_memory(plan), available=memory),
+        Need(stage=stage, resource="memory", needed=needed, available=memory)
+        for stage, needed in expected_memory(plan).items()
     ]
     for where, needed in disk.items():
         needs.append(
@@ -473,14 +474,19 @@ def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     return tuple(needs)
 
 
+def expected_memory(plan: Plan) -> dict[str, int]:
+    """Bytes of memory that the expensive stages are expected to take."""
+    return {"quantize": _quantize_memory(plan), "evaluate": _evaluate_memory(plan)}
+
+
 def _temporary(plan: Plan) -> int:
-    """Bytes in the cache while a run lasts: the unquantized GGUF, and its log-probabilities for the divergence; what
-    another project's engine wrote, and what is not repacked yet."""
+    """Bytes in the cache while a run lasts: the unquantized GGUF; log-probabilities on held-out text; what another
+    project's engine wrote, and what is not repacked yet."""
+    vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     if not plan.tensors:
         recipe = plan.recipe
         copies = (recipe.quantize.engine in environments.names()) + (recipe.packing != recipe.engine_packing)
-        return copies * plan.bytes_after
-    vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
+        return copies * plan.bytes_after + DISTANCE_CHUNKS * DISTANCE_CONTEXT // 2 * vocabulary * 2
     return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from pydantic import Field
 
-from pipelines.gate import Statistic, quantile
+from pipelines.bounds import quantile
+from pipelines.gate import Statistic
 from pipelines.recipe import Recipe, Suite, SuiteTask, load_task
 from pipelines.schema import Frozen
 from pipelines.scores import Document, Evaluation
@@ -128,7 +129,7 @@ def foresee(recipe: Recipe, suite: Suite, discordance: Discordance, baseline: Ev
         return sight(known, suite, recipe.gate.retention, discordance) if len(known) == len(counts) else None
     scores = baseline.scores()
     above = sum(share * _above_chance(suite, scores[task]) for task, share in suite.shares.items())
-    seen = {task.task: task.documents for task in baseline.tasks}
+    seen = {task.about.task: task.documents for task in baseline.tasks}
     return sight(seen, suite, recipe.gate.retention, discordance, max(above, 0.01))
 
 

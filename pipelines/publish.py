@@ -7,12 +7,12 @@ from filelock import FileLock
 
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.gate import Verdict
-from pipelines.package import Bundle, Manifest, package
+from pipelines.package import RECORD, REPORT, Bundle, Manifest, package
 from pipelines.quantize import Artifact
+from pipelines.report import html
 from pipelines.store import cache_dir, digest, file_digest, folder_digests
 from pipelines.verify import Verification
 
-RECORD = "quantgate.json"
 SUMS = "SHA256SUMS"
 
 
@@ -102,6 +102,7 @@ def _assemble(artifact: Artifact, bundle: Bundle, staging: Path) -> None:
         if file_digest(staging / name) != expected:
             raise QuantgateError(f"{staging / name} was not copied faithfully; is the disk sound?")
     (staging / "README.md").write_text(bundle.card, encoding="utf-8")
+    (staging / REPORT).write_text(html([bundle.manifest]), encoding="utf-8")
     (staging / RECORD).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     sums = folder_digests(staging)
     lines = [f"{value}  {name}" for name, value in sorted(sums.items())]

@@ -335,6 +335,24 @@ class Recipe(Frozen):
         return SCHEMES[self.quantize.scheme].family
 
 
+class Limits(Frozen):
+    """How far an artifact may be from its baseline in measures more sensitive than accuracy; null: as far as it may be.
+
+    The gate fails when a measure is shown to be beyond its limit. Unless shown, `decide` says who rules.
+    """
+
+    perplexity_ratio: float | None = Field(default=None, gt=0)
+    """Perplexity of the artifact over that of the source, on held-out text; at most this."""
+    divergence: float | None = Field(default=None, gt=0)
+    """Mean Kullback-Leibler divergence from the source, nats per token of held-out text; at most this."""
+    same_top: float | None = Field(default=None, gt=0, le=1)
+    """Share of held-out tokens at which both find the same token likeliest; at least this."""
+    flips: float | None = Field(default=None, gt=0, le=1)
+    """Share of the suite's answers that change, for better or worse; at most this."""
+    margin: float | None = Field(default=None, lt=0)
+    """Mean change of the log-probability of the right answer over the likeliest wrong one, nats; at least this."""
+
+
 class Policy(Frozen):
     """How the scores of a suite become a verdict (docs/gate.md)."""
 
@@ -346,6 +364,7 @@ class Policy(Frozen):
     """Measure retention on the score above chance."""
     floor: float | None = Field(default=0.9, gt=0, lt=1)
     """A task whose retention is shown to be below this fails the gate whatever the others say."""
+    limits: Limits = Limits()
 
 
 class SuiteTask(Frozen):
@@ -357,6 +376,16 @@ class SuiteTask(Frozen):
     limit: int | None = Field(default=None, gt=0)
     """Documents, the first of the task's split; all unless given."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float | None = Field(default=None, gt=0, le=5)
+    """Of a task whose answers are written: draw them at this temperature; unless given, as lm-eval's task says."""
+    seeds: int = Field(default=1, gt=0, le=100)
+    """How often each document is answered when answers are drawn; its score is the mean."""
+
+    @model_validator(mode="after")
+    def _seeds_need_a_temperature(self) -> Self:
+        if self.seeds > 1 and self.temperature is None:
+            raise ValueError("several seeds give the same answer unless it is drawn: give a temperature")
+        return self
 
 
 class Suite(Frozen):
@@ -406,6 +435,8 @@ class Task(Frozen):
     """lm-eval's name."""
     metric: str = "acc"
     """The per-document score that is paired."""
+    filter: str | None = None
+    """Of a generated answer: by which of lm-eval's filters it is read; the task's first unless given."""
     cluster: str | None = None
     """The column whose equal values make documents dependent (a shared passage)."""
     documents: int | None = Field(default=None, gt=0)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from pydantic import Field
+
 from pipelines.recipe import Suite
 from pipelines.schema import Frozen
 from pipelines.store import Result
@@ -20,14 +22,17 @@ class Document(Frozen):
     chance: float
     """What guessing scores on this document."""
     score: float
+    margin: float | None = None
+    """Nats: the log-probability of the right answer over that of the likeliest wrong one; of a single answer, its
+    own; None for generated text."""
 
 
 Scores = Mapping[str, tuple[Document, ...]]
 """Task → its documents."""
 
 
-class TaskResult(Result):
-    """One task's evaluation of one model."""
+class Block(Result):
+    """Some of a task's documents, evaluated together: what a killed evaluation loses at most."""
 
     task: str
     metric: str
@@ -36,13 +41,30 @@ class TaskResult(Result):
     task_version: str
     data: str
     """Where the documents came from."""
-    documents: int
-    mean: float
 
     def scores(self) -> tuple[Document, ...]:
         """The per-document scores, in the order of the task's split."""
         with (self.folder / "documents.jsonl").open(encoding="utf-8") as file:
             return tuple(Document.model_validate_json(line) for line in file)
+
+
+class TaskResult(Frozen):
+    """One task's evaluation of one model."""
+
+    documents: int
+    of: int
+    """How many the suite asks for: an evaluation that was stopped has fewer."""
+    mean: float
+    blocks: tuple[Block, ...] = Field(min_length=1)
+
+    @property
+    def about(self) -> Block:
+        """What is the same in all blocks: task, metric, shots, split, version and origin."""
+        return self.blocks[0]
+
+    def scores(self) -> tuple[Document, ...]:
+        """The per-document scores, in the order of the task's split."""
+        return tuple(sorted((d for block in self.blocks for d in block.scores()), key=lambda d: d.id))
 
 
 class Evaluation(Frozen):
@@ -57,16 +79,26 @@ class Evaluation(Frozen):
     tasks: tuple[TaskResult, ...]
 
     @property
-    def seconds(self) -> float:
-        return sum(task.seconds for task in self.tasks)
+    def results(self) -> tuple[Result, ...]:
+        """What it cost."""
+        return tuple(block for task in self.tasks for block in task.blocks)
+
+    @property
+    def documents(self) -> int:
+        return sum(task.documents for task in self.tasks)
+
+    @property
+    def of(self) -> int:
+        """The documents of the whole suite."""
+        return sum(task.of for task in self.tasks)
 
     def scores(self) -> Scores:
         """Task → per-document scores."""
-        return {result.task: result.scores() for result in self.tasks}
+        return {task.about.task: task.scores() for task in self.tasks}
 
 
 class Distance(Frozen):
-    """How far a GGUF is from its unquantized one on a text, as `llama-perplexity --kl-divergence` defines it."""
+    """How far an artifact is from its source on held-out text, as `llama-perplexity --kl-divergence` defines it."""
 
     tokens: int
     """Scored: the second half of each chunk."""

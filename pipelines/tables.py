@@ -22,6 +22,7 @@ from pipelines.package import (
     bounds,
     changed,
     distance_line,
+    measure_line,
     serve_line,
     verdict_line,
     verdict_name,
@@ -128,6 +129,10 @@ def show_verdict(verdict: Verdict) -> None:
     out.print(f"[bold {COLOURS[verdict.verdict]}]{verdict_line(record)}[/]")
     for reason in verdict.reasons:
         out.print(f"  {reason}")
+    if verdict.spared:
+        out.print(f"  {verdict.spared:,} documents were spared: the verdict was shown without them")
+    for measure in verdict.measures:
+        out.print(f"  {measure_line(measure)}")
     if verdict.more_documents is not None:
         many = verdict.more_documents > MANY_DOCUMENTS
         out.print(f"  about {verdict.more_documents:,} more documents like these would decide it", end="")
@@ -155,6 +160,7 @@ def show_run(done: Run) -> None:
     if not done.manifest.model.licence:
         out.print("[yellow]licence    the base model declares none[/]")
     out.print(f"record     {done.record}")
+    out.print(f"report     {done.report}")
     if done.published:
         out.print(f"published  {done.published}")
         out.print(f"serve      {serve_line(done.published, done.manifest)}")
@@ -223,7 +229,7 @@ def show_verification(checked: Verification) -> None:
             "loss": f"{checked.loss_before:.3f} → {checked.loss_after:.3f} nats per token",
             "agreement": f"{checked.agreement:.1%} of the next tokens",
             "continuation": checked.continuation,
-            **({"distance": distance_line(checked.distance)} if checked.distance else {}),
+            "distance": distance_line(checked.distance),
         },
     )
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.calibrate import held_out, load_tokenizer
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
 from pipelines.errors import QuantgateError
-from pipelines.plan import Module
+from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
 from pipelines.quantize import Artifact
 from pipelines.runtime import choose_device, load_for_inference
 from pipelines.schema import Frozen
@@ -33,7 +35,8 @@ SCALES = ("_scale", "_scale_2", ".scales")
 CONTINUATION = 24
 """Tokens to write after `PROMPT`."""
 WORST_LOSS = 1.0
-"""Nats per token that the artifact may lose on `PROMPT`: far more than any sound scheme, far less than a broken one."""
+"""Nats per token that the artifact may lose on held-out text: far more than by any sound scheme, far less than a broken
+one loses."""
 
 
 class LayerError(Frozen):
@@ -58,13 +61,13 @@ class Verification(Result):
     bits_per_weight: float
     loss_before: float
     loss_after: float
-    """Nats per token on a fixed text."""
+    """Nats per token on held-out text."""
     agreement: float
     """Share of that text's positions at which source and artifact predict the same token."""
     continuation: str
     """What the artifact writes after a fixed text, greedily."""
-    distance: Distance | None = None
-    """Of a GGUF, on held-out text: losses and agreement are those of this."""
+    distance: Distance
+    """On held-out text; losses and agreement are those of this."""
 
 
 def verify(artifact: Artifact, device: str | None = None) -> Verification:
@@ -80,7 +83,7 @@ def verify(artifact: Artifact, device: str | None = None) -> Verification:
 
         return gguf_verify.verify(artifact, device, inputs)
 
-    def make(_: Path) -> dict[str, Any]:
+    def make(folder: Path) -> dict[str, Any]:
         problems: list[str] = []
         stored = read_checkpoint(artifact.checkpoint)
         _check_companions(artifact, problems)
@@ -92,7 +95,7 @@ def verify(artifact: Artifact, device: str | None = None) -> Verification:
         if stored.weight_bytes != artifact.plan.bytes_after:
             problems.append(f"holds {stored.weight_bytes} bytes of tensors, the plan says {artifact.plan.bytes_after}")
         fail(artifact, problems)
-        spoken = _speak(artifact, device)
+        spoken = _speak(artifact, device, folder)
         problems += worst_loss(spoken["loss_before"], spoken["loss_after"])
         fail(artifact, problems)
         return {
@@ -259,32 +262,29 @@ def _dequantized(
     return rounding.dequantize(codes, scales)
 
 
-def _speak(artifact: Artifact, device: str) -> dict[str, Any]:
-    """Load source and artifact in transformers, one after the other, and compare them on a fixed text."""
-    import gc
-
+def _speak(artifact: Artifact, device: str, scratch: Path) -> dict[str, Any]:
+    """Load source and artifact in transformers, one after the other: how far apart they are on held-out text, and what
+    the artifact writes."""
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(artifact.checkpoint, trust_remote_code=False)
-    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(device)
-    losses, predictions, continuation = [], [], ""
-    for folder in (artifact.source.folder, artifact.checkpoint):
-        model = load_for_inference(folder, device)
-        with torch.inference_mode():
-            logits = model(ids).logits[0].float()
-            losses.append(float(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:])))
-            predictions.append(logits.argmax(-1))
-            if folder == artifact.checkpoint:
-                mask = torch.ones_like(ids)
-                output = model.generate(ids, attention_mask=mask, max_new_tokens=CONTINUATION, do_sample=False)
-                continuation = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        del model
-        gc.collect()
-    agreement = float((predictions[0] == predictions[1]).float().mean())
+    tokenizer = load_tokenizer(artifact.source)
+    ids = tokenizer(held_out(artifact.calibration, 8 * DISTANCE_CHUNKS * DISTANCE_CONTEXT))["input_ids"]
+    file = scratch / "logprobs"
+    model = load_for_inference(artifact.source.folder, device)
+    text = chunks(ids, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
+    write_logprobs(model, text, file)
+    del model
+    model = load_for_inference(artifact.checkpoint, device)
+    distance = measure_distance(model, text, file)
+    file.unlink()
+    with torch.inference_mode():
+        prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(device)
+        mask = torch.ones_like(prompt)
+        output = model.generate(prompt, attention_mask=mask, max_new_tokens=CONTINUATION, do_sample=False)
     return {
-        "loss_before": losses[0],
-        "loss_after": losses[1],
-        "agreement": agreement,
-        "continuation": continuation,
+        "loss_before": math.log(distance.perplexity_before),
+        "loss_after": math.log(distance.perplexity_after),
+        "agreement": distance.same_top,
+        "continuation": tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True),
+        "distance": distance,
     }

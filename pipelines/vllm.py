@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.harness import Question, Score, TokenLM, batches
+from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.runtime import load_for_inference, score_tokens
 from pipelines.schema import Frozen
@@ -207,48 +207,25 @@ def _in_transformers(folder: Path, tokens: list[int], device: str) -> tuple[list
     return scored, written
 
 
-class VllmLM(TokenLM):
+class VllmLM(HubLM):
     """lm-eval's model in vLLM."""
 
     name = "vllm"
 
     def __init__(self, folder: Path, python: Path, device: str) -> None:
-        super().__init__()
-        from lm_eval.models.utils import resolve_max_length
-        from transformers import AutoConfig, AutoTokenizer
-
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        self.max_length: int = resolve_max_length(config, self.tokenizer)
-        self.end_text = str(self.tokenizer.decode(self.eot_token_id))
+        super().__init__(folder)
         self._folder, self._python, self._where = folder, python, device
         self._process: VllmProcess | None = None
-
-    @property
-    def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int:
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""
-        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
-            add_special_tokens = False
-        special: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **special))
 
     def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
         sequences = [tuple(context + answer) for _, context, answer in questions]
         scores = self._score(sequences, quiet)
         return [scores[sequence][-len(answer) :] for sequence, (*_, answer) in zip(sequences, questions, strict=True)]
 
-    def write(self, prompts: list[list[int]], max_tokens: int, stop: tuple[str, ...], quiet: bool) -> Iterable[str]:
-        engine = self._engine(max(map(len, prompts)) + max_tokens)
+    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
+        engine = self._engine(max(map(len, prompts)) + ends.max_tokens)
         for batch in batches(prompts, self.name, quiet):
-            for tokens in engine.generate(batch, max_tokens, stop):
+            for tokens in engine.generate(batch, ends.max_tokens, ends.stop):
                 yield self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _score(self, sequences: Iterable[tuple[int, ...]], quiet: bool) -> dict[tuple[int, ...], list[Score]]:

@@ -28,6 +28,8 @@ COMMANDS = (
     "plan",
     "publish",
     "quantize",
+    "repair",
+    "report",
     "run",
     "show",
     "validate",

@@ -7,8 +7,10 @@ import pytest
 from pipelines import library
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput
-from pipelines.evaluate import evaluate, prompts
+from pipelines.evaluate import evaluate, looks, prompts
+from pipelines.gate import gate
 from pipelines.recipe import Suite, SuiteTask, load_suite, load_task
+from pipelines.sequential import look_confidence
 
 
 def suite(*tasks: SuiteTask) -> Suite:
@@ -52,8 +54,8 @@ def test_what_was_evaluated_is_not_evaluated_again_and_suites_share_tasks(smollm
     copa, lambada = SuiteTask(task="copa", limit=6), SuiteTask(task="lambada_openai", limit=6)
     first = evaluate(smollm2, suite(copa), "cpu")
     both = evaluate(smollm2, suite(copa, lambada), "cpu")
-    assert not first.tasks[0].reused
-    assert [task.reused for task in both.tasks] == [True, False]
+    assert not any(block.reused for block in first.results)
+    assert [{block.reused for block in task.blocks} for task in both.tasks] == [{True}, {False}]
     assert both.tasks[0].mean == first.tasks[0].mean
     assert all(document.chance == 0 for document in both.scores()["lambada_openai"])
 
@@ -95,3 +97,28 @@ def test_a_task_has_as_many_documents_as_its_file_says(name: str) -> None:
     else:
         with gzip.open(rows) as file:
             assert task.documents == sum(1 for _ in file)
+
+
+def test_a_ruined_model_is_refused_after_a_part_of_the_documents(smollm2: Checkpoint, tiny: Path) -> None:
+    """Random weights against the real model: what is left is not even asked."""
+    few = suite(SuiteTask(task="arc_easy", limit=256))
+    baseline = evaluate(smollm2, few, "cpu")
+    for look, candidate in enumerate(looks(tiny, few, "cpu")):
+        verdict = gate(baseline, candidate, 0.99, confidence=look_confidence(look, few.policy.confidence))
+        if verdict.shown:
+            break
+    assert (verdict.verdict, verdict.certified) == ("FAIL", False)
+    assert candidate.documents + verdict.spared == candidate.of == 256
+    assert candidate.documents <= 128
+    assert sum(task.documents for task in verdict.tasks) == candidate.documents
+    assert next(m for m in verdict.measures if m.name == "margin").upper < 0
+
+
+def test_written_answers_are_drawn_with_several_seeds_and_averaged(smollm2: Checkpoint) -> None:
+    drawn = SuiteTask(task="gsm8k_cot", limit=2, temperature=0.8, seeds=2)
+    (task,) = evaluate(smollm2, suite(drawn), "cpu").tasks
+    assert task.about.metric == "exact_match"
+    assert task.about.shots == 8
+    assert all(document.score in (0, 0.5, 1) and document.margin is None for document in task.scores())
+    with pytest.raises(ValueError, match="give a temperature"):
+        SuiteTask(task="gsm8k_cot", seeds=2)

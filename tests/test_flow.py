@@ -427,7 +427,8 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(tmp_path: Path,
         results = {path.parent.name for path in own.glob("stages/*/*/result.json")}
         assert all(before <= results for before in finished.values()), "a finished stage was lost"
         finished[stage] = results
-    assert len(finished["publish"]) == 8  # model, lm-eval's tasks, artifact, verification, two tasks of two models
+    # model, lm-eval's tasks, rows, artifact, verification, the counts of two tasks, and these of two models
+    assert len(finished["publish"]) == 11
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -193,8 +193,8 @@ def decided(
 ) -> str:
     """The gate's word on these moments: PASS only where it is certified."""
     count = sum(m.documents for m in moments)
-    name, certified, _, _ = _decide(statistic(moments, weights), (), policy, target, count)
-    return "certified" if certified else name
+    decision = _decide(statistic(moments, weights), (), (), policy, target, count)
+    return "certified" if decision.verdict == "PASS" and decision.shown else decision.verdict
 
 
 def rates(said: Sequence[str]) -> tuple[float, float]:
@@ -350,9 +350,10 @@ def test_the_moments_of_the_simulations_are_those_of_the_gate(policy: Policy) ->
         for table in truth.draw(random, 2).tolist():
             verdict = judged(*expanded(table), policy, chance=truth.chance)
             moments = statistic([table_moments(table, truth.chance)])
-            name, certified, reasons, more = _decide(moments, verdict.tasks, policy, TARGET, truth.documents)
-            assert (verdict.verdict, verdict.certified, list(verdict.reasons)) == (name, certified, reasons)
-            assert verdict.more_documents == pytest.approx(more, rel=1e-9, abs=1)
+            said = _decide(moments, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
+            assert (verdict.verdict, verdict.shown, verdict.reasons) == (said.verdict, said.shown, said.reasons)
+            assert verdict.certified == (said.verdict == "PASS" and said.shown)
+            assert verdict.more_documents == pytest.approx(said.more, rel=1e-9, abs=1)
             assert verdict.retention == pytest.approx(moments.retention(), abs=1e-12)
             assert verdict.lower_bound == pytest.approx(moments.retention_bound(moments.lower, 0.95), abs=1e-9)
             assert verdict.upper_bound == pytest.approx(moments.retention_bound(moments.upper, 0.95), abs=1e-9)

@@ -98,3 +98,23 @@ def test_everything_that_is_no_run_is_named_at_once(done: Run, tmp_path: Path) -
     assert f"{tmp_path / 'none'}: holds no run" in told
     assert f"{unfinished}: is of a run that did not finish" in told
     assert f"{odd}: is not the record of a run" in told
+
+
+def test_the_report_of_several_runs_is_one_file_of_either_kind(cli: Cli, done: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "run.json"
+    other.parent.mkdir()
+    failed = with_result(done.manifest, "four", 400, 0.90, "FAIL")
+    other.write_text(json.dumps({"manifest": failed.model_dump(mode="json"), "stages": []}))
+    for kind, start in (("html", "<!doctype html>"), ("md", "# ")):
+        out = tmp_path / f"report.{kind}"
+        assert cli("report", done.record, other, "--out", out).stdout == f"{out}\n"
+        assert out.read_text().lower().startswith(start)
+        assert "quantgate run four-next.yaml" in out.read_text()
+    refused = cli("report", done.record, "--out", tmp_path / "report.pdf")
+    assert (refused.returncode, "end it in .html or .md" in refused.stderr) == (2, True)
+
+
+def test_a_run_leaves_its_report_beside_its_record_and_its_artifact(done: Run) -> None:
+    assert done.report.read_text().lower().startswith("<!doctype html>")
+    assert done.report.with_suffix(".md").is_file()
+    assert (done.published is None) or (done.published / "report.html").is_file()

@@ -1,0 +1,139 @@
+"""quantgate's evaluation against plain `lm_eval --model hf`: the same model, tasks, documents and machine.
+
+    python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype bfloat16]
+
+A line for each task: seconds of either, one process after the other, the model's loading included and imports not;
+peak memory; and how far each document's score and margin are apart. In float32 the scores are the same, and margins
+differ by the order of sums. In bfloat16 plain lm-eval also rounds the log-probabilities, to steps of 1/8 from 16 nats
+on, so that some answers change, as they do when it is run with another batch size (last column).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TASKS = ("sciq", "arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", "lambada_openai")
+BATCH, OTHER_BATCH = 16, 5
+"""Of plain lm-eval: what people use on a CPU, and another, to see how much that alone changes."""
+
+
+def main() -> None:
+    """Measure, and print the table as Markdown, a line as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a checkpoint folder; the default model unless given")
+    parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--limit", type=int, default=300, help="documents of each task")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--one", nargs=4, metavar="WAY TASK LIMIT MODEL", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        way, task, limit, model = options.one
+        return print(json.dumps(one(way, task, int(limit), model)))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = in_dtype(options.model, options.dtype, Path(scratch))
+        print_table(options.tasks, options.limit, model)
+
+
+def print_table(tasks: list[str], limit: int, model: str) -> None:
+    """Both ways, task by task, and their sum."""
+    print("| task | documents | plain lm-eval, s | quantgate, s | ratio | peak memory | scores that differ | largest "
+          "difference of margins | scores that differ in plain lm-eval with another batch size |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    total = {"plain": 0.0, "ours": 0.0}
+    for task in tasks:
+        plain, ours, other = (measure(way, task, limit, model) for way in ("plain", "ours", "other"))
+        total = {"plain": total["plain"] + plain["seconds"], "ours": total["ours"] + ours["seconds"]}
+        margins = zip(plain["margins"], ours["margins"], strict=True)
+        apart = max((abs(a - b) for a, b in margins if a is not None), default=float("nan"))
+        print(
+            f"| {task} | {len(ours['scores'])} | {plain['seconds']:.1f} | {ours['seconds']:.1f} "
+            f"| {plain['seconds'] / ours['seconds']:.2f} | {plain['peak'] / 1e9:.2f} → {ours['peak'] / 1e9:.2f} GB "
+            f"| {differ(plain, ours)} | {apart:.2g} nats | {differ(plain, other)} |",
+            flush=True,
+        )
+    print(f"| all | | {total['plain']:.1f} | {total['ours']:.1f} | {total['plain'] / total['ours']:.2f} | | | | |")
+
+
+def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
+    """Documents whose score is not the same."""
+    return sum(a != b for a, b in zip(one["scores"], other["scores"], strict=True))
+
+
+def measure(way: str, task: str, limit: int, model: str) -> dict[str, Any]:
+    """`one` in a process of its own, with a cache of its own but for what is fetched."""
+    from pipelines.store import cache_dir
+
+    fetched = cache_dir() / "wheels"
+    with tempfile.TemporaryDirectory() as cache:
+        if fetched.is_dir():
+            (Path(cache) / "wheels").symlink_to(fetched)
+        command = [sys.executable, __file__, "--one", way, task, str(limit), model]
+        environment = {**os.environ, "QUANTGATE_CACHE": cache}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def one(way: str, name: str, limit: int, model: str) -> dict[str, Any]:
+    """Seconds, peak memory in bytes, and each document's score and margin."""
+    import lm_eval.evaluator
+    import lm_eval.models.huggingface  # noqa: F401  # imports are not counted, in either way
+    import torch
+
+    from pipelines.evaluate import _load_task, evaluate
+    from pipelines.recipe import Suite, SuiteTask, load_task
+    from pipelines.store import Meter
+
+    wanted, task = SuiteTask(task=name, limit=limit), load_task(name)
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        loaded = _load_task(task, Path(scratch))
+        meter, start = Meter(), time.perf_counter()
+        if way == "ours":
+            suite = Suite(version=1, name="benchmark", summary="", tasks=(wanted,))
+            documents = list(evaluate(model, suite, "cpu").scores()[name])
+        else:
+            documents = plain(model, task, limit, loaded, BATCH if way == "plain" else OTHER_BATCH)
+        seconds = time.perf_counter() - start
+    scores, margins = [d.score for d in documents], [d.margin for d in documents]
+    return {"seconds": seconds, "peak": meter.read()["peak_memory"], "scores": scores, "margins": margins}
+
+
+def plain(model: str, task: Any, limit: int, loaded: Any, batch: int) -> list[Any]:
+    """What `lm_eval --model hf --batch_size 16` does, on the same first documents."""
+    from lm_eval.evaluator import evaluate as run_lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    from pipelines.evaluate import _document, _quiet
+
+    harness = HFLM(pretrained=model, dtype="auto", device="cpu", batch_size=batch)
+    with _quiet():
+        done = run_lm_eval(
+            harness, {"tasks": {task.task: loaded}, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0
+        )
+    return [_document(sample, task.metric, task, loaded) for sample in done["samples"][task.task]]
+
+
+def in_dtype(model: str | None, dtype: str, scratch: Path) -> str:
+    """The model's folder, of a copy if its own dtype is another."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipelines.models import load_model
+
+    folder = load_model(model).folder
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    if loaded.dtype == getattr(torch, dtype):
+        return str(folder)
+    loaded.to(getattr(torch, dtype)).save_pretrained(scratch / dtype)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(scratch / dtype)
+    return str(scratch / dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""How far a quantized model is from its source on held-out text: what accuracy does not show (docs/gate.md).
+
+As `llama-perplexity --kl-divergence` does it: the text is cut into chunks, the second half of each is scored, so that
+every token has half a chunk of context. The models are loaded one after the other; the source's distributions wait in
+a file, in 16 bits.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.bounds import clustered_mean
+from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT
+from pipelines.scores import Distance
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+STRETCH = 51
+"""Tokens that are taken as dependent on each other: neighbours in a text are."""
+
+
+def chunks(ids: Sequence[int], most: int | None) -> list[list[int]]:
+    """`DISTANCE_CHUNKS` pieces of as many tokens; shorter ones for a model whose positions are not as `most`."""
+    length = min(DISTANCE_CONTEXT, most or DISTANCE_CONTEXT, len(ids) // DISTANCE_CHUNKS)
+    return [list(ids[first : first + length]) for first in range(0, length * DISTANCE_CHUNKS, length)]
+
+
+def write_logprobs(model: Any, text: Sequence[list[int]], file: Path) -> None:
+    """The log-probabilities (tokens, vocabulary) of all tokens at each scored place of `text`, as float16."""
+    with file.open("wb") as stream:
+        for logprobs in _logprobs(model, text):
+            stream.write(logprobs.half().cpu().numpy().tobytes())
+
+
+def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Distance:
+    """Of `model` from the one that wrote `file`, on the same `text`."""
+    import numpy as np
+    import torch
+
+    scored = [chunk[len(chunk) // 2 + 1 :] for chunk in text]
+    before = np.memmap(file, dtype=np.float16, mode="r").reshape(sum(map(len, scored)), -1)
+    rows: list[torch.Tensor] = []
+    place = 0
+    for targets, after in zip(scored, _logprobs(model, text), strict=True):
+        ours = torch.from_numpy(before[place : place + len(targets)].astype(np.float32)).to(after.device)
+        place += len(targets)
+        wanted = torch.tensor(targets, device=after.device)[:, None]
+        divergence = (ours.exp() * (ours - after)).sum(1)
+        same = (ours.argmax(1) == after.argmax(1)).float()
+        rows.append(torch.stack([ours.gather(1, wanted)[:, 0], after.gather(1, wanted)[:, 0], divergence, same], dim=1))
+    return _summary(torch.cat(rows).double().cpu().numpy(), [len(targets) for targets in scored])
+
+
+def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
+    """Chunk by chunk, (scored tokens, vocabulary) in float32: at each place, of the token after it."""
+    import torch
+
+    for chunk in text:
+        half = len(chunk) // 2
+        with torch.inference_mode():
+            ids = torch.tensor([chunk], device=model.device)
+            logits = model(ids, use_cache=False, logits_to_keep=len(chunk) - half).logits[0, :-1]
+            yield logits.float().log_softmax(-1)
+
+
+def _summary(rows: "npt.NDArray[np.float64]", lengths: Sequence[int]) -> Distance:
+    """`rows`: for each scored token its log-probability before and after, the divergence, and whether the likeliest
+    token is the same; nats."""
+    import numpy as np
+
+    places = [f"{chunk} {place // STRETCH}" for chunk, length in enumerate(lengths) for place in range(length)]
+    before, after, divergence, same = (rows[:, column] for column in range(4))
+    ratio = clustered_mean((before - after).tolist(), places)
+    mean, top = clustered_mean(divergence.tolist(), places), clustered_mean(same.tolist(), places)
+    return Distance(
+        tokens=len(rows),
+        perplexity_before=math.exp(-before.mean()),
+        perplexity_after=math.exp(-after.mean()),
+        perplexity_ratio=math.exp(ratio.value),
+        perplexity_ratio_error=math.exp(ratio.value) * math.sqrt(ratio.variance),
+        divergence=max(0.0, mean.value),
+        divergence_error=math.sqrt(mean.variance),
+        divergence_99=float(np.quantile(divergence, 0.99)),
+        same_top=top.value,
+        same_top_error=math.sqrt(top.variance),
+    )

@@ -1,0 +1,75 @@
+"""Token sequences laid into rows so that what several begin with is computed once.
+
+A row is a prefix tree, flattened: each token follows its parent, and sees its ancestors only. The choices of a question
+share its text, and the documents of a task its examples. The idea is SpecInfer's (Miao et al. 2305.09781), which so
+verifies several continuations in one pass.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Tokens = tuple[int, ...]
+
+
+class Ask(NamedTuple):
+    """A log-probability to read off a row."""
+
+    node: int
+    """Of the token after which it is read; in its row."""
+    sequence: int
+    position: int
+    """Of the token whose log-probability it is; in its sequence."""
+
+
+class Row(NamedTuple):
+    """Tokens of one or several sequences; parents come before their children."""
+
+    tokens: list[int]
+    parents: list[int]
+    """-1: a sequence begins with it, after what all have in common."""
+    depths: list[int]
+    """Ancestors of each."""
+    asks: list[Ask]
+
+    @property
+    def branches(self) -> bool:
+        """Whether a token does not follow the one before it."""
+        return any(parent != node - 1 for node, parent in enumerate(self.parents))
+
+
+def lay_out(
+    sequences: Sequence[Tokens], scored: Sequence[int], common: int = 0, longest: int | None = None
+) -> list[Row]:
+    """Rows that hold all `sequences`, which must be sorted, without the `common` tokens that all begin with.
+
+    `scored[i]` is the position of the first token of sequence i that is scored; the last token is predicted only, and
+    put nowhere. A row is filled with sequences up to `longest` tokens, so that rows are of nearly the same length, and
+    beyond that with those that share more than they add. With None it holds one.
+    """
+    rows: list[Row] = []
+    path: list[int] = []
+    before: Tokens = ()
+    for number, whole in enumerate(sequences):
+        sequence = whole[common:-1]
+        alike = shared(before, sequence)
+        new = len(sequence) - alike
+        if not rows or longest is None or (len(rows[-1].tokens) + new > longest and alike < new):
+            rows.append(Row([], [], [], []))
+            path, alike = [], 0
+        row = rows[-1]
+        path = path[:alike]
+        for token in sequence[alike:]:
+            row.parents.append(path[-1] if path else -1)
+            row.depths.append(len(path))
+            path.append(len(row.tokens))
+            row.tokens.append(token)
+        first = scored[number]
+        row.asks.extend(Ask(path[place - 1 - common], number, place) for place in range(first, len(whole)))
+        before = sequence
+    return rows
+
+
+def shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading tokens are the same."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -1,0 +1,269 @@
+"""lm-eval's model in transformers: what several questions begin with is computed once, and logits only where they are
+asked for.
+
+Plain `lm_eval --model hf` reads a question once for each of its choices, pads them, and takes the logarithm of the
+softmax over the vocabulary at every position. The scores here are the same, but for the order of sums.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import QuantgateError
+from pipelines.harness import Ends, HubLM, Question, Score
+from pipelines.prefixes import Row, Tokens, lay_out, shared
+from pipelines.runtime import load_for_inference
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+"""In one forward pass, padding included. More is no faster; where memory is short, it is halved until it suffices."""
+LOGITS_BYTES = 512 << 20
+"""Of a forward pass, in float32."""
+FEWEST = 16
+"""Tokens that all sequences must begin with to be read before them, and not in each row."""
+LONGEST = 128
+"""Tokens in a row of several sequences: longer ones waste less on padding, and more on what a token does not see."""
+EAGER = 320
+"""Tokens up to which unfused attention is the faster on a CPU."""
+PADDED = 0.8
+"""The shortest row of a batch, as a share of its longest: padding is computed, too."""
+SOFTMAX_ROWS = 64
+"""Rows of logits turned to probabilities at once: they stay in a processor's cache."""
+WRITE_BATCH = 16
+"""Prompts continued at once."""
+ALIKE = 0.05
+"""Nats: the mean difference that sharing may make in `shares_prefixes`. Rounding makes a tenth of it in bfloat16; a
+model that does not look at the mask, or at positions, a multiple."""
+OTHER_ATTENTION = ("sliding_window", "attention_chunk_size", "local_attention_window")
+"""Settings of models whose layers do not see all that comes before."""
+
+
+class TransformersLM(HubLM):
+    """The checkpoint in a folder, on a device."""
+
+    name = "transformers"
+    samples = True
+
+    def __init__(self, folder: Path, device: str) -> None:
+        super().__init__(folder)
+        self._model = load_for_inference(folder, device)
+        self._where = device
+        self._budget = BATCH_TOKENS[device.partition(":")[0]]
+        self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE))
+
+    def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
+        first: dict[Tokens, int] = {}
+        for _, context, answer in questions:
+            sequence = tuple(context + answer)
+            first[sequence] = min(len(context), first.get(sequence, len(context)))
+        sequences = sorted(first)
+        scores = self._score(sequences, [first[sequence] for sequence in sequences], quiet)
+        number = {sequence: index for index, sequence in enumerate(sequences)}
+        return [scores[number[tuple(context + answer)]][-len(answer) :] for _, context, answer in questions]
+
+    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
+        import torch
+        from tqdm import tqdm
+
+        settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": self.eot_token_id}
+        settings |= {"stop_strings": list(ends.stop), "tokenizer": self.tokenizer} if ends.stop else {}
+        settings |= {"do_sample": ends.temperature is not None, "temperature": ends.temperature, "top_p": None}
+        with tqdm(total=len(prompts), desc=self.name, unit="prompt", disable=quiet) as bar, torch.inference_mode():
+            for first in range(0, len(prompts), WRITE_BATCH):
+                batch = prompts[first : first + WRITE_BATCH]
+                longest = max(map(len, batch))
+                ids = torch.tensor([[self.eot_token_id] * (longest - len(prompt)) + prompt for prompt in batch])
+                mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
+                output = self._model.generate(ids.to(self._where), attention_mask=mask.to(self._where), **settings)
+                yield from self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+                bar.update(len(batch))
+
+    def _score(self, sequences: list[Tokens], first: list[int], quiet: bool) -> list[list[Score]]:
+        """Of each of the sorted `sequences`, the scores from its `first` token on."""
+        import torch
+
+        common = min(min(first) - 1, shared(sequences[0], sequences[-1]))
+        common = common if self._shares and common >= FEWEST and len(sequences) > 1 else 0
+        rows = lay_out(sequences, first, common, LONGEST if self._shares else None)
+        rows.sort(key=lambda row: -len(row.tokens))
+        scores: list[list[Score]] = [[(0.0, False)] * len(sequence) for sequence in sequences]
+        with torch.inference_mode():
+            past = self._past(sequences[0][:common]) if common else None
+            for batch, answers in self._forwards(rows, past, quiet):
+                asks = [ask for row in batch for ask in row.asks]
+                wanted = [sequences[ask.sequence][ask.position] for ask in asks]
+                for ask, score in zip(asks, _scores(answers, wanted), strict=True):
+                    scores[ask.sequence][ask.position] = score
+        return scores
+
+    def _past(self, tokens: Tokens) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+        """Keys and values, layer by layer, of what all rows begin with; computed once."""
+        import torch
+
+        ids = torch.tensor([tokens], device=self._where)
+        cache = self._model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _forwards(
+        self, rows: list[Row], past: "list[tuple[torch.Tensor, torch.Tensor]] | None", quiet: bool
+    ) -> "Iterator[tuple[list[Row], torch.Tensor]]":
+        """Batches of `rows`, and their logits (asks, vocabulary), in the order of the asks.
+
+        Raises:
+            QuantgateError: a single row does not fit the GPU's memory.
+        """
+        import torch
+        from tqdm import tqdm
+
+        vocabulary = self._model.get_output_embeddings().weight.shape[0]
+        most_asks = max(1, LOGITS_BYTES // (4 * vocabulary))
+        left = list(rows)
+        with tqdm(total=len(rows), desc=self.name, unit="row", disable=quiet) as bar:
+            while left:
+                count = _fitting(left, self._budget, most_asks)
+                try:
+                    logits = forward(self._model, left[:count], past)
+                except torch.OutOfMemoryError:
+                    if count == 1:
+                        raise QuantgateError("the GPU's memory does not hold the longest question") from None
+                    self._budget //= 2
+                    torch.cuda.empty_cache()
+                    continue
+                yield left[:count], logits
+                bar.update(count)
+                left = left[count:]
+
+
+def _fitting(rows: Sequence[Row], tokens: int, asks: int) -> int:
+    """How many of the first of `rows`, the longest of which comes first, go in one forward pass; one at least."""
+    longest = len(rows[0].tokens)
+    most = max(1, tokens // longest)
+    total = 0
+    for count, row in enumerate(rows[:most]):
+        total += len(row.asks)
+        if count and (total > asks or len(row.tokens) < PADDED * longest):
+            return count
+    return min(most, len(rows))
+
+
+def forward(
+    model: Any, rows: Sequence[Row], past: "list[tuple[torch.Tensor, torch.Tensor]] | None" = None
+) -> "torch.Tensor":
+    """The logits (asks, vocabulary) that `rows` ask for, after `past`: keys and values, each (1, heads, tokens, size),
+    of what all of them begin with.
+
+    Rows are padded on the right. Without branches and past this is a plain causal pass, right for any model.
+    """
+    import torch
+
+    device = model.device
+    longest = max(len(row.tokens) for row in rows)
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row.tokens)] = torch.tensor(row.tokens)
+    asked = torch.tensor([number * longest + ask.node for number, row in enumerate(rows) for ask in row.asks])
+    common = past[0][0].shape[2] if past else 0
+    extra: dict[str, Any] = {"use_cache": False}
+    if past:
+        from transformers import DynamicCache
+
+        expanded = [tuple(part.expand(len(rows), -1, -1, -1) for part in layer) for layer in past]
+        extra = {"use_cache": True, "past_key_values": DynamicCache(expanded)}
+    if past or any(row.branches for row in rows):
+        positions = torch.zeros_like(ids)
+        for line, row in zip(positions, rows, strict=True):
+            line[: len(row.depths)] = torch.tensor(row.depths) + common
+        extra["position_ids"] = positions.to(device)
+        extra["attention_mask"] = _mask(rows, longest, common, model.dtype).to(device)
+    _choose_attention(model, longest + common)
+    with _reading(model.get_output_embeddings(), asked.to(device)):
+        logits: torch.Tensor = model(ids.to(device), **extra).logits[0]
+    return logits
+
+
+def _mask(rows: Sequence[Row], longest: int, common: int, dtype: "torch.dtype") -> "torch.Tensor":
+    """(rows, 1, tokens, common + tokens): 0 where a token sees another, its ancestors and itself; else the smallest
+    number of `dtype`."""
+    import torch
+
+    sees = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: a softmax needs one
+    for matrix, row in zip(sees, rows, strict=True):
+        for node, parent in enumerate(row.parents):
+            if parent >= 0:
+                matrix[node, : parent + 1] |= matrix[parent, : parent + 1]
+    before = torch.ones((len(rows), longest, common), dtype=torch.bool)
+    hidden = ~torch.cat([before, sees], dim=2)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def _choose_attention(model: Any, tokens: int) -> None:
+    """Of transformers' two that give the same, the faster for rows of so many `tokens`: on a CPU, for short ones, plain
+    matrix products are twice as fast as the fused kernel."""
+    now = model.config._attn_implementation
+    wanted = "eager" if model.device.type == "cpu" and tokens <= EAGER else "sdpa"
+    if now in ("eager", "sdpa") and now != wanted:
+        model.set_attn_implementation(wanted)
+
+
+@contextlib.contextmanager
+def _reading(head: Any, asked: "torch.Tensor") -> "Iterator[None]":
+    """Hand `head`, which makes logits of hidden states (rows, tokens, size), those at the places `asked` only: as one
+    row, so that whatever the model does to logits after it is done to these."""
+
+    def pick(_: Any, inputs: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
+        return inputs[0].flatten(0, 1)[asked][None], *inputs[1:]
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _scores(logits: Any, tokens: Sequence[int]) -> list[Score]:
+    """The log-probability of each token, and whether it is the likeliest, by logits (tokens, vocabulary)."""
+    import torch
+
+    wanted: Any = torch.tensor(tokens, device=logits.device)[:, None]
+    scores: list[Score] = []
+    for some, token in zip(logits.split(SOFTMAX_ROWS), wanted.split(SOFTMAX_ROWS), strict=True):
+        wide = some.float()
+        logprobs = (wide.gather(1, token) - wide.logsumexp(1, keepdim=True))[:, 0].tolist()
+        scores += zip(logprobs, (wide.argmax(1) == token[:, 0]).tolist(), strict=True)
+    return scores
+
+
+PROBE = "The sun warms the surface of the sea, and some of the water becomes vapour and rises. High in the sky it cools"
+
+
+def shares_prefixes(model: Any, tokens: list[int]) -> bool:
+    """Whether the model's answer to rows that branch, and to rows after a common beginning, is that to plain ones.
+
+    Its configuration says where it surely is not; where it is silent, `tokens` are tried.
+    """
+    import torch
+
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    if any(kind != "full_attention" for kind in kinds):
+        return False
+    if any(getattr(config, name, None) for name in OTHER_ATTENTION) and getattr(config, "use_sliding_window", True):
+        return False
+    half = len(tokens) // 2
+    pair = sorted([tuple(tokens), (*tokens[:half], *reversed(tokens[half:]))])
+    try:
+        with torch.inference_mode():
+            plain = forward(model, lay_out(pair, [half, half]))
+            branched = forward(model, lay_out(pair, [half, half], 0, LONGEST))
+            start = torch.tensor([tokens[: half - 2]], device=model.device)
+            layers = model(start, use_cache=True).past_key_values.layers
+            past = [(layer.keys, layer.values) for layer in layers]
+            after = forward(model, lay_out(pair, [half, half], half - 2, LONGEST), past)
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        return False  # it takes no such mask, or keeps no keys and values
+    wanted = [token for sequence in pair for token in sequence[half:]]
+    ours, *others = ([logprob for logprob, _ in _scores(logits, wanted)] for logits in (plain, branched, after))
+    return all(sum(abs(a - b) for a, b in zip(ours, other, strict=True)) < ALIKE * len(ours) for other in others)

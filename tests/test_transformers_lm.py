@@ -1,0 +1,184 @@
+"""Sharing what questions begin with changes no score: against plain lm-eval, and row by row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import sequential, transformers_lm
+from pipelines.checkpoint import Checkpoint
+from pipelines.errors import QuantgateError
+from pipelines.evaluate import _load_task, _quiet, evaluate
+from pipelines.prefixes import lay_out, shared
+from pipelines.recipe import Suite, SuiteTask, load_task
+from pipelines.transformers_lm import TransformersLM
+from tests.conftest import edit_json, make_tiny
+
+TASKS = ("sciq", "arc_easy", "piqa", "hellaswag", "winogrande", "lambada_openai", "boolq")
+FEW = 10
+"""Documents of each task."""
+
+
+def requests(name: str, folder: Path) -> Any:
+    """lm-eval's questions of the first documents of a task."""
+    with _quiet():
+        loaded = _load_task(load_task(name), folder)
+        loaded.set_config(key="num_fewshot", value=0)
+        loaded.build_all_requests(limit=FEW, rank=0, world_size=1)
+    return loaded.instances
+
+
+@pytest.fixture(scope="session")
+def wide(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` in float32, where only the order of sums is left to differ."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = make_tiny(tmp_path_factory.mktemp("checkpoints") / "wide", smollm2)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(1)
+    for parameter in model.parameters():  # sharper than a fresh model, so that the scores tell answers apart
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+def plain(folder: Path) -> Any:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    return HFLM(pretrained=model, tokenizer=str(folder), device="cpu", batch_size=4)
+
+
+@pytest.mark.parametrize("examples", [False, True])
+def test_every_score_is_that_of_plain_lm_eval(wide: Path, tmp_path: Path, examples: bool) -> None:
+    """All tasks in float32, as lm-eval asks them, and after examples, which are read once."""
+    ours, theirs = TransformersLM(wide, "cpu"), plain(wide)
+    assert ours._shares
+    for name in ("arc_easy", "winogrande") if examples else TASKS:
+        asked = requests(name, tmp_path)
+        asked = _with_common(asked, ours) if examples else asked
+        with _quiet():
+            expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked, disable_tqdm=True)
+        assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
+        assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
+
+
+def _with_common(asked: Any, model: TransformersLM) -> Any:
+    """The same questions after the same examples."""
+    examples = "Question: What is wet?\nAnswer: water\n\nQuestion: What is hot?\nAnswer: the sun\n\n"
+    assert len(model.tok_encode(examples)) > transformers_lm.FEWEST
+    for request in asked:
+        request.arguments = (examples + request.args[0], *request.args[1:])
+    return asked
+
+
+def test_a_model_that_sees_only_a_window_shares_nothing_and_scores_alike(wide: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(wide, tmp_path / "window"))
+    edit_json(folder / "config.json", model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=8)
+    ours, theirs = TransformersLM(folder, "cpu"), plain(folder)
+    assert not ours._shares
+    asked = requests("sciq", tmp_path)
+    with _quiet():
+        expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked, disable_tqdm=True)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a configuration does not tell, a try does: here every token sees every earlier one of its row."""
+    import torch
+
+    def causal(rows: Any, longest: int, common: int, dtype: torch.dtype) -> torch.Tensor:
+        hidden = torch.ones(longest, common + longest, dtype=torch.bool).triu(common + 1)
+        return (
+            torch.zeros(hidden.shape, dtype=dtype)
+            .masked_fill_(hidden, torch.finfo(dtype).min)
+            .expand(len(rows), 1, -1, -1)
+        )
+
+    monkeypatch.setattr(transformers_lm, "_mask", causal)
+    assert not TransformersLM(wide, "cpu")._shares
+
+
+def test_memory_that_runs_out_halves_the_batch(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is raised here by the test: a GPU's memory runs out where there is none."""
+    import torch
+
+    asked = requests("sciq", tmp_path)
+    model = TransformersLM(wide, "cpu")
+    expected = model.loglikelihood(asked, disable_tqdm=True)
+    real, most = transformers_lm.forward, 1
+
+    def forward(model: Any, rows: Any, past: Any = None) -> Any:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError
+        return real(model, rows, past)
+
+    monkeypatch.setattr(transformers_lm, "forward", forward)
+    assert [s for s, _ in model.loglikelihood(asked, disable_tqdm=True)] == pytest.approx(
+        [s for s, _ in expected], abs=2e-4
+    )
+    assert model._budget < transformers_lm.BATCH_TOKENS["cpu"]
+    most = 0
+    with pytest.raises(QuantgateError, match="does not hold the longest question"):
+        model.loglikelihood(asked, disable_tqdm=True)
+
+
+def test_what_follows_a_prompt_is_what_plain_lm_eval_writes(smollm2: Checkpoint) -> None:
+    from lm_eval.api.instance import Instance
+
+    settings = {"until": ["\n", "."], "max_gen_toks": 12, "do_sample": False}
+    asked = [
+        Instance("generate_until", {}, (prompt, settings), number, ("free", number, 1))
+        for number, prompt in enumerate(["The capital of France is", "Water is made of hydrogen and", "1 + 1 ="])
+    ]
+    with _quiet():
+        found = TransformersLM(smollm2.folder, "cpu").generate_until(asked, disable_tqdm=True)
+        expected = plain(smollm2.folder).generate_until(asked, disable_tqdm=True)
+    assert found == expected
+
+
+def test_rows_hold_every_token_once_where_sequences_agree() -> None:
+    sequences = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 6, 7), (1, 2, 3, 9, 9), (8, 8, 8)]
+    scored = [3, 3, 3, 1]
+    (row,) = lay_out(sequences, scored, longest=100)
+    assert row.tokens == [1, 2, 3, 4, 6, 9, 8, 8]
+    assert row.parents == [-1, 0, 1, 2, 3, 2, -1, 6]
+    assert row.depths == [0, 1, 2, 3, 4, 3, 0, 1]
+    read = [(ask.sequence, ask.position, row.tokens[ask.node]) for ask in row.asks]
+    assert read == [(0, 3, 3), (0, 4, 4), (1, 3, 3), (1, 4, 4), (1, 5, 6), (2, 3, 3), (2, 4, 9), (3, 1, 8), (3, 2, 8)]
+    apart = lay_out(sequences, scored)
+    assert [row.tokens for row in apart] == [list(sequence[:-1]) for sequence in sequences]
+    assert [row.branches for row in (row, *apart)] == [True, False, False, False, False]
+    assert [len(row.tokens) for row in lay_out(sequences, scored, longest=5)] == [6, 2]
+    after = lay_out(sequences[:3], scored[:3], common=2, longest=100)
+    assert after[0].tokens == [3, 4, 6, 9]
+    assert shared((1, 2, 3), (1, 2)) == 2
+
+
+def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
+    smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is stopped by an exception in the middle of a task."""
+    monkeypatch.setattr(sequential, "FEWEST", 2)
+    few = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=12),))
+    real, calls = TransformersLM.score_answers, []
+
+    def stop(self: TransformersLM, questions: Any, quiet: bool) -> Any:
+        calls.append(len(questions))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, questions, quiet)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersLM, "score_answers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(smollm2, few, "cpu")
+    done = evaluate(smollm2, few, "cpu")
+    assert [block.reused for block in done.results] == [True, True, *[False] * (len(done.results) - 2)]
+    assert sorted(document.id for document in done.scores()["copa"]) == list(range(12))
+    assert json.loads(json.dumps(done.tasks[0].documents)) == 12
