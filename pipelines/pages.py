@@ -283,9 +283,5 @@ def _plain(said: str) -> str:
     line = " ".join(_clean(said).split())
     line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"^([-+=]|\d+(?=[.)]))", lambda start: _held(start[0]), line)
-
-
-def _held(start: str) -> str:
-    """The start of a line that would make it a list or a heading."""
-    return f"\\{start}" if start in "-+=" else f"{start}&#8203;"
+    line = re.sub(r"^([-+=])", r"\\\1", line)  # the start of a list, of a heading
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)

@@ -31,7 +31,6 @@ from pipelines.pages import markdown as as_markdown
 from pipelines.remedy import as_yaml
 from pipelines.svg import duration, percent, size
 from pipelines.verify import LayerError
-from pipelines.verify import LayerError
 
 WORST = 10
 """Layers that are named."""
