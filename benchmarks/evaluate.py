@@ -3,9 +3,9 @@
     python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype bfloat16]
 
 A line for each task: seconds of either, one process after the other, the model's loading included and imports not;
-peak memory; and how far each document's score and margin are apart. In float32 the scores are the same, and margins
-differ by the order of sums. In bfloat16 plain lm-eval also rounds the log-probabilities, to steps of 1/8 from 16 nats
-on, so that some answers change, as they do when it is run with another batch size (last column).
+peak memory; and how far each document's score and margin are apart. In float32 (--dtype) the scores are the same, and
+margins differ by the order of sums. In bfloat16 plain lm-eval also rounds log-probabilities, to steps of 1/8 from 16
+nats on, so that some near ties fall otherwise. The last column is what another batch size changes in plain lm-eval.
 """
 
 import argparse

@@ -471,7 +471,8 @@ def verdict_name(gate: GateRecord) -> str:
 def verdict_line(gate: GateRecord) -> str:
     """`PASS, certified: 99.60% of the baseline kept, at least 99.10% at 95% (target 99.00%).`."""
     kept = "no retention measured" if gate.retention is None else f"{gate.retention:.2%} of the baseline kept"
-    bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {gate.policy.confidence:.0%}"
+    level = f"{100 * gate.confidence:.4g}%"
+    bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {level}"
     return f"{verdict_name(gate)}: {kept}{bound} (target {gate.target:.2%})."
 
 

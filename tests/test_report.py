@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.flow import Run, run
 from pipelines.measures import Measure
-from pipelines.package import Manifest
+from pipelines.package import Manifest, verdict_line
 from pipelines.recipe import load_recipe
 from pipelines.report import html, markdown
 from tests.test_flow import little
@@ -38,6 +38,11 @@ def told(done: Run, name: str, verdict: str = "FAIL", **gate: Any) -> Manifest:
             "gate": done.manifest.gate.model_copy(update={**fields, **gate}),
         }
     )
+
+
+def test_the_verdict_in_one_line_says_at_which_confidence_it_was_shown(done: Run) -> None:
+    stopped = told(done, "four", confidence=0.999, target=0.99).gate
+    assert verdict_line(stopped) == "FAIL: 95.12% of the baseline kept, at least 93.00% at 99.9% (target 99.00%)."
 
 
 def drawings(page: str) -> list[ElementTree.Element]:
