@@ -114,6 +114,7 @@ def test_a_ruined_model_is_refused_after_a_part_of_the_documents(smollm2: Checkp
     assert next(m for m in verdict.measures if m.name == "margin").upper < 0
 
 
+@pytest.mark.slow
 def test_written_answers_are_drawn_with_several_seeds_and_averaged(smollm2: Checkpoint) -> None:
     drawn = SuiteTask(task="gsm8k_cot", limit=2, temperature=0.8, seeds=2)
     (task,) = evaluate(smollm2, suite(drawn), "cpu").tasks

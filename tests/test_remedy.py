@@ -123,6 +123,7 @@ def test_other_projects_engines_have_no_remedy(done: Run) -> None:
     assert suggestion(failed(done, load_recipe("gptq-gptqmodel"))) is None
 
 
+@pytest.mark.slow
 def test_the_loop_ends_with_the_first_that_passes_and_records_each_attempt(
     done: Run, tiny: Path, tmp_path: Path
 ) -> None:
