@@ -163,7 +163,8 @@ def test_statistics_are_those_of_the_inputs_however_they_come_in_batches(dtype: 
             wide = read.flatten(0, 1).double()
             measured = found[name]
             assert measured.tokens == 120
-            assert torch.equal(measured.largest.double(), wide.abs().amax(0))
+            last_bit = 2e-6 if name == "third" else 0  # of a product, it depends on the batch on some processors
+            assert torch.allclose(measured.largest.double(), wide.abs().amax(0), rtol=last_bit, atol=0)
             assert torch.allclose(measured.mean_magnitude.double(), wide.abs().mean(0), rtol=1e-5)
             assert (measured.hessian - moment(wide)).norm() < 1e-5 * moment(wide).norm()
     assert not any(module._forward_pre_hooks for module in model.children())
