@@ -45,6 +45,11 @@ def reach(variance: float, leverage: float, confidence: float) -> float:
     return (rare + math.sqrt(rare * rare + 4 * z * z * variance)) / 2
 
 
+def level(confidence: float) -> str:
+    """For people: `95%`, `95.5%`, `99.9%`."""
+    return f"{100 * confidence:.4g}%"
+
+
 def quantile(confidence: float) -> float:
     """Of the standard normal distribution."""
     return statistics.NormalDist().inv_cdf(confidence)

@@ -284,7 +284,8 @@ def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], experim
     if as_json:
         return _print_json({**checked.model_dump(mode="json"), "artifact": str(artifact.checkpoint)})
     from pipelines.package import stage_record
-    from pipelines.tables import show_path, show_stages, size
+    from pipelines.svg import size
+    from pipelines.tables import show_path, show_stages
 
     show_stages((stage_record("quantize", (artifact,)), stage_record("verify", (checked,))))
     print(f"weights    {size(checked.bytes_before)} → {size(checked.bytes_after)}")

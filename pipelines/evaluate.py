@@ -101,7 +101,7 @@ def looks(
 
 
 def _task_result(blocks: Sequence[Block], of: int) -> TaskResult:
-    scores = [document.score for block in blocks for document in block.scores()]
+    scores = [document.score for block in blocks for document in block.documents]
     return TaskResult(documents=len(scores), of=of, mean=sum(scores) / len(scores), blocks=tuple(blocks))
 
 
@@ -155,6 +155,7 @@ def _runtime_code(runtime: Runtime) -> list[str]:
         "transformers": (
             "harness.py",
             "transformers_lm.py",
+            "prefixes.py",
             "runtime.py",
             "dequantize.py",
             "repack.py",

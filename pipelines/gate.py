@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from pipelines.bounds import quantile, reach, sparse
+from pipelines.bounds import level, quantile, reach, sparse
 from pipelines.errors import Problem, refuse
 from pipelines.measures import LABELS, Measure, measure
 from pipelines.recipe import Gate, Policy, Suite
@@ -253,7 +253,7 @@ def _decide(
     target: float,
     documents: int,
 ) -> _Decision:
-    percent = f"{100 * policy.confidence:.4g}%"
+    percent = level(policy.confidence)
     if not overall.above_chance(policy.confidence):
         reason = "the baseline is not shown to score above chance: this suite cannot judge this model"
         return _Decision(verdict="INCONCLUSIVE", reasons=(reason,))

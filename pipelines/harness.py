@@ -110,13 +110,13 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return texts
 
 
-def batches(items: Sequence[Any], name: str, quiet: bool) -> Iterator[list[Any]]:
-    """`items`, `BATCH` at a time, with a progress bar."""
+def batches(items: Sequence[Any], name: str, quiet: bool, size: int = BATCH) -> Iterator[list[Any]]:
+    """`items`, `size` at a time, with a progress bar."""
     from tqdm import tqdm
 
     with tqdm(total=len(items), desc=name, unit="prompt", disable=quiet) as bar:
-        for first in range(0, len(items), BATCH):
-            batch = list(items[first : first + BATCH])
+        for first in range(0, len(items), size):
+            batch = list(items[first : first + size])
             yield batch
             bar.update(len(batch))
 

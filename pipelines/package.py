@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import Field
 
+from pipelines.bounds import level
 from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.gguf_types import TensorType
@@ -471,15 +472,14 @@ def verdict_name(gate: GateRecord) -> str:
 def verdict_line(gate: GateRecord) -> str:
     """`PASS, certified: 99.60% of the baseline kept, at least 99.10% at 95% (target 99.00%).`."""
     kept = "no retention measured" if gate.retention is None else f"{gate.retention:.2%} of the baseline kept"
-    level = f"{100 * gate.confidence:.4g}%"
-    bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {level}"
+    bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {level(gate.confidence)}"
     return f"{verdict_name(gate)}: {kept}{bound} (target {gate.target:.2%})."
 
 
 def _results(manifest: Manifest) -> list[str]:
     gate, evaluation = manifest.gate, manifest.evaluation
     corrected = ", above chance" if gate.policy.chance_correction else ""
-    confidence = f"{100 * gate.confidence:.4g}%"
+    confidence = level(gate.confidence)
     lines = [
         f"| task | metric | documents | baseline | artifact | retention{corrected} | {confidence} bounds |",
         "|---|---|---|---|---|---|---|",

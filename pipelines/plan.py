@@ -47,8 +47,9 @@ LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as meas
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
 EVALUATION_BATCH_TOKENS = 16 * 512
 DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT = 16, 512
-DISTANCE_CHUNKS, DISTANCE_CONTEXT = 8, 512
 """Held-out text that the divergence of a GGUF is measured on; llama.cpp scores the second half of each chunk."""
+DISTANCE_CHUNKS, DISTANCE_CONTEXT = 8, 512
+"""The same of other artifacts, which transformers measures."""
 
 
 class Module(Frozen):

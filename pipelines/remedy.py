@@ -59,8 +59,8 @@ def suggestion(failed: Manifest) -> str | None:
 
     It needs the record only, so a report can print it anywhere.
     """
-    units = _units(layer.module for layer in failed.verification.layers)
-    noise = {layer.module: 10 ** (-layer.sqnr / 10) for layer in failed.verification.layers}
+    noise = _noise(failed)
+    units = _units(noise)
     order = sorted(units, key=lambda unit: -max(noise[name] for name in unit))
     if not order or not _can_raise(failed.recipe):
         return None
@@ -82,11 +82,16 @@ def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
     """What could get more bits, the most worthwhile first."""
     if not _can_raise(failed.recipe):
         return []
-    noise = {layer.module: 10 ** (-layer.sqnr / 10) for layer in failed.verification.layers}
+    noise = _noise(failed)
     size = {tensor.name: tensor.elements for tensor in plan.tensors if _grows(tensor.type)}
     size |= {name: module.shape[0] * module.shape[1] for name, module in plan.quantized.items()}
     units = _units(name for name in noise if name in size)
     return sorted(units, key=lambda unit: -sum(noise[name] for name in unit) / sum(size[name] for name in unit))
+
+
+def _noise(failed: Manifest) -> dict[str, float]:
+    """Layer → its noise to signal ratio."""
+    return {layer.module: 10 ** (-layer.sqnr / 10) for layer in failed.verification.layers}
 
 
 def _grows(kind: TensorType) -> bool:

@@ -6,6 +6,7 @@ What it says is one page as data (`pages`), so that both say the same.
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines import charts
+from pipelines.bounds import level
 from pipelines.charts import Interval, Point, decibels
 from pipelines.history import Ranked, Ranking, compare
 from pipelines.measures import AT_LEAST, LABELS, Measure
@@ -145,7 +146,9 @@ def _run_parts(run: Manifest, remedy: str | None, titled: bool = False) -> Itera
 def _banner(run: Manifest) -> Banner:
     gate = run.gate
     kept = "No retention measured" if gate.retention is None else f"{_kept(gate.retention)} of the baseline kept"
-    about = f"Target {_kept(gate.target)}, one-sided {_level(gate)} bounds {bounds(gate)}, suite {_suite(run)}."
+    about = (
+        f"Target {_kept(gate.target)}, one-sided {level(gate.confidence)} bounds {bounds(gate)}, suite {_suite(run)}."
+    )
     reasons = [*gate.reasons]
     if gate.more_documents is not None:
         reasons.append(f"about {gate.more_documents:,} more documents like these would decide it")
@@ -221,7 +224,8 @@ def _measures(run: Manifest) -> Section:
         columns = ("measure", "value", "bounds", "limit", "shown of the limit")
         rows = tuple(_measure_row(measure) for measure in run.gate.measures)
         blocks.append(Table("Measures", columns, rows, ("limit", "shown of the limit")))
-        about = f"Bounds are one-sided, each at {_level(run.gate)}; answers changed and margin are over the suite."
+        about = f"Bounds are one-sided, each at {level(run.gate.confidence)}; "
+        about += "answers changed and margin are over the suite."
         blocks.append(Note(about, muted=True))
     if distance := run.verification.distance:
         against = "the F16 GGUF" if run.tensors else "the source"
@@ -353,7 +357,7 @@ def _policy(gate: GateRecord) -> str:
         "the bounds alone" if gate.policy.decide == "certified" else "the bounds, and the point estimate between them"
     )
     floor = f", no task below {percent(gate.policy.floor)}" if gate.policy.floor else ""
-    return f"{rules}, at {_level(gate)}{floor}"
+    return f"{rules}, at {level(gate.confidence)}{floor}"
 
 
 def _records(run: Manifest) -> Iterable[Section]:
@@ -390,10 +394,6 @@ def _colour(gate: GateRecord) -> str:
 
 def _marked(gate: GateRecord) -> Mark:
     return Mark(verdict_name(gate), _colour(gate))
-
-
-def _level(gate: GateRecord) -> str:
-    return f"{100 * gate.confidence:.4g}%"
 
 
 def _kept(retention: float | None) -> str:

@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: per-document scores, and the results they belong to."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from pydantic import Field
 
@@ -42,8 +43,9 @@ class Block(Result):
     data: str
     """Where the documents came from."""
 
-    def scores(self) -> tuple[Document, ...]:
-        """The per-document scores, in the order of the task's split."""
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        """In the order of the task's split; read once, though every look at an evaluation asks for them."""
         with (self.folder / "documents.jsonl").open(encoding="utf-8") as file:
             return tuple(Document.model_validate_json(line) for line in file)
 
@@ -64,7 +66,7 @@ class TaskResult(Frozen):
 
     def scores(self) -> tuple[Document, ...]:
         """The per-document scores, in the order of the task's split."""
-        return tuple(sorted((d for block in self.blocks for d in block.scores()), key=lambda d: d.id))
+        return tuple(sorted((d for block in self.blocks for d in block.documents), key=lambda d: d.id))
 
 
 class Evaluation(Frozen):

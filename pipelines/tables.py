@@ -30,6 +30,7 @@ from pipelines.package import (
 from pipelines.plan import Module, Plan
 from pipelines.power import Sight
 from pipelines.recipe import Recipe
+from pipelines.svg import size
 from pipelines.verify import Verification
 
 if TYPE_CHECKING:
@@ -44,15 +45,6 @@ def console() -> Console:
     """Standard output; wide enough for our tables when it is not a terminal."""
     plain = Console(highlight=False, soft_wrap=False)
     return plain if plain.is_terminal else Console(highlight=False, width=140)
-
-
-def size(count: float) -> str:
-    """Bytes for people: `163.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def show_plan(plan: Plan, seen: Sight | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import QuantgateError
-from pipelines.harness import Ends, HubLM, Question, Score
+from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.prefixes import Row, Tokens, lay_out, shared
 from pipelines.runtime import load_for_inference
 
@@ -66,20 +66,17 @@ class TransformersLM(HubLM):
 
     def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
         import torch
-        from tqdm import tqdm
 
         settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": self.eot_token_id}
         settings |= {"stop_strings": list(ends.stop), "tokenizer": self.tokenizer} if ends.stop else {}
         settings |= {"do_sample": ends.temperature is not None, "temperature": ends.temperature, "top_p": None}
-        with tqdm(total=len(prompts), desc=self.name, unit="prompt", disable=quiet) as bar, torch.inference_mode():
-            for first in range(0, len(prompts), WRITE_BATCH):
-                batch = prompts[first : first + WRITE_BATCH]
+        with torch.inference_mode():
+            for batch in batches(prompts, self.name, quiet, WRITE_BATCH):
                 longest = max(map(len, batch))
                 ids = torch.tensor([[self.eot_token_id] * (longest - len(prompt)) + prompt for prompt in batch])
                 mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
                 output = self._model.generate(ids.to(self._where), attention_mask=mask.to(self._where), **settings)
                 yield from self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-                bar.update(len(batch))
 
     def _score(self, sequences: list[Tokens], first: list[int], quiet: bool) -> list[list[Score]]:
         """Of each of the sorted `sequences`, the scores from its `first` token on."""
@@ -91,21 +88,13 @@ class TransformersLM(HubLM):
         rows.sort(key=lambda row: -len(row.tokens))
         scores: list[list[Score]] = [[(0.0, False)] * len(sequence) for sequence in sequences]
         with torch.inference_mode():
-            past = self._past(sequences[0][:common]) if common else None
+            past = _past(self._model, sequences[0][:common]) if common else None
             for batch, answers in self._forwards(rows, past, quiet):
                 asks = [ask for row in batch for ask in row.asks]
                 wanted = [sequences[ask.sequence][ask.position] for ask in asks]
                 for ask, score in zip(asks, _scores(answers, wanted), strict=True):
                     scores[ask.sequence][ask.position] = score
         return scores
-
-    def _past(self, tokens: Tokens) -> "list[tuple[torch.Tensor, torch.Tensor]]":
-        """Keys and values, layer by layer, of what all rows begin with; computed once."""
-        import torch
-
-        ids = torch.tensor([tokens], device=self._where)
-        cache = self._model(ids, use_cache=True, logits_to_keep=1).past_key_values
-        return [(layer.keys, layer.values) for layer in cache.layers]
 
     def _forwards(
         self, rows: list[Row], past: "list[tuple[torch.Tensor, torch.Tensor]] | None", quiet: bool
@@ -135,6 +124,15 @@ class TransformersLM(HubLM):
                 yield left[:count], logits
                 bar.update(count)
                 left = left[count:]
+
+
+def _past(model: Any, tokens: Sequence[int]) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+    """Keys and values, layer by layer, of what all rows begin with; computed once."""
+    import torch
+
+    ids = torch.tensor([tokens], device=model.device)
+    cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _fitting(rows: Sequence[Row], tokens: int, asks: int) -> int:
@@ -258,10 +256,7 @@ def shares_prefixes(model: Any, tokens: list[int]) -> bool:
         with torch.inference_mode():
             plain = forward(model, lay_out(pair, [half, half]))
             branched = forward(model, lay_out(pair, [half, half], 0, LONGEST))
-            start = torch.tensor([tokens[: half - 2]], device=model.device)
-            layers = model(start, use_cache=True).past_key_values.layers
-            past = [(layer.keys, layer.values) for layer in layers]
-            after = forward(model, lay_out(pair, [half, half], half - 2, LONGEST), past)
+            after = forward(model, lay_out(pair, [half, half], half - 2, LONGEST), _past(model, tokens[: half - 2]))
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
         return False  # it takes no such mask, or keeps no keys and values
     wanted = [token for sequence in pair for token in sequence[half:]]

@@ -3,6 +3,7 @@
 Numbers are compared file against file, a block of rows at a time; only the last check loads the models.
 """
 
+import gc
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -274,6 +275,7 @@ def _speak(artifact: Artifact, device: str, scratch: Path) -> dict[str, Any]:
     text = chunks(ids, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
     write_logprobs(model, text, file)
     del model
+    gc.collect()  # a model is full of cycles, and two are not to be in memory
     model = load_for_inference(artifact.checkpoint, device)
     distance = measure_distance(model, text, file)
     file.unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.harness import Ends, HubLM, Question, Score, batches
+from pipelines.prefixes import shared
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.runtime import load_for_inference, score_tokens
 from pipelines.schema import Frozen
@@ -175,14 +176,8 @@ def compare(folder: Path, python: Path, device: str) -> Comparison:
         standard_error=statistics.stdev(differences) / math.sqrt(len(differences)),
         continuation_vllm=tokenizer.decode(their_tokens, skip_special_tokens=True),
         continuation_transformers=tokenizer.decode(our_tokens, skip_special_tokens=True),
-        same_tokens=_shared(our_tokens, their_tokens),
+        same_tokens=shared(our_tokens, their_tokens),
     )
-
-
-def _shared(first: list[int], second: list[int]) -> int:
-    """How many leading tokens are the same."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _rounds_activations(folder: Path) -> bool:
