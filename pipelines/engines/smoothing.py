@@ -19,8 +19,8 @@ from pipelines.engines.statistics import InputStatistics, bfloat16_products
 
 GRID = 20
 """Strengths that AWQ tries."""
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Of the largest magnitude of a group, that AWQ's clipping tries."""
+SHRINKS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Of the largest magnitude of a group, that AWQ's clipping tries besides the whole."""
 
 
 @dataclass(frozen=True)
@@ -129,22 +129,35 @@ def _relative_magnitude(weights: list[torch.Tensor], group_size: int | None) -> 
 def clipped_scales(
     weight: torch.Tensor, scales_at: Callable[[float], rounding.Scales], statistics: InputStatistics
 ) -> rounding.Scales:
-    """Among scales for shrunken ranges, for each group those that lose least, by the energy of each input column."""
-    energy = statistics.hessian.diagonal()
-    best: rounding.Scales | None = None
-    least = torch.empty(0)
+    """Among scales for shrunken ranges, for each group those whose part of the modules' outputs loses the least energy.
+
+    That is e H e^T for the error e of a row's group and the second moment H of the inputs it meets. Clipping moves a
+    group's large weights the same way, so that what inputs have in common, which the diagonal of H leaves out, counts.
+    """
+    best = scales_at(1.0)
+    moments = _diagonal_blocks(statistics.hessian, weight.shape[1] // best.scale.shape[1])
+    least = _lost_by_group(weight, best, moments)
     for shrink in SHRINKS:
         scales = scales_at(shrink)
-        error = (rounding.dequantize(rounding.quantize(weight, scales), scales) - weight).square_().mul_(energy)
-        loss = error.view(*scales.scale.shape, -1).sum(dim=-1)
-        if best is None:
-            best, least = scales, loss
-            continue
+        loss = _lost_by_group(weight, scales, moments)
         better = loss < least
         least = torch.where(better, loss, least)
         zero = None if best.zero is None or scales.zero is None else torch.where(better, scales.zero, best.zero)
         best = rounding.Scales(
             best.numbers, best.group_size, torch.where(better, scales.scale, best.scale), zero, best.tensor
         )
-    assert best is not None
     return best
+
+
+def _lost_by_group(weight: torch.Tensor, scales: rounding.Scales, moments: torch.Tensor) -> torch.Tensor:
+    """e H e^T (rows, groups), to three digits."""
+    error = rounding.dequantize(rounding.quantize(weight, scales), scales) - weight
+    by_group = error.view(len(weight), *moments.shape[:2]).transpose(0, 1)  # (groups, rows, columns of a group)
+    with bfloat16_products():
+        return ((by_group @ moments) * by_group).sum(dim=-1).T
+
+
+def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """(columns, columns) → (columns / size, size, size)."""
+    blocks = len(matrix) // size
+    return matrix.view(blocks, size, blocks, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
