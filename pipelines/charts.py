@@ -156,12 +156,13 @@ def _series(
             yield dot(left, top, 3, f"fill-series{number % SERIES}", f"{plain(x)}: {say(y)}")
 
 
-def _reference(plot: _Plot, name: str, value: float) -> list[str]:
+def _reference(plot: _Plot, name: str, value: float, at_left: bool = False) -> list[str]:
     right, y = plot.left + plot.width, plot.y(value)
     above = y - 6 if y > plot.top + 18 else y + 15
+    x, anchor = (plot.left + 4, "start") if at_left else (right - 4, "end")
     return [
         line(plot.left, y, right, y, "ink thin dashed"),
-        text(right - 4, above, name, "small halo fill-ink", "end"),
+        text(x, above, name, "small halo fill-ink", anchor),
     ]
 
 
@@ -417,12 +418,18 @@ def frontier(title: str, x_label: str, points: Sequence[Point], *, target: float
     domain = _domain([point.kept for point in shown], [target])
     plot = _Plot(ticks(min(sizes) - reach, max(sizes) + reach, 6), ticks(*domain, 6), top=36, tall=320)
     body = [*_marks_key({point.verdict for point in shown}), *_axes(plot, x_label, "retention", plain, percent)]
-    body += [*_reference(plot, f"target {percent(target)}", target), *_joined(plot, shown)]
+    name, line_at, right = f"target {percent(target)}", plot.y(target), plot.left + plot.width
+    near = [plot.x(point.size) for point in shown if abs(plot.y(point.kept.value or 0.0) - line_at) < 30]
+    at_left = bool(near) and max(near) > right - 2 * width_of(name) and min(near) > plot.left + 2 * width_of(name)
+    body += [*_reference(plot, name, target, at_left), *_joined(plot, shown)]
     body += [part for point in shown for part in _error_bar(plot, point)]
     body += [part for point in shown for part in _marked(plot, point)]
     told = (f"{_named(point)}: {plain(point.size)}, {point.kept}, {MARKS[point.verdict][1]}." for point in points)
     about = f"Retention by {x_label}, target {percent(target)}. {' '.join(told)}"
-    return svg(title, about, WIDE, plot.height, [*body, *_labels(plot, shown)], standalone)
+    start = plot.left if at_left else right - width_of(name) - 8
+    named = (start, line_at - 20, start + width_of(name) + 8, line_at)
+    labels = _labels(plot, shown, [named, (plot.left, line_at - 2, right, line_at + 2)])
+    return svg(title, about, WIDE, plot.height, [*body, *labels], standalone)
 
 
 def _named(point: Point) -> str:
@@ -481,16 +488,18 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
-def _labels(plot: _Plot, points: Sequence[Point]) -> Iterable[str]:
-    """Names beside their points, each where it covers least of points, error bars and earlier names."""
+def _labels(plot: _Plot, points: Sequence[Point], taken: Iterable[Box]) -> Iterable[str]:
+    """Names beside their points, each where it covers least of what is `taken`, of points, error bars and earlier
+    names."""
     places = [(plot.x(point.size), plot.y(point.kept.value or 0.0)) for point in points]
-    taken: list[Box] = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
+    taken = [*taken, *((x - 8, y - 8, x + 8, y + 8) for x, y in places)]
     bars = [(x - 3, *_ends(plot, point.kept)) for (x, _), point in zip(places, points, strict=True)]
     taken += [(left, top, left + 6, bottom) for left, top, bottom in bars]
     order = sorted(range(len(points)), key=lambda number: not points[number].recommended)
     for number in order:
         (x, y), said = places[number], short(_named(points[number]), 40)
-        box = min(_candidates(x, y, width_of(said)), key=lambda box: _badness(box, taken, plot, x, y))
+        width = width_of(said, 13.5 if points[number].recommended else 12)
+        box = min(_candidates(x, y, width), key=lambda box: _badness(box, taken, plot, x, y))
         taken.append(box)
         left, top, right, bottom = box
         if abs((top + bottom) / 2 - y) > 24:
