@@ -57,9 +57,7 @@ class Pairs(NamedTuple):
 
 
 def read(path: Path) -> list[Pairs]:
-    """The lines of a file; none while there is no file."""
-    if not path.is_file():
-        return []
+    """The lines of a file."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [Pairs(**json.loads(line)) for line in file]
 
