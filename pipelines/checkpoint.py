@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +12,7 @@ import yaml
 from pydantic import Field
 
 from pipelines.errors import BadInput, Problem, bad_input, refuse
-from pipelines.schema import Frozen
+from pipelines.schema import Frozen, check_plain
 from pipelines.store import digest, file_digest
 
 BYTES = {
@@ -36,6 +37,13 @@ COMPANIONS = (
     "additional_chat_templates/*",
 )
 """The files that travel with the weights unchanged: tokenizer, chat template, generation config, licence."""
+RESERVED = ("quantgate.json", "provenance.json")
+"""Names of what is published beside an artifact: a source's own file of such a name does not travel."""
+ADAPTER = "adapter_config.json"
+OTHER_WEIGHTS = ("transformers_weights", "speculators_config")
+"""Keys of a config by which transformers, or vLLM, loads other weights than those that lie there for it."""
+MAX_CARD = 128 << 10
+"""Bytes at the beginning of a card that are read for its front matter."""
 
 
 class TensorInfo(Frozen):
@@ -109,12 +117,15 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
     """Read and check the headers of the checkpoint in `folder`.
 
     Raises:
-        BadInput: with every problem: no config, no weights, pickles only, a missing shard, a truncated or corrupt file.
+        BadInput: with every problem: no config, no weights, pickles only, a missing shard, a truncated or corrupt file,
+            a link that leads out of the folder, or what would make a runtime load something else.
     """
     if not folder.is_dir():
         raise bad_input(folder, "is not a folder", "MODEL is a checkpoint folder or a hub id like org/name[@revision]")
+    refuse(_foreign(folder))
     problems: list[Problem] = []
     config = _read_json(folder / "config.json", problems)
+    problems += _misleading(folder, config)
     files, promised = _weight_files(folder, problems)
     tensors: list[TensorInfo] = []
     for file in files:
@@ -130,17 +141,94 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
     if not problems and (absent := sorted(promised - set(names))):
         what = f"names {len(absent)} tensors that its files do not hold, like {absent[0]}"
         problems.append(Problem(str(folder / INDEX), what, "copy it again"))
+    if not problems and files != [SINGLE] and (folder / SINGLE).is_file():
+        what = f"lies beside an index of other files: transformers loads this one alone, vLLM what {INDEX} names"
+        problems.append(Problem(str(folder / SINGLE), what, "remove one of the two"))
     refuse(problems)
     companions, left_behind = _other_files(folder, files)
     return Checkpoint(
         folder=folder.absolute(),
-        label=label or folder.absolute().name,
+        label=label or _label(folder),
         licence=_licence(folder),
         config=config,
         tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
         companions=companions,
         left_behind=left_behind,
     )
+
+
+def _label(folder: Path) -> str:
+    """The folder's name; it becomes a part of paths, which `..` must not."""
+    name = folder.absolute().name
+    return name if name not in ("", "..") else folder.resolve().name or "model"
+
+
+def _foreign(folder: Path) -> Iterator[Problem]:
+    """What is not the checkpoint's own, before anything of it is read: what lies beside the weights may be published,
+    and a link could take along any file of this machine.
+
+    The hub's cache consists of links, from `snapshots/COMMIT/` to `blobs/` in the folder of the same repository.
+    """
+    home = folder.resolve()
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        home = home.parents[1]
+    if not _label(folder).isprintable():
+        yield Problem(repr(str(folder)), "has control characters in its name", "rename it")
+    for path in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith("."):  # neither read nor copied
+            continue
+        if not name.isprintable():  # it would be lines of its own in a card and in a list of checksums
+            yield Problem(str(folder), f"holds a file with control characters in its name: {name!r}", "rename it")
+        elif (target := _target(path)) is None:
+            yield Problem(str(path), "is a link that leads nowhere", "copy the file itself here")
+        elif not target.is_relative_to(home):
+            yield Problem(str(path), f"leads out of the checkpoint, to {target}", "copy the file itself here")
+        elif not (target.is_file() or target.is_dir()):
+            yield Problem(str(path), "is neither a file nor a folder", "remove it")
+
+
+def _target(path: Path) -> Path | None:
+    """What `path` is, without links; None if they lead to nothing, or in circles."""
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):  # of a circle, Python 3.13 raises another than those before
+        return None
+
+
+def _misleading(folder: Path, config: dict[str, Any]) -> Iterator[Problem]:
+    """What would make a runtime load something else than the weights that are read here."""
+    where = str(folder / "config.json")
+    for key, value in _entries(config):
+        if key in OTHER_WEIGHTS:
+            yield Problem(where, f"its '{key}' sends runtimes to other weights than those here", "remove the key")
+        if key.endswith("attn_implementation") and "/" in str(value):
+            what = f"its '{key}' asks for code from the hub ({value}), which quantgate does not run"
+            yield Problem(where, what, "remove the key")
+    if "auto_map" in config and not _is_known(config.get("model_type")):
+        what = f"its model type {config.get('model_type')} needs code of its own, which quantgate does not run"
+        yield Problem(where, what, "give a model of a type that transformers knows")
+    if (folder / ADAPTER).is_file():
+        what = "is of an adapter, which transformers would put on the weights unasked"
+        yield Problem(str(folder / ADAPTER), what, "merge it into the weights, or remove this file")
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON value with what it holds, at any depth."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            yield from inner.items()
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+
+
+def _is_known(model_type: object) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # takes a second: for few configs
+
+    return model_type in CONFIG_MAPPING_NAMES
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -216,34 +304,37 @@ def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], in
 
 def _weight_files(folder: Path, problems: list[Problem]) -> tuple[list[str], set[str]]:
     """The files that hold the model, and the tensors that an index promises."""
-    index = folder / INDEX
-    if index.is_file():
-        before = len(problems)
-        weight_map = _read_json(index, problems).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            weight_map = {}
-        if not weight_map and len(problems) == before:
-            problems.append(Problem(str(index), "has no weight_map from tensors to files", "copy it again"))
-        files = sorted(set(weight_map.values()))
-        for file in files:
-            if Path(file).name != file:
-                problems.append(Problem(str(index), f"names a file outside its folder: {file}"))
-            elif not (folder / file).is_file():
-                problems.append(Problem(str(folder / file), "missing shard, named by the index", "copy it again"))
-        return [file for file in files if Path(file).name == file and (folder / file).is_file()], set(weight_map)
+    if (folder / INDEX).is_file():
+        return _indexed_files(folder, problems)
     if (folder / SINGLE).is_file():  # an adapter or another form of the weights beside it is no part of it
         return [SINGLE], set()
     files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
-        what = (
-            f"has pickle weights only ({', '.join(sorted(pickles)[:3])})" if pickles else "has no safetensors weights"
-        )
-        remedy = (
-            "pickle can run code: convert to safetensors where you trust it" if pickles else "is this a checkpoint?"
-        )
-        problems.append(Problem(str(folder), what, remedy))
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles and not files:
+        what = f"has pickle weights only ({', '.join(pickles[:3])})"
+        problems.append(Problem(str(folder), what, "pickle can run code: convert to safetensors where you trust it"))
+    elif not files:
+        problems.append(Problem(str(folder), "has no safetensors weights", "is this a checkpoint?"))
+    elif any(name.startswith("pytorch_model") for name in pickles):
+        what = f"has no {SINGLE}, so that loaders would take its pickles, which can run code, and not {files[0]}"
+        problems.append(Problem(str(folder), what, f"rename that to {SINGLE}, or remove the pickles"))
     return files, set()
+
+
+def _indexed_files(folder: Path, problems: list[Problem]) -> tuple[list[str], set[str]]:
+    index, before = folder / INDEX, len(problems)
+    weight_map = _read_json(index, problems).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        weight_map = {}
+    if not weight_map and len(problems) == before:
+        problems.append(Problem(str(index), "has no weight_map from tensors to files", "copy it again"))
+    files = sorted(set(weight_map.values()))
+    for file in files:
+        if Path(file).name != file:
+            problems.append(Problem(str(index), f"names a file outside its folder: {file}"))
+        elif not (folder / file).is_file():
+            problems.append(Problem(str(folder / file), "missing shard, named by the index", "copy it again"))
+    return [file for file in files if Path(file).name == file and (folder / file).is_file()], set(weight_map)
 
 
 def _other_files(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -251,6 +342,7 @@ def _other_files(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], tup
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     wanted = {path.relative_to(folder).as_posix() for pattern in COMPANIONS for path in folder.glob(pattern)}
     visible = {name for name in present if not name.startswith(".") and not name.endswith(".index.json")}
+    wanted -= {*RESERVED}
     return tuple(sorted(wanted & visible - known)), tuple(sorted(visible - wanted - known))
 
 
@@ -259,13 +351,16 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    front = re.match(r"---\s*\n(.*?\n)---\s*(\n|$)", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    with card.open(encoding="utf-8", errors="replace") as file:
+        front = re.match(r"---\s*\n(.*?\n)---\s*(\n|$)", file.read(MAX_CARD), re.DOTALL)
     try:
+        check_plain(front[1] if front else "")
         data = yaml.safe_load(front[1]) if front else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError):
         return None
     declared = data.get("license") if isinstance(data, dict) else None
-    return ", ".join(map(str, declared if isinstance(declared, list) else [declared])) if declared else None
+    named = [name for name in (declared if isinstance(declared, list) else [declared]) if isinstance(name, str)]
+    return ", ".join(named) or None
 
 
 def _read_json(path: Path, problems: list[Problem]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import llama_build
 from pipelines.calibrate import CalibrationTokens, held_out, load_tokenizer
-from pipelines.checkpoint import Checkpoint
+from pipelines.checkpoint import INDEX, Checkpoint
 from pipelines.errors import QuantgateError
 from pipelines.llama_cpp import LlamaProcess, measure_distance, write_logits
 from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
@@ -158,11 +159,32 @@ def _run_converter(checkpoint: Checkpoint, file: Path) -> None:
     metadata, log = file.with_name("metadata.json"), file.with_name("convert.log")
     metadata.write_text(json.dumps(_metadata(checkpoint)), encoding="utf-8")
     script = llama_build.source() / "convert_hf_to_gguf.py"
-    command = [sys.executable, str(script), str(checkpoint.folder), "--outfile", str(file), "--outtype", "f16"]
-    try:
-        run_logged([*command, "--metadata", str(metadata)], log)
-    except QuantgateError as error:
-        raise QuantgateError(f"llama.cpp's converter does not take {checkpoint.label}: {error}") from None
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        source = without_code(checkpoint, Path(scratch))
+        command = [sys.executable, str(script), str(source), "--outfile", str(file), "--outtype", "f16"]
+        try:
+            run_logged([*command, "--metadata", str(metadata)], log, variables={"HF_HUB_OFFLINE": "1"})
+        except QuantgateError as error:
+            raise QuantgateError(f"llama.cpp's converter does not take {checkpoint.label}: {error}") from None
+
+
+def without_code(checkpoint: Checkpoint, scratch: Path) -> Path:
+    """A folder in `scratch` that holds `checkpoint`, but neither code nor what points to any.
+
+    llama.cpp's converter lets the tokenizers of some architectures, which a config may choose freely, run code.
+    """
+    folder = scratch / checkpoint.folder.name  # by which the converter names what nobody named
+    folder.mkdir()
+    names = {*checkpoint.weight_files, *checkpoint.companions, "config.json", INDEX, "README.md"}
+    for name in (name for name in names if (checkpoint.folder / name).is_file()):
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.endswith("config.json"):
+            said = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
+            said.pop("auto_map", None)
+            (folder / name).write_text(json.dumps(said), encoding="utf-8")
+        else:
+            (folder / name).symlink_to(checkpoint.folder / name)
+    return folder
 
 
 def _compare_tokens(checkpoint: Checkpoint, llama: LlamaProcess) -> list[list[int]]:
@@ -183,7 +205,9 @@ def _source_scores(checkpoint: Checkpoint, texts: Sequence[list[int]]) -> list[f
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto", trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.folder, dtype="auto", trust_remote_code=False, use_safetensors=True
+    ).eval()
     scores: list[float] = []
     with torch.inference_mode(), _in_float32(model):
         for text in texts:

@@ -38,7 +38,11 @@ def find(kind: Kind, name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-        if not path.is_file():
+        try:
+            found = path.is_file()
+        except OSError:  # a name that no file system takes
+            found = False
+        if not found:
             raise bad_input(name, f"there is no such {kind} file")
         return path
     path = folder(kind) / f"{name}.yaml"

@@ -7,7 +7,8 @@ from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import bad_input
 
 DEFAULT = "SmolLM2-135M-Instruct"
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+HUB_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+"""Without `..`, for the name and the revision become parts of paths."""
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 
 
@@ -22,9 +23,13 @@ def load_model(model: str | Path | None = None) -> Checkpoint:
 
         return default_model()
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError:  # a name that no file system takes
+        found = False
+    if found:
         return read_checkpoint(folder)
-    if HUB_ID.match(str(model)) and not str(model).startswith((".", "/")):
+    if HUB_ID.fullmatch(str(model)):
         return _from_hub(str(model))
     raise bad_input(model, "is neither a folder nor a hub id", "give a checkpoint folder, or org/name[@revision]")
 

@@ -44,7 +44,7 @@ def _load(folder: Path, quantized: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that we pass `dequantize`, which we do
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=False, output_loading_info=True, **extra
+            folder, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True, **extra
         )
     unread = [name for name in loaded["unexpected_keys"] if name.endswith(("weight_scale", "weight_packed"))]
     if quantized and unread:

@@ -1,6 +1,7 @@
 """Strict YAML into frozen pydantic models: every problem at once, each with file, line, column and remedy.
 
-Nothing a file can say runs code or multiplies itself: no tags, no anchors, no aliases, no duplicate keys.
+Nothing a file can say runs code or multiplies itself: no tags, no anchors, no aliases, no duplicate keys, no depth that
+a parser would spend its time in.
 """
 
 import difflib
@@ -21,6 +22,8 @@ from pipelines.errors import BadInput, Problem, bad_input, refuse
 
 KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20
+MAX_DEPTH = 64
+"""Of nesting: far more than a hand-written file has. PyYAML takes a millisecond for a bracket within a thousand."""
 
 
 class Frozen(BaseModel):
@@ -37,6 +40,36 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+OPENING = (
+    yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken, yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken
+)  # fmt: skip
+CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+
+
+class NotPlain(yaml.YAMLError):
+    """YAML that could run code, multiply itself or nest without end."""
+
+    def __init__(self, mark: yaml.Mark, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.mark, self.what, self.remedy = mark, what, remedy
+
+
+def check_plain(text: str) -> None:
+    """Read the tokens of `text` up to the first that a plain file does not have, before anything is made of them.
+
+    Raises:
+        NotPlain: there is one.
+        yaml.YAMLError: it is no YAML.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
+            raise NotPlain(token.start_mark, "anchors, aliases and tags are not allowed", "write the value out")
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > MAX_DEPTH:
+            raise NotPlain(token.start_mark, "is nested too deeply")
 
 
 @dataclass(frozen=True)
@@ -65,7 +98,11 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Document:
 def fit(document: Document, model: type[M]) -> M:
     """`document` as a `model`."""
     try:  # as JSON, whose strict mode knows that a list may become a tuple, but a string no number
-        return model.model_validate_json(json.dumps(document.data, default=str), strict=True)
+        text = json.dumps(document.data, default=str)
+    except ValueError:  # Python writes no integer of more digits than it would read
+        raise bad_input(document.path, "holds a number of thousands of digits") from None
+    try:
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         details = error.errors()
         raise BadInput(_explain(document, model, d) for d in details if not _follows(d, details)) from None
@@ -85,18 +122,13 @@ def _read(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise bad_input(path, f"cannot be read: {error}") from None
     try:
-        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
-        for token in tokens:
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
-                raise bad_input(
-                    _place(path, token.start_mark), "anchors, aliases and tags are not allowed", "write the value out"
-                )
+        check_plain(text)
         node = yaml.compose(text, Loader=_Loader)
+    except NotPlain as error:
+        raise bad_input(_place(path, error.mark), error.what, error.remedy) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise bad_input(f"{path}:{line}", f"is not valid YAML: character #x{error.character:04x}") from None
-    except RecursionError:
-        raise bad_input(path, "is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         where = _place(path, error.problem_mark) if error.problem_mark else str(path)
         raise bad_input(where, f"is not valid YAML: {error.problem}") from None
@@ -152,16 +184,21 @@ def _override(document: Document, overrides: Iterable[str]) -> Document:
     for text in overrides:
         key, separator, value = text.partition("=")
         path: KeyPath = tuple(key.split("."))
-        if not separator or not all(path):
+        if not separator or not all(path) or len(path) > MAX_DEPTH:
             raise bad_input(f"--set {text}", "is not of the form key=value", "for example --set calibrate.samples=64")
-        try:
-            parsed = yaml.load(value, Loader=_Loader)
-        except (yaml.YAMLError, ValueError):
-            parsed = value
-        data = _replaced(data, path, parsed)
+        data = _replaced(data, path, _value(value))
         places = {place: where for place, where in places.items() if place[: len(path)] != path}
         places[path] = f"--set {key}"
     return Document(document.path, data, places)
+
+
+def _value(text: str) -> Any:
+    """What `text` is as YAML; if it is none, or none that a file might hold, the text itself."""
+    try:
+        check_plain(text)
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
