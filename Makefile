@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize test test-slow test-vllm test-llama test-engines test-browser check format docs simulate locks bench clean
+.PHONY: help setup quantize release test test-slow test-vllm test-llama test-engines test-browser check format docs simulate locks bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -24,10 +24,17 @@ quantize: $(READY) ## take MODEL through RECIPE (or several) and publish into TO
 	@$(BIN)/quantgate run $(or $(RECIPE),$(error say which: make quantize RECIPE=fp8)) \
 	  $(if $(MODEL),--model '$(MODEL)') $(if $(TO),--to '$(TO)') $(foreach pair,$(SET),--set '$(pair)')
 
-check: $(READY) ## lint, format check and types
+# CI jobs pass these in the environment, where make leaves them as they are; the shell gets them quoted.
+release: $(READY) ## take all models through all recipes of FILE, report into OUT (DRY=1, NO_PUBLISH=1, TO=target)
+	@$(if $(value FILE),,$(error say which: make release FILE=release.yaml))$(BIN)/quantgate release "$$FILE" \
+	  $(if $(value OUT),--out "$$OUT") $(if $(value TO),--to "$$TO") $(if $(value DRY),--dry-run) $(if $(value NO_PUBLISH),--no-publish) \
+	  $(if $(value SIGNING_KEY),--signing-key "$$SIGNING_KEY") $(if $(value SIGN_KEYLESS),--sign-keyless)
+
+check: $(READY) ## lint, format check and types; the workflows, too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yml examples/ci/github/*.yml
 
 test: check ## check, then the default tests (minutes)
 	$(BIN)/pytest

@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipelines import library
+from pipelines.card import listed, loader, vllm_line
 from pipelines.gguf_types import DEFAULTS
-from pipelines.package import Manifest, listed, loader, vllm_line
 from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
+from pipelines.record import Manifest
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.tables import FAMILIES, by_family
 

@@ -16,8 +16,10 @@ import click
 from pipelines.errors import QuantgateError
 
 if TYPE_CHECKING:
+    from pipelines.bundle import Checked
     from pipelines.evaluate import Runtime
     from pipelines.flow import Run
+    from pipelines.proof import Signer, Trust
     from pipelines.quantize import Artifact
     from pipelines.schemes import SchemeName
     from pipelines.scores import Evaluation
@@ -32,8 +34,14 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except QuantgateError as error:
-            click.echo(f"error: {error}", err=True)
+            _complain(str(error))
             ctx.exit(error.exit_code)
+
+
+def _complain(text: str) -> None:
+    from pipelines.secrets import redact
+
+    click.echo(redact(f"error: {text}"), err=True)
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -66,6 +74,63 @@ python_option = _option(
     type=click.Path(path_type=Path),
     help="The Python of an environment that has vLLM. Default: the environment `quantgate env make vllm` makes.",
 )
+
+
+to_option = _option(
+    "--to",
+    metavar="TARGET",
+    multiple=True,
+    help="Where to publish; may be given again. Default: artifacts/<model>/<recipe>.",
+)
+
+
+def _pem_option(name: str, text: str, **settings: Any) -> Callable[[Any], Any]:
+    return _option(name, metavar="PEM", type=click.Path(path_type=Path), help=text, **settings)
+
+
+signing_key_option = _pem_option("--signing-key", "Sign what is published with this private key.")
+signing_certificate_option = _pem_option("--signing-certificate", "The certificate of that key.")
+signing_chain_option = _pem_option(
+    "--signing-chain", "A certificate between that and the root; may be given again.", multiple=True
+)
+keyless_option = _option("--sign-keyless", is_flag=True, help="Sign with the identity of this CI job, by sigstore.")
+trust_key_option = _pem_option("--trust-key", "Ask for a signature by the owner of this public key.")
+trust_root_option = _pem_option(
+    "--trust-root", "Ask for a signature by a certificate below this one; may be given again.", multiple=True
+)
+trust_identity_option = _option("--trust-identity", metavar="WHO", help="Ask for a keyless signature by this identity.")
+trust_issuer_option = _option("--trust-issuer", metavar="URL", help="Who vouches for that identity.")
+
+
+def _signer(key: Path | None, certificate: Path | None, chain: tuple[Path, ...], keyless: bool) -> "Signer | None":
+    from pipelines.proof import Signer
+
+    if not (key or certificate or chain or keyless):
+        return None
+    signer: Signer = _fitting(Signer, "signing", key=key, certificate=certificate, chain=chain, keyless=keyless)
+    return signer
+
+
+def _trust(key: Path | None, roots: tuple[Path, ...], identity: str | None, issuer: str | None) -> "Trust | None":
+    from pipelines.proof import Trust
+
+    if not (key or roots or identity or issuer):
+        return None
+    trust: Trust = _fitting(Trust, "trust", key=key, roots=roots, identity=identity, issuer=issuer)
+    return trust
+
+
+def _fitting(kind: Any, what: str, **values: Any) -> Any:
+    """A `kind` of options that must fit together."""
+    from pydantic import ValidationError
+
+    from pipelines.errors import bad_input
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise bad_input(f"options for {what}", message) from None
 
 
 def _overrides(overrides: tuple[str, ...], experimental_cpu: bool) -> tuple[str, ...]:
@@ -189,11 +254,11 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimenta
 @main.command()
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @model_option
-@_option(
-    "--to",
-    metavar="FOLDER",
-    help="Where to publish; of several recipes, the folder above. Default: artifacts/<model>/<recipe>.",
-)
+@to_option
+@signing_key_option
+@signing_certificate_option
+@signing_chain_option
+@keyless_option
 @set_option
 @cpu_option
 @device_option
@@ -204,7 +269,11 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimenta
 def run(
     recipes: tuple[str, ...],
     model: str | None,
-    to: str | None,
+    to: tuple[str, ...],
+    signing_key: Path | None,
+    signing_certificate: Path | None,
+    signing_chain: tuple[Path, ...],
+    sign_keyless: bool,
     overrides: tuple[str, ...],
     experimental_cpu: bool,
     device: str | None,
@@ -213,16 +282,22 @@ def run(
     full: bool,
     as_json: bool,
 ) -> None:
-    """Take a model through RECIPE: quantize, evaluate, judge, and publish if it passed. Compare several."""
+    """Take a model through RECIPE: quantize, evaluate, judge, and publish if it passed. Compare several.
+
+    TARGET is a folder, hf://org/name[@branch], s3://bucket/prefix (or another file system), or oci://host/name:tag;
+    {model} and {recipe} in it stand for their names. Of several recipes, a folder without {recipe} is the one above.
+    """
     from pipelines import flow
     from pipelines.recipe import load_recipe
 
     python = _vllm_python(runtime, python)
+    signer = _signer(signing_key, signing_certificate, signing_chain, sign_keyless)
     overrides = _overrides(overrides, experimental_cpu)
     if len(recipes) == 1:
-        done = flow.run(load_recipe(recipes[0], overrides), model, to, device, runtime, python, full)
+        done = flow.run(load_recipe(recipes[0], overrides), model, to or None, device, runtime, python, full, signer)
         return _finish(done, as_json)
-    _finish_all(flow.run_all(recipes, model, to, device, runtime, python, overrides, full), as_json)
+    outcomes = flow.run_all(recipes, model, to or None, device, runtime, python, overrides, full, signer)
+    _finish_all(outcomes, as_json)
 
 
 def _finish(done: "Run", as_json: bool) -> None:
@@ -233,12 +308,14 @@ def _finish(done: "Run", as_json: bool) -> None:
         _print_json(done.manifest.model_dump(mode="json"))
     else:
         show_run(done)
-    sys.exit(EXIT_CODES[done.verdict.verdict])
+    for reason in done.unpublished.values():
+        _complain(reason)
+    sys.exit(1 if done.unpublished else EXIT_CODES[done.verdict.verdict])
 
 
 def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> None:
     from pipelines.flow import Run, write_report
-    from pipelines.publish import EXIT_CODES
+    from pipelines.publish import EXIT_CODES, worst
     from pipelines.tables import show_comparison, show_path
 
     finished = [done.manifest for done in outcomes.values() if isinstance(done, Run)]
@@ -252,14 +329,64 @@ def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> N
     codes = set()
     for name, done in outcomes.items():
         if isinstance(done, QuantgateError):
-            click.echo(f"error: {name}: {done}", err=True)  # said before, but far above by now
+            _complain(f"{name}: {done}")  # said before, but far above by now
             codes.add(1)
         else:
-            codes.add(EXIT_CODES[done.verdict.verdict])
-    sys.exit(next(code for code in WORST_FIRST if code in codes))
+            for reason in done.unpublished.values():
+                _complain(f"{name}: {reason}")
+            codes.add(1 if done.unpublished else EXIT_CODES[done.verdict.verdict])
+    sys.exit(worst(codes))
 
 
-WORST_FIRST = (1, 3, 4, 0)
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_option("--dry-run", is_flag=True, help="Check everything and say what it would take; compute nothing.")
+@_option("--to", metavar="TARGET", multiple=True, help="Publish here, and not where FILE says; may be given again.")
+@_option("--no-publish", is_flag=True, help="Judge, but publish nothing: for a pull request.")
+@_option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where reports go. Default: in the cache.")
+@signing_key_option
+@signing_certificate_option
+@signing_chain_option
+@keyless_option
+@device_option
+@runtime_option
+@full_option
+@json_option
+def release(
+    file: Path,
+    dry_run: bool,
+    to: tuple[str, ...],
+    no_publish: bool,
+    out: Path | None,
+    signing_key: Path | None,
+    signing_certificate: Path | None,
+    signing_chain: tuple[Path, ...],
+    sign_keyless: bool,
+    device: str | None,
+    runtime: "Runtime",
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Take the models of FILE through its recipes, and publish what passes to its targets.
+
+    The same command goes on where it was stopped. Writes release.json, junit.xml, summary.md and report.html.
+    """
+    from pipelines.release import foresee_release, load_release, prepare_release, run_release
+    from pipelines.tables import show_foreseen, show_path, show_release
+
+    signer = _signer(signing_key, signing_certificate, signing_chain, sign_keyless)
+    described = load_release(file)
+    jobs = prepare_release(described, file.absolute().parent, to, not no_publish, device, runtime, full, signer)
+    if dry_run:
+        foreseen = foresee_release(jobs)
+        return _print_json([one.model_dump() for one in foreseen]) if as_json else show_foreseen(foreseen)
+    outcome, written = run_release(described, jobs, out)
+    if as_json:
+        _print_json({**outcome.model_dump(mode="json"), "exit_code": outcome.exit_code})
+    else:
+        show_release(outcome)
+        show_path("reports", written)
+    sys.exit(outcome.exit_code)
 
 
 @main.command()
@@ -427,8 +554,8 @@ def repair(
     from pipelines.flow import write_report
     from pipelines.history import read_runs
     from pipelines.models import load_model
-    from pipelines.package import Manifest
     from pipelines.publish import EXIT_CODES
+    from pipelines.record import Manifest
     from pipelines.repair import repair as repair_run
     from pipelines.tables import show_comparison, show_path
 
@@ -465,44 +592,115 @@ def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @_option("--verdict", "verdict_file", type=click.Path(path_type=Path), required=True, help="Written by `gate --out`.")
-@_option("--to", metavar="FOLDER", required=True, help="Where to publish.")
+@_option("--to", metavar="TARGET", required=True, multiple=True, help="Where to publish; may be given again.")
 @_option("--force", metavar="REASON", help="Publish without a PASS; the reason is written into the card.")
-def publish(artifact: Path, verdict_file: Path, to: str, force: str | None) -> None:
-    """Publish ARTIFACT (a folder that `quantize` printed) if its verdict is a PASS."""
+@signing_key_option
+@signing_certificate_option
+@signing_chain_option
+@keyless_option
+def publish(
+    artifact: Path,
+    verdict_file: Path,
+    to: tuple[str, ...],
+    force: str | None,
+    signing_key: Path | None,
+    signing_certificate: Path | None,
+    signing_chain: tuple[Path, ...],
+    sign_keyless: bool,
+) -> None:
+    """Publish ARTIFACT (a folder that `quantize` printed) if its verdict is a PASS.
+
+    TARGET is a folder, hf://org/name[@branch], s3://bucket/prefix (or another file system), or oci://host/name:tag.
+    """
     from pipelines.errors import bad_input
     from pipelines.gate import Verdict
     from pipelines.publish import publish as publish_stage
 
     if force is not None and not force.strip():
         raise bad_input("--force", "needs a reason")
-    place = publish_stage(_artifact(artifact), _read(verdict_file, Verdict), to, force)
-    click.echo(f"published  {place}")
+    signer = _signer(signing_key, signing_certificate, signing_chain, sign_keyless)
+    made = _artifact(artifact)
+    verdict: Verdict = _read(verdict_file, Verdict)
+    for place in publish_stage(made, verdict, to, force, signer=signer):
+        click.echo(f"published  {place}")
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("source", metavar="TARGET")
+@click.argument("folder", type=click.Path(path_type=Path))
+@trust_key_option
+@trust_root_option
+@trust_identity_option
+@trust_issuer_option
+@json_option
+def pull(
+    source: str,
+    folder: Path,
+    trust_key: Path | None,
+    trust_root: tuple[Path, ...],
+    trust_identity: str | None,
+    trust_issuer: str | None,
+    as_json: bool,
+) -> None:
+    """Fetch what is published at TARGET into FOLDER, checked: every digest, the verdict, and a signature if asked."""
+    from pipelines.publish import pull as pull_published
+
+    trust = _trust(trust_key, trust_root, trust_identity, trust_issuer)
+    _show_checked(pull_published(source, folder, trust), as_json)
+    if not as_json:
+        click.echo(f"pulled     {folder}")
+
+
+@main.command()
+@click.argument("artifact")
+@trust_key_option
+@trust_root_option
+@trust_identity_option
+@trust_issuer_option
 @device_option
 @runtime_option
 @python_option
 @json_option
-def verify(artifact: Path, device: str | None, runtime: "Runtime", python: Path | None, as_json: bool) -> None:
-    """Check ARTIFACT, a folder that `quantize` printed; with --runtime vllm, a published one too."""
-    from pipelines.errors import bad_input
-    from pipelines.package import RECORD
+def verify(
+    artifact: str,
+    trust_key: Path | None,
+    trust_root: tuple[Path, ...],
+    trust_identity: str | None,
+    trust_issuer: str | None,
+    device: str | None,
+    runtime: "Runtime",
+    python: Path | None,
+    as_json: bool,
+) -> None:
+    """Check ARTIFACT: what `quantize` printed, or what is published in a folder or at another target.
+
+    The first is held against its plan and its source; the second against its own proof: digests, statement, verdict
+    (judged again), and its signature, if you say whom you trust. --runtime vllm loads either in vLLM.
+    """
+    from pipelines.publish import check_published
+    from pipelines.record import RECORD
     from pipelines.verify import verify as verify_stage
 
     python = _vllm_python(runtime, python)
+    trust = _trust(trust_key, trust_root, trust_identity, trust_issuer)
     if runtime == "vllm":
-        return _verify_in_vllm(artifact, device, python, as_json)
-    if (artifact / RECORD).is_file():
-        what = "is a published artifact: its plan and its source are not there to check it against"
-        raise bad_input(artifact, what, "add --runtime vllm")
-    checked = verify_stage(_artifact(artifact), device)
+        return _verify_in_vllm(Path(artifact), device, python, as_json)
+    if trust or "://" in artifact or (Path(artifact) / RECORD).is_file():
+        return _show_checked(check_published(artifact, trust), as_json)
+    checked = verify_stage(_artifact(Path(artifact)), device)
     if as_json:
         return _print_json(checked.model_dump(mode="json"))
     from pipelines.tables import show_verification
 
     show_verification(checked)
+
+
+def _show_checked(checked: "Checked", as_json: bool) -> None:
+    from pipelines.tables import show_checked
+
+    if as_json:
+        return _print_json(checked.model_dump(mode="json"))
+    show_checked(checked)
 
 
 def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_json: bool) -> None:
@@ -592,7 +790,7 @@ def _artifact(folder: Path) -> "Artifact":
 def _formats(folder: Path) -> "tuple[Iterable[tuple[SchemeName, int | None]], str | None]":
     """The schemes with their group sizes, and that of the KV cache, of an artifact, published or as `quantize` printed
     it."""
-    from pipelines.package import RECORD, Manifest
+    from pipelines.record import RECORD, Manifest
 
     if not (folder / RECORD).is_file():
         plan = _artifact(folder).plan

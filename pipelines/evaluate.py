@@ -177,7 +177,7 @@ class _Count(Result):
 def _count(wanted: SuiteTask, loaded: Callable[[str], Any]) -> int:
     """The documents of a suite's task. Only loading it tells; once is enough."""
     task = load_task(wanted.task)
-    inputs = {"task": task.model_dump(exclude={"metric", "documents"}), "data": _data_digest(task)}
+    inputs = {"task": task.model_dump(exclude={"metric", "documents", "dataset"}), "data": _data_digest(task)}
     found = keep("documents", inputs, _Count, lambda _: {"documents": len(loaded(wanted.task).eval_docs)})
     return min(found.documents, wanted.limit or found.documents)
 
@@ -197,7 +197,7 @@ def _evaluate_block(
     task = load_task(wanted.task)
     inputs = {
         "model": model_digest,
-        "task": task.model_dump(exclude={"metric", "documents"}),
+        "task": task.model_dump(exclude={"metric", "documents", "dataset"}),
         "metric": wanted.metric or task.metric,
         "shots": wanted.shots,
         "drawn": [wanted.temperature, wanted.seeds],

@@ -3,11 +3,13 @@
 import contextlib
 import datetime
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pipelines.calibrate import calibrate
+from pipelines.card import verdict_line
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.evaluate import Runtime, check_tasks, evaluate, looks
@@ -15,26 +17,32 @@ from pipelines.gate import Verdict, gate
 from pipelines.history import discordance
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
-from pipelines.package import REPORT, Bundle, Manifest, StageRecord, package, stage_record, verdict_line
+from pipelines.package import Bundle, package, stage_record
+from pipelines.places import FolderTarget, Target, parse_target
 from pipelines.plan import Plan, disk_lacks, make_plan
 from pipelines.power import foresee
-from pipelines.publish import publish, published
+from pipelines.proof import Signer, check_signer
+from pipelines.publish import check_targets, put, sealed
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
+from pipelines.record import REPORT, Manifest, StageRecord
 from pipelines.remedy import remedies
 from pipelines.report import html, markdown
 from pipelines.runtime import choose_device
 from pipelines.schema import Frozen
 from pipelines.scores import Distance, Evaluation
+from pipelines.secrets import redact
 from pipelines.sequential import look_confidence
 from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
-from pipelines.verify import verify
+from pipelines.verify import Verification, verify
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ARTIFACTS = Path("artifacts")
 """Where a run publishes unless told, below the current folder: `<model>/<recipe>`."""
+To = Path | str | Sequence[Path | str] | None
+"""A target or several; none is `ARTIFACTS`."""
 
 
 class Run(Frozen):
@@ -45,8 +53,10 @@ class Run(Frozen):
     stages: tuple[StageRecord, ...]
     artifact: Path
     """The quantized checkpoint in the cache, whatever the verdict."""
-    published: Path | None
-    """Where it was published; None when the gate refused it."""
+    published: tuple[str, ...]
+    """The targets that hold it now; none when the gate refused it."""
+    unpublished: dict[str, str]
+    """Target → why it could not be published there, though the gate let it through."""
     record: Path
     """`run.json`; `report.html` and `report.md` lie beside it."""
 
@@ -58,13 +68,16 @@ class Run(Frozen):
 def run(
     recipe: Recipe | str = "fp8",
     model: Checkpoint | str | Path | None = None,
-    to: Path | str | None = None,
+    to: To = None,
     device: str | None = None,
     runtime: Runtime = "transformers",
     python: Path | None = None,
     full: bool = False,
+    signer: Signer | None = None,
 ) -> Run:
-    """Take `model` (the default model unless given) through `recipe`, and publish it into `to` if the gate says PASS.
+    """Take `model` (the default model unless given) through `recipe`, and publish it to `to` if the gate says PASS.
+
+    `to` is a target or several (`pipelines.places`), in which `{model}` and `{recipe}` stand for their names.
 
     Each stage's result is kept: the same run again does no work twice, and a killed one goes on where it was. Baseline
     and artifact are evaluated in `runtime`; `python` is the interpreter of an environment that has vLLM (one is made
@@ -73,40 +86,36 @@ def run(
     Raises:
         BadInput: everything that makes the run impossible, before anything expensive starts.
     """
-    (job,) = _check(
-        [recipe], (), model, lambda label, name: Path(to or ARTIFACTS / label / name), device, runtime, full
-    )
-    done = _run(job, _python([job], python))
-    _discard([job])
+    (job,) = prepare([recipe], (), model, to, device, runtime, full, signer)
+    done = _run(job, prepare_runtimes([job], python))
+    discard([job])
     return done
 
 
 def run_all(
     recipes: Sequence[Recipe | str],
     model: Checkpoint | str | Path | None = None,
-    to: Path | str | None = None,
+    to: To = None,
     device: str | None = None,
     runtime: Runtime = "transformers",
     python: Path | None = None,
     overrides: Sequence[str] = (),
     full: bool = False,
+    signer: Signer | None = None,
 ) -> dict[str, Run | QuantgateError]:
     """Take one model through several recipes: by recipe name, what each came to.
 
-    They share the baseline's evaluation and, where they ask for the same, the calibration text. `to` is the folder
-    above: each recipe publishes below it, under its name. `overrides` apply to recipes given by name. A recipe that
-    fails does not stop the others; its error takes the place of its run.
+    They share the baseline's evaluation and, where they ask for the same, the calibration text. A folder `to` without
+    `{recipe}` in it is the one above: each recipe publishes below it, under its name. `overrides` apply to recipes
+    given by name. A recipe that fails does not stop the others; its error takes the place of its run.
 
     Raises:
         BadInput: everything that makes any of the runs impossible, before the first starts.
     """
-    place = Path(to) if to else None
-    jobs = _check(
-        recipes, overrides, model, lambda label, name: (place or ARTIFACTS / label) / name, device, runtime, full
-    )
-    python = _python(jobs, python)
-    done = {job.recipe.name: _attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
-    _discard(jobs)
+    jobs = prepare(recipes, overrides, model, to, device, runtime, full, signer)
+    python = prepare_runtimes(jobs, python)
+    done = {job.recipe.name: attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
+    discard(jobs)
     return done
 
 
@@ -122,22 +131,23 @@ def write_report(runs: Sequence[Manifest], failed: Mapping[str, str] | None = No
     return folder / REPORT
 
 
-class _Job(Frozen):
+class Job(Frozen):
     """A run that nothing known speaks against."""
 
     plan: Plan
     suite: Suite
-    to: Path
+    targets: tuple[Target, ...]
     device: str
     runtime: Runtime
     full: bool
+    signer: Signer | None
 
     @property
     def recipe(self) -> Recipe:
         return self.plan.recipe
 
 
-def _run(job: _Job, python: Path | None) -> Run:
+def _run(job: Job, python: Path | None) -> Run:
     plan, recipe, suite = job.plan, job.recipe, job.suite
     journal = _Journal(job)
     tokens = None
@@ -166,15 +176,30 @@ def _run(job: _Job, python: Path | None) -> Run:
         journal.add("overlap", measure_overlap(tokens, plan.checkpoint, suite))
     with journal.measure("package"):
         bundle = package(artifact, verdict, verification=verification)
-    place = None
+    outcome: dict[str, str | None] = {}
     if verdict.verdict == "PASS":
         with journal.measure("publish"):
-            place = publish(artifact, verdict, job.to, verification=verification)
-    return journal.close(bundle, verdict, artifact.checkpoint, place)
+            outcome = _publish(job, artifact, verdict, verification)
+    return journal.close(bundle, verdict, artifact.checkpoint, outcome)
+
+
+def _publish(job: Job, artifact: Artifact, verdict: Verdict, verification: Verification) -> dict[str, str | None]:
+    """Target → why it could not be published there, None where it was: one that fails does not stop the others."""
+    bundle = sealed(artifact, verdict, verification=verification, signer=job.signer)
+    outcome: dict[str, str | None] = {}
+    for target in job.targets:
+        try:
+            put(bundle, target)
+        except QuantgateError as error:
+            _say(f"not published to {target}: {error}")
+            outcome[str(target)] = str(error)
+        else:
+            outcome[str(target)] = None
+    return outcome
 
 
 def _judge(
-    job: _Job, artifact: Artifact, baseline: Evaluation, distance: Distance | None, python: Path | None
+    job: Job, artifact: Artifact, baseline: Evaluation, distance: Distance | None, python: Path | None
 ) -> Verdict:
     """The verdict, as soon as it is shown: the artifact is not evaluated any further then. In full, if so asked."""
     wanted, confidence = job.recipe.gate, baseline.suite.policy.confidence
@@ -190,19 +215,23 @@ def _judge(
     return verdict
 
 
-def _attempt(job: _Job, python: Path | None, number: str) -> Run | QuantgateError:
-    """Run `job` as one of several: its verdict is a line, and so is its failure."""
+def attempt(job: Job, python: Path | None, number: str) -> Run | QuantgateError:
+    """Run `job` as one of several: its verdict is a line, and so is its failure, even one that is a bug: the others
+    may have taken hours, or are going to pass."""
     _say(f"{job.recipe.name}: {number}")
     try:
         done = _run(job, python)
     except QuantgateError as error:
         _say(f"{job.recipe.name}: failed: {error}")
         return error
+    except Exception as error:
+        _say(traceback.format_exc())
+        return QuantgateError(redact(f"unexpected {type(error).__name__}: {error}"))
     _say(f"{job.recipe.name}: {verdict_line(done.manifest.gate)}")
     return done
 
 
-def _discard(jobs: Sequence[_Job]) -> None:
+def discard(jobs: Sequence[Job]) -> None:
     """Remove the unquantized GGUF when all that need it are done. A failed run keeps it for the next."""
     if converted := {job.plan.checkpoint.digest: job.plan.checkpoint for job in jobs if job.plan.tensors}:
         from pipelines.gguf_convert import discard
@@ -211,7 +240,7 @@ def _discard(jobs: Sequence[_Job]) -> None:
             discard(checkpoint)
 
 
-def _python(jobs: Sequence[_Job], python: Path | None) -> Path | None:
+def prepare_runtimes(jobs: Sequence[Job], python: Path | None) -> Path | None:
     """The interpreter that has vLLM. Environments are made now if need be: not after hours of quantizing."""
     from pipelines import environments
 
@@ -223,16 +252,17 @@ def _python(jobs: Sequence[_Job], python: Path | None) -> Path | None:
     return environments.make("vllm") if "vllm" in runtimes and python is None else python
 
 
-def _check(
+def prepare(
     recipes: Sequence[Recipe | str],
     overrides: Sequence[str],
     model: Checkpoint | str | Path | None,
-    place: Callable[[str, str], Path],
+    to: To,
     device: str | None,
     runtime: Runtime,
     full: bool,
-) -> list[_Job]:
-    """A job for each recipe, published at `place` (of model label and recipe name), or one `BadInput` for all."""
+    signer: Signer | None = None,
+) -> list[Job]:
+    """A job for each recipe, or one `BadInput` for all."""
     problems: list[Problem] = []
     known = [recipe for name in recipes if (recipe := _blame(problems, _load, name, overrides))]
     names = [recipe.name for recipe in known]
@@ -240,21 +270,52 @@ def _check(
     problems += [Problem(f"recipe {name}", "is given twice", "give it once, or another name") for name in twice]
     checkpoint = model if isinstance(model, Checkpoint) else _blame(problems, load_model, model)
     device = _blame(problems, choose_device, device)
-    jobs: list[_Job] = []
+    if signer:
+        _blame(problems, check_signer, signer)
+    jobs: list[Job] = []
     for recipe in known:
         suite = _blame(problems, _suite, recipe)
         if checkpoint:
-            to = place(checkpoint.label, recipe.name)
-            plan = _blame(problems, make_plan, recipe, checkpoint, to)
-            _blame(problems, _check_destination, recipe, checkpoint, to)
+            targets = _blame(problems, _targets, to, checkpoint.label, recipe.name, len(known) > 1) or ()
+            folder = next((target.path for target in targets if isinstance(target, FolderTarget)), None)
+            plan = _blame(problems, make_plan, recipe, checkpoint, folder)
+            _blame(problems, check_targets, targets, checkpoint, recipe)
             if plan:
                 _blame(problems, _check_runtime, plan, runtime, device)
             if plan and suite and device:
                 chosen: Runtime = "llama.cpp" if plan.tensors else runtime
-                jobs.append(_Job(plan=plan, suite=suite, to=to, device=device, runtime=chosen, full=full))
+                jobs.append(
+                    Job(
+                        plan=plan,
+                        suite=suite,
+                        targets=targets,
+                        device=device,
+                        runtime=chosen,
+                        full=full,
+                        signer=signer,
+                    )
+                )
     problems += [] if problems else disk_lacks([job.plan for job in jobs])
     refuse(dict.fromkeys(problems))  # several recipes may have the same
     return jobs
+
+
+def _targets(to: To, label: str, recipe: str, several: bool) -> tuple[Target, ...]:
+    """Where a recipe's artifact goes."""
+    if to is None:
+        return (FolderTarget(path=(ARTIFACTS / label / recipe).absolute()),)
+    problems: list[Problem] = []
+    found = []
+    for text in [to] if isinstance(to, str | Path) else to:
+        target = _blame(problems, parse_target, text, model=label.rpartition("/")[2], recipe=recipe)
+        if several and "{recipe}" not in str(text) and isinstance(target, FolderTarget):
+            target = FolderTarget(path=target.path / recipe)
+        elif several and "{recipe}" not in str(text) and target:
+            problems.append(Problem(str(target), "would hold several recipes' artifacts", "put {recipe} into it"))
+        if target:
+            found.append(target)
+    refuse(problems)
+    return tuple(found)
 
 
 def _blame(problems: list[Problem], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -294,35 +355,19 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _check_destination(recipe: Recipe, checkpoint: Checkpoint, to: Path) -> None:
-    """Refuse a destination that holds something else, before anything is computed."""
-    above = next(parent for parent in to.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise bad_input(to, f"cannot be made: {above} is not a folder", "give another folder with TO= or --to")
-    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
-        return
-    if (there := published(to)) is None:
-        raise bad_input(to, "exists and is not an artifact of quantgate", "give another folder with TO= or --to")
-    if there.model.digest != checkpoint.digest or there.recipe != recipe:
-        what = (
-            f"holds another artifact: {there.model.label}, recipe {there.recipe.name}, with other content or settings"
-        )
-        raise bad_input(to, what, "give another folder with TO= or --to, or remove it")
+    print(redact(text), file=sys.stderr, flush=True)
 
 
 class _Journal:
     """`run.json`, rewritten after every stage, so that a killed run has said what it finished."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: Job) -> None:
         checkpoint = job.plan.checkpoint
         self._head = {
             "model": checkpoint.label,
             "model_digest": checkpoint.digest,
             "recipe": job.recipe.model_dump(mode="json"),
-            "to": str(job.to.absolute()),
+            "to": [str(target) for target in job.targets],
             "runtime": job.runtime,
             "device": job.device,
             "full": job.full,
@@ -352,18 +397,24 @@ class _Journal:
         self._results.append({**record.model_dump(), "results": results})
         write_json(self.path, {**self._head, "stages": self._results})
 
-    def close(self, bundle: Bundle, verdict: Verdict, artifact: Path, place: Path | None) -> Run:
-        """Add the outcome, and return it."""
-        outcome = {"verdict": verdict.verdict, "published": str(place) if place else None, "artifact": str(artifact)}
+    def close(self, bundle: Bundle, verdict: Verdict, artifact: Path, places: Mapping[str, str | None]) -> Run:
+        """Add the outcome, and return it; `places` are the targets, with the reason where there was a failure."""
+        published = tuple(target for target, reason in places.items() if reason is None)
+        unpublished = {target: reason for target, reason in places.items() if reason is not None}
+        outcome = {"verdict": verdict.verdict, "published": published, "unpublished": unpublished}
         manifest = bundle.manifest.model_dump(mode="json")
-        write_json(self.path, {**self._head, "stages": self._results, **outcome, "manifest": manifest})
+        write_json(
+            self.path,
+            {**self._head, "stages": self._results, **outcome, "artifact": str(artifact), "manifest": manifest},
+        )
         write_report([bundle.manifest], folder=self.path.parent)
         return Run(
             manifest=bundle.manifest,
             verdict=verdict,
             stages=tuple(self._stages),
             artifact=artifact,
-            published=place,
+            published=published,
+            unpublished=unpublished,
             record=self.path,
         )
 

@@ -1,15 +1,17 @@
 """Finished runs: how they compare, and what they say about the next."""
 
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import BadInput, Problem, bad_input, refuse
-from pipelines.package import RECORD, Manifest
+from pipelines.plan import Plan
 from pipelines.power import Discordance, typical
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Suite
+from pipelines.record import RECORD, Manifest
 from pipelines.schema import Frozen
 from pipelines.store import cache_dir
 
@@ -50,6 +52,26 @@ def discordance(recipe: Recipe) -> Discordance:
         documents += sum(count for count, _ in counts)
         changed += sum(count for _, count in counts)
     return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical(recipe.loss_class)
+
+
+def expected_seconds(plan: Plan, suite: Suite, runtime: str, device: str) -> dict[str, float]:
+    """Stage → seconds that it is going to take: the median of finished runs of the same method, schemes, suite, runtime
+    and device, each in proportion to its model's parameters. Empty where there were none."""
+    quantize = plan.recipe.quantize.model_dump(mode="json")
+    wanted = [quantize["method"], _kind(quantize), suite.model_dump(mode="json"), runtime, device]
+    rates: dict[str, list[float]] = defaultdict(list)
+    for record in finished():
+        try:
+            manifest = record["manifest"]
+            done = manifest["recipe"]["quantize"]
+            judged_on = manifest["evaluation"]["suite"]
+            if [done["method"], _kind(done), judged_on, record["runtime"], record["device"]] != wanted:
+                continue
+            for stage in manifest["stages"]:
+                rates[stage["stage"]].append(stage["seconds"] / manifest["model"]["parameters"])
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue  # of a version that recorded something else
+    return {stage: statistics.median(found) * plan.checkpoint.parameters for stage, found in rates.items()}
 
 
 def _kind(quantize: dict[str, Any]) -> Any:

@@ -1,19 +1,23 @@
-"""The publish stage: an artifact that passed, its card and its record, appear together or not at all."""
+"""The publish stage: an artifact that passed appears with its proof, in one place or several, whole or not at all."""
 
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
-from pipelines.errors import QuantgateError, bad_input
+from pipelines.bundle import Checked, Sealed, check, seal
+from pipelines.checkpoint import Checkpoint
+from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.gate import Verdict
-from pipelines.package import RECORD, REPORT, Bundle, Manifest, package
+from pipelines.package import package
+from pipelines.places import FolderTarget, Target, open_place, parse_target
+from pipelines.proof import Signer, Trust
 from pipelines.quantize import Artifact
-from pipelines.report import html
-from pipelines.store import cache_dir, digest, file_digest, folder_digests
+from pipelines.recipe import Recipe
+from pipelines.record import RECORD, Manifest
+from pipelines.store import cache_dir, digest, folder_digests
 from pipelines.verify import Verification
-
-SUMS = "SHA256SUMS"
 
 
 class Refused(QuantgateError):
@@ -27,60 +31,147 @@ class Refused(QuantgateError):
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
 
+def worst(codes: Iterable[int]) -> int:
+    """The exit code of several runs: 1 over 3 over 4 over 0."""
+    found = {*codes}
+    return next((code for code in (1, 3, 4) if code in found), 0)
+
+
 def publish(
     artifact: Artifact,
     verdict: Verdict,
-    to: Path | str,
+    to: Path | str | Sequence[Path | str],
     force: str | None = None,
     verification: Verification | None = None,
-) -> Path:
-    """Put `artifact` into the folder `to`, if `verdict` is a PASS and belongs to exactly these bytes.
+    signer: Signer | None = None,
+) -> tuple[str, ...]:
+    """Publish `artifact` to each target of `to` (`pipelines.places`), if `verdict` is a PASS and of these very bytes.
 
     `force` is a reason to publish without a PASS; it is written into the card and the record. The bytes must be the
-    judged ones even then. `verification` is what the verify stage returned; without it the stage is asked again.
-    Publishing the same artifact again changes nothing.
+    judged ones even then. `verification` is what the verify stage returned; without it the stage is asked again. A
+    `signer` signs the bundle. Publishing the same artifact again changes nothing. Returns the targets.
 
     Raises:
         Refused: there is no PASS, and no reason was given.
-        BadInput: the verdict is another artifact's, or `to` holds something else.
+        BadInput: the verdict is another artifact's, or a target holds something else.
+        QuantgateError: a target could not be reached or written; what others hold by then is whole.
     """
-    to = Path(to).absolute()
+    targets = [parse_target(one) for one in ([to] if isinstance(to, str | Path) else to)]
+    bundle = sealed(artifact, verdict, force, verification, signer)
+    for target in targets:
+        put(bundle, target)
+    return tuple(map(str, targets))
+
+
+def sealed(
+    artifact: Artifact,
+    verdict: Verdict,
+    force: str | None = None,
+    verification: Verification | None = None,
+    signer: Signer | None = None,
+) -> Sealed:
+    """The bundle to publish: for a PASS only, or with a reason, and for no bytes but the judged ones."""
     if verdict.verdict != "PASS" and not force:
         raise Refused(verdict, f"not published: the gate says {verdict.verdict} ({'; '.join(verdict.reasons)})")
     _check_bytes(artifact, verdict)
     bundle = package(artifact, verdict, force if verdict.verdict != "PASS" else None, verification)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_staging(to).with_suffix(".lock")):
-        if already := published(to):
-            if already.files == artifact.files and already.gate.verdict == verdict.verdict:
-                return to
-            raise bad_input(
-                to, "holds another published artifact", "give another folder with TO= or --to, or remove it"
-            )
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise bad_input(to, "exists and is not an artifact of quantgate", "give another folder with TO= or --to")
-        staging = _staging(to)
-        shutil.rmtree(staging, ignore_errors=True)
-        _assemble(artifact, bundle, staging)
-        staging.replace(to)
-    return to
+    return seal(artifact, verdict, bundle, signer)
 
 
-def published(folder: Path) -> Manifest | None:
-    """The record of the artifact published in `folder`, if there is one."""
-    try:
-        return Manifest.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def put(bundle: Sealed, target: Target) -> None:
+    """Publish `bundle` in one place, unless the same artifact is there with the same verdict."""
+    place = open_place(target)
+    locks = cache_dir() / "publish"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{digest(str(target))}.lock"):
+        if there := published(target):
+            ours = Manifest.model_validate_json((bundle.bundle / RECORD).read_text(encoding="utf-8"))
+            if there.files == ours.files and there.gate.verdict == ours.gate.verdict:
+                return
+            raise bad_input(target, "holds another published artifact", "give another target, or remove it")
+        place.upload(bundle.bundle)
+
+
+def published(target: Target) -> Manifest | None:
+    """The record of what is published at `target`; None where nothing is.
+
+    Raises:
+        BadInput: there is something else.
+        QuantgateError: the place cannot be asked.
+    """
+    content = open_place(target).read(RECORD)
+    if content is None:
         return None
+    try:
+        return Manifest.model_validate_json(content)
+    except ValueError:
+        what = f"holds a {RECORD} that this version of quantgate cannot read"
+        raise bad_input(target, what, "give another target, or use the version that published it") from None
 
 
-def _staging(to: Path) -> Path:
-    """Where to assemble, on the target's own file system so that a rename suffices: the cache if it is there too."""
-    cache = cache_dir() / "publish"
-    cache.mkdir(parents=True, exist_ok=True)
-    if cache.stat().st_dev == to.parent.stat().st_dev:
-        return cache / f"{digest(str(to))}.partial"
-    return to.parent / f".{to.name}.partial"
+def check_targets(targets: Sequence[Target], checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse targets that hold something else than what this model and recipe would publish, before anything is
+    computed: a wrong token is found now, too. The model's files are digested only where it comes to that.
+
+    Raises:
+        BadInput: with every target's problem.
+    """
+    problems: list[Problem] = []
+    for target in targets:
+        try:
+            there = published(target)
+        except BadInput as error:
+            problems += error.problems
+        except QuantgateError as error:  # asked for before the run, it is an input that does not work
+            problems.append(Problem(str(target), str(error).removeprefix(f"{target}: ")))
+        else:
+            if there and (there.recipe != recipe or there.model.digest != checkpoint.digest):
+                held = f"{there.model.label}, recipe {there.recipe.name}, with other content or settings"
+                problems.append(
+                    Problem(str(target), f"holds another artifact: {held}", "give another target, or remove it")
+                )
+    refuse(problems)
+
+
+def pull(source: str | Path, to: Path, trust: Trust | None = None) -> Checked:
+    """Fetch what is published at `source` into the folder `to`, once it was found to be what was published.
+
+    Raises:
+        BadInput: nothing is published there, or `to` is not empty.
+        Tampered: it is not what was published, or not signed by whom `trust` names; `to` is not made.
+    """
+    to = to.absolute()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise bad_input(to, "is there already", "give a folder that is not there")
+    staging = to.parent / f".{to.name}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        open_place(parse_target(source)).download(staging)
+        checked = check(staging, trust)
+        staging.replace(to)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return checked
+
+
+def check_published(source: str | Path, trust: Trust | None = None) -> Checked:
+    """Hold what is published at `source` against its own proof; what is not in a folder is fetched for that.
+
+    Raises:
+        Tampered: it is not what was published, or not signed by whom `trust` names.
+    """
+    target = parse_target(source)
+    if isinstance(target, FolderTarget):
+        if not target.path.is_dir():
+            raise bad_input(target, "is no folder", "give a published artifact")
+        return check(target.path, trust)
+    fetched = cache_dir() / "pulled" / digest([str(target)])
+    shutil.rmtree(fetched, ignore_errors=True)
+    try:
+        return pull(source, fetched, trust)
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
 
 
 def _check_bytes(artifact: Artifact, verdict: Verdict) -> None:
@@ -90,20 +181,3 @@ def _check_bytes(artifact: Artifact, verdict: Verdict) -> None:
     if verdict.candidate_digest != judged:
         what = f"the verdict belongs to other bytes ({verdict.candidate_digest or 'unknown'}, these are {judged})"
         raise bad_input(artifact.checkpoint, what, "evaluate and gate this artifact")
-
-
-def _assemble(artifact: Artifact, bundle: Bundle, staging: Path) -> None:
-    """Copy, write card, record and checksums, and read the copies back before anyone sees them."""
-    from tqdm import tqdm
-
-    for name, expected in tqdm(artifact.files.items(), desc="publish", unit="file", delay=1):
-        (staging / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifact.checkpoint / name, staging / name)
-        if file_digest(staging / name) != expected:
-            raise QuantgateError(f"{staging / name} was not copied faithfully; is the disk sound?")
-    (staging / "README.md").write_text(bundle.card, encoding="utf-8")
-    (staging / REPORT).write_text(html([bundle.manifest]), encoding="utf-8")
-    (staging / RECORD).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    sums = folder_digests(staging)
-    lines = [f"{value}  {name}" for name, value in sorted(sums.items())]
-    (staging / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -427,6 +427,13 @@ class OfflineData(Frozen):
     fewshot_path: str | None = None
 
 
+class HubDataset(Frozen):
+    """What the hub calls a task's documents."""
+
+    id: str
+    config: str | None = None
+
+
 class Task(Frozen):
     """What quantgate adds to lm-eval's own definition of a task."""
 
@@ -441,6 +448,8 @@ class Task(Frozen):
     """The column whose equal values make documents dependent (a shared passage)."""
     documents: int | None = Field(default=None, gt=0)
     """In the split that is evaluated, so that a plan can say what a suite will see."""
+    dataset: HubDataset | None = None
+    """Under which the hub lists what was measured; nothing is read from there because of it."""
     offline: OfflineData | None = None
 
 

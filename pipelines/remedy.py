@@ -13,9 +13,9 @@ import yaml
 
 from pipelines.checkpoint import Checkpoint
 from pipelines.gguf_types import BLOCKS, TensorType
-from pipelines.package import Manifest
 from pipelines.plan import EXPERTS, FUSED, Plan, make_plan
 from pipelines.recipe import Gguf, Recipe
+from pipelines.record import Manifest
 from pipelines.schemes import SchemeName
 
 ATTEMPTS = 4
@@ -49,9 +49,9 @@ def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> I
 
 
 def remedies(runs: Iterable[Manifest]) -> dict[str, str]:
-    """Recipe → another to try, as YAML, for those that did not pass and that there is one for."""
+    """Digest of the artifact → a recipe to try, as YAML, for those that did not pass and that there is one for."""
     failed = [run for run in runs if run.gate.verdict != "PASS"]
-    return {run.recipe.name: text for run in failed if (text := suggestion(run))}
+    return {run.artifact_digest: text for run in failed if (text := suggestion(run))}
 
 
 def suggestion(failed: Manifest) -> str | None:

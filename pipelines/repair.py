@@ -6,7 +6,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.errors import bad_input
 from pipelines.evaluate import Runtime
 from pipelines.flow import Run, run
-from pipelines.package import Manifest
+from pipelines.record import Manifest
 from pipelines.remedy import recipes
 
 

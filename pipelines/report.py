@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines import charts
 from pipelines.bounds import level
+from pipelines.card import NO_LICENCE, bounds, changed, verdict_name
 from pipelines.charts import Interval, Point, decibels
 from pipelines.history import Ranked, Ranking, compare
 from pipelines.measures import AT_LEAST, LABELS, Measure
-from pipelines.package import GateRecord, Manifest, StageRecord, bounds, changed, verdict_name
 from pipelines.pages import (
     Banner,
     Block,
@@ -29,6 +29,7 @@ from pipelines.pages import (
 )
 from pipelines.pages import html as as_html
 from pipelines.pages import markdown as as_markdown
+from pipelines.record import GateRecord, Manifest, StageRecord
 from pipelines.remedy import as_yaml
 from pipelines.svg import duration, percent, size
 from pipelines.verify import LayerError
@@ -37,30 +38,46 @@ WORST = 10
 """Layers that are named."""
 
 
-def html(runs: Sequence[Manifest], failed: Mapping[str, str] = {}, remedies: Mapping[str, str] = {}) -> str:
+def html(
+    runs: Sequence[Manifest],
+    failed: Mapping[str, str] = {},
+    remedies: Mapping[str, str] = {},
+    top: Sequence[Section] = (),
+) -> str:
     """One self-contained file on finished `runs`, on those that `failed` (recipe → error text), and on what to try
-    (`remedies`: recipe → another recipe as YAML)."""
-    return as_html(_page(runs, failed, remedies))
+    (`remedies`: digest of the artifact → another recipe as YAML); sections `top` come first."""
+    return as_html(_page(runs, failed, remedies, top))
 
 
-def markdown(runs: Sequence[Manifest], failed: Mapping[str, str] = {}, remedies: Mapping[str, str] = {}) -> str:
+def markdown(
+    runs: Sequence[Manifest],
+    failed: Mapping[str, str] = {},
+    remedies: Mapping[str, str] = {},
+    top: Sequence[Section] = (),
+) -> str:
     """What `html` says, without its charts."""
-    return as_markdown(_page(runs, failed, remedies))
+    return as_markdown(_page(runs, failed, remedies, top))
 
 
-def _page(runs: Sequence[Manifest], failed: Mapping[str, str], remedies: Mapping[str, str]) -> Page:
+def _page(
+    runs: Sequence[Manifest], failed: Mapping[str, str], remedies: Mapping[str, str], top: Sequence[Section]
+) -> Page:
     foot = f"Made by quantgate {runs[-1].quantgate}. " if runs else "Made by quantgate. "
     foot += "Retention is the share of the baseline's score above chance that is kept; bounds are one-sided."
-    if len(runs) == 1 and not failed:
+    if len(runs) == 1 and not failed and not top:
         (run,) = runs
         about = f"{run.recipe.summary} Judged on suite {run.evaluation.suite.name}, {run.created}."
-        group = Group("", "run-1", tuple(_run_parts(run, remedies.get(run.recipe.name))))
+        group = Group("", "run-1", tuple(_run_parts(run, remedies.get(run.artifact_digest))))
         return Page(f"{run.model.label}, {run.recipe.name}", about, (group,), foot)
-    parts = (*_failed_parts(failed), *(part for ranking in compare(runs) for part in _ranking_parts(ranking, runs)))
+    parts = (
+        *top,
+        *_failed_parts(failed),
+        *(part for ranking in compare(runs) for part in _ranking_parts(ranking, runs)),
+    )
     groups = [
         Group(f"{run.model.label}, {run.recipe.name}", _anchor(run, runs), tuple(_run_parts(run, remedy, titled=True)))
         for run in runs
-        for remedy in (remedies.get(run.recipe.name),)
+        for remedy in (remedies.get(run.artifact_digest),)
     ]
     models = " and ".join(dict.fromkeys(run.model.label for run in runs))
     title = f"{len(runs) + len(failed)} recipes" + (f" on {models}" if models else "")
@@ -133,8 +150,8 @@ def _run_parts(run: Manifest, remedy: str | None, titled: bool = False) -> Itera
     yield _banner(run)
     yield _tiles(run)
     yield from (Note(f"Note: {note}") for note in run.model.notes)
-    if not run.model.licence:
-        yield Note("The base model declares no licence: find out what you may do with this before you use it.")
+    if not run.model.spdx:
+        yield Note(NO_LICENCE)
     yield from _answer_sections(run)
     yield _measures(run)
     yield from _layer_sections(run, remedy)
@@ -338,7 +355,7 @@ def _provenance(run: Manifest) -> Section:
     facts = {
         "source": model.label if model.hub_id in (None, model.label) else f"{model.label} ({model.hub_id})",
         "revision": model.revision,
-        "licence": model.licence or "none declared",
+        "licence": model.spdx or "none that is known",
         "source digest": model.digest,
         "parameters": f"{model.parameters:,}",
         "recipe": run.recipe.name,

@@ -1,6 +1,7 @@
 """What a person sees: plans and runs as tables, on standard error's neighbour, standard output."""
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,27 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.bundle import Checked
+from pipelines.card import bounds, changed, distance_line, measure_line, serve_line, verdict_line, verdict_name
 from pipelines.errors import QuantgateError
 from pipelines.flow import Run
 from pipelines.gate import Verdict
 from pipelines.gguf_plan import GgufTensor
 from pipelines.history import Ranking
-from pipelines.package import (
-    GateRecord,
-    Manifest,
-    StageRecord,
-    bounds,
-    changed,
-    distance_line,
-    measure_line,
-    serve_line,
-    verdict_line,
-    verdict_name,
-)
 from pipelines.plan import Module, Plan
 from pipelines.power import Sight
 from pipelines.recipe import Recipe
-from pipelines.svg import size
+from pipelines.record import GateRecord, Manifest, StageRecord
+from pipelines.release import Foreseen, Outcome
+from pipelines.secrets import redact
+from pipelines.svg import duration, size
 from pipelines.verify import Verification
 
 if TYPE_CHECKING:
@@ -149,13 +143,14 @@ def show_run(done: Run) -> None:
         out.print(f"distance   {distance_line(distance)}")
     for note in done.manifest.model.notes:
         out.print(f"note       {note}")
-    if not done.manifest.model.licence:
-        out.print("[yellow]licence    the base model declares none[/]")
+    if not done.manifest.model.spdx:
+        out.print("[yellow]licence    the base model declares none that is known[/]")
     out.print(f"record     {done.record}")
     out.print(f"report     {done.report}")
     if done.published:
-        out.print(f"published  {done.published}")
-        out.print(f"serve      {serve_line(done.published, done.manifest)}")
+        for target in done.published:
+            out.print(f"published  {target}")
+        out.print(f"serve      {serve_line(done.published[0], done.manifest)}")
     else:
         out.print(f"artifact   {done.artifact}")
         out.print("[bold]not published[/]")
@@ -170,8 +165,8 @@ def show_comparison(outcomes: Mapping[str, Run | QuantgateError]) -> None:
         table.add_row(name, *(_compared(done) if isinstance(done, Run) else ("–", "–", "–", "–", "–", "error", "no")))
     console().print(table)
     for done in runs:
-        if done.published:
-            show_path("published", done.published)
+        for target in done.published:
+            show_path("published", target)
 
 
 def _comparison(title: str, last: str) -> Table:
@@ -293,6 +288,62 @@ def show_recipes(recipes: Iterable[Recipe]) -> None:
     console().print(table)
 
 
-def show_path(what: str, path: Path) -> None:
+def show_checked(checked: Checked) -> None:
+    """A published artifact in which nothing was found wrong."""
+    gate = checked.manifest.gate
+    out = console()
+    out.print(f"files      {checked.files}, {size(checked.bytes)}: every digest as published")
+    out.print(f"verdict    {verdict_line(gate)} Judged again from its documents: the same.", soft_wrap=True)
+    if gate.forced:
+        out.print(f"[yellow]forced     published without a PASS: {gate.forced}[/]")
+    out.print(f"source     {checked.manifest.model.label}, recipe {checked.manifest.recipe.name}")
+    out.print(f"signature  {checked.signature}")
+
+
+def show_foreseen(foreseen: Iterable[Foreseen]) -> None:
+    """What each run of a release is going to take, and all together."""
+    rows = list(foreseen)
+    table = Table(title="nothing is computed: this is what it would take", title_justify="left")
+    for column in ("model", "recipe", "weights", "bits per weight", "memory", "disk", "time"):
+        table.add_column(column, justify="left" if column in ("model", "recipe") else "right")
+    for row in rows:
+        weights = f"{size(row.bytes_before)} → {size(row.bytes_after)}"
+        time = "unknown" if row.seconds is None else f"about {duration(row.seconds)}"
+        table.add_row(
+            row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", size(row.memory), size(row.disk), time
+        )
+    out = console()
+    out.print(table)
+    out.print("memory is that of the stage that takes the most; disk is that of cache and folders")
+    known = [row.seconds for row in rows if row.seconds is not None]
+    rest = f", and {len(rows) - len(known)} of whose kind none has run here" if len(known) < len(rows) else ""
+    out.print(
+        f"time       {f'about {duration(sum(known))}' if known else 'unknown'}{rest}; what is finished takes none"
+    )
+    for row in rows:
+        for target in row.targets:
+            show_path("publishes", target)
+
+
+def show_release(outcome: Outcome) -> None:
+    """The end of a release: a line for each run, and where everything was published, or why not."""
+    table = Table(title=f"release {outcome.release.name}", title_justify="left")
+    for column in ("model", "recipe", "verdict", "published", "time"):
+        table.add_column(column, justify="right" if column == "time" else "left")
+    for item in outcome.items:
+        said = f"[{COLOURS[item.verdict]}]{item.verdict}[/]" if item.verdict else "[red]error[/]"
+        places = f"{len(item.published)} of {len(item.targets)}"
+        table.add_row(item.model, item.recipe, said, places, duration(item.seconds))
+    console().print(table)
+    for item in outcome.items:
+        for target in item.published:
+            show_path("published", target)
+    for item in outcome.items:
+        for reason in (item.error, *item.unpublished.values()):
+            if reason:
+                print(redact(f"error: {item.recipe} on {item.model}: {reason}"), file=sys.stderr)
+
+
+def show_path(what: str, path: Path | str) -> None:
     """One labelled path on its own line, never wrapped."""
     print(f"{what:10} {path}")

@@ -25,10 +25,10 @@ from pipelines.gguf_plan import IMATRIX
 from pipelines.gguf_types import BLOCKS
 from pipelines.gguf_verify import _plain, read_gguf
 from pipelines.imatrix import write_imatrix
-from pipelines.package import Manifest
 from pipelines.plan import Plan, make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe, load_suite
+from pipelines.record import Manifest
 from pipelines.verify import PROMPT, verify
 from tests.conftest import Cli, edit_json
 from tests.test_families import write_model

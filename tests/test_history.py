@@ -10,9 +10,9 @@ import pytest
 from pipelines.errors import BadInput
 from pipelines.flow import Run, run
 from pipelines.history import compare, discordance, read_runs
-from pipelines.package import Manifest
 from pipelines.power import Discordance
 from pipelines.recipe import load_recipe
+from pipelines.record import Manifest
 from tests.conftest import Cli
 from tests.test_flow import little
 
@@ -117,4 +117,4 @@ def test_the_report_of_several_runs_is_one_file_of_either_kind(cli: Cli, done: R
 def test_a_run_leaves_its_report_beside_its_record_and_its_artifact(done: Run) -> None:
     assert done.report.read_text().lower().startswith("<!doctype html>")
     assert done.report.with_suffix(".md").is_file()
-    assert (done.published is None) or (done.published / "report.html").is_file()
+    assert all((Path(place) / "report.html").is_file() for place in done.published)

@@ -9,9 +9,10 @@ import jsonschema
 import pytest
 import yaml
 
+from pipelines.card import card, serve_line
 from pipelines.flow import run
-from pipelines.package import Manifest, card, serve_line
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.record import Manifest
 from pipelines.schemes import SCHEMES
 
 ROOT = Path(__file__).parent.parent

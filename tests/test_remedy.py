@@ -9,9 +9,9 @@ import yaml
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.flow import Run, run
-from pipelines.package import Manifest
 from pipelines.plan import make_plan
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.record import Manifest
 from pipelines.remedy import ATTEMPTS, as_yaml, ranked, recipes, remedies, suggestion
 from pipelines.repair import repair
 from pipelines.verify import LayerError
@@ -101,7 +101,7 @@ def test_a_suggestion_is_a_recipe_ready_to_run(done: Run, tiny: Path, tmp_path: 
     assert make_plan(recipe, read_checkpoint(tiny)).bytes_after > record.size.bytes_after
     assert recipe.gate == record.recipe.gate
     assert re.search(r"re:model\\\.layers\\\.\(0\|1\|2\|3\)\\\.mlp\\\.down_proj\$", text)
-    assert remedies([record, done.manifest.model_copy(update={"gate": passed(done)})]) == {recipe_name(record): text}
+    assert remedies([record, done.manifest.model_copy(update={"gate": passed(done)})]) == {record.artifact_digest: text}
 
 
 def passed(done: Run) -> object:

@@ -9,10 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pipelines.card import verdict_line
 from pipelines.flow import Run, run
 from pipelines.measures import Measure
-from pipelines.package import Manifest, verdict_line
 from pipelines.recipe import load_recipe
+from pipelines.record import Manifest
 from pipelines.report import html, markdown
 from tests.test_flow import little
 
@@ -80,7 +81,7 @@ def test_several_runs_are_compared_and_those_that_did_not_finish_are_told(done: 
 
 
 def test_what_to_try_is_there_for_a_failure_only(done: Run) -> None:
-    remedy = {"four": "version: 1\nname: four-repair1\n"}
+    remedy = {told(done, "four").artifact_digest: "version: 1\nname: four-repair1\n"}
     for text in (html([told(done, "four")], {}, remedy), markdown([told(done, "four")], {}, remedy)):
         assert "name: four-repair1" in text
         assert "quantgate run four-next.yaml" in text
@@ -120,7 +121,7 @@ def test_a_browser_shows_it_all_and_asks_for_nothing(
     done: Run, browser: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:
     file = tmp_path / "report.html"
-    remedy = {"small": "version: 1\nname: small-repair1\n"}
+    remedy = {told(done, "small").artifact_digest: "version: 1\nname: small-repair1\n"}
     file.write_text(html([told(done, "small"), told(done, "good", "PASS")], {"broken": "no space"}, remedy))
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []

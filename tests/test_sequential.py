@@ -101,10 +101,10 @@ def sequential_verdict(shown: Sequence[bool]) -> Verdict:
             shown=shown[candidate], confidence=confidence, spared=0, reasons=(str(candidate),)
         )
 
-    job = flow._Job.model_construct(
+    job = flow.Job.model_construct(
         plan=cast(Any, Plan.model_construct(recipe=load_recipe("fp8"))),
         suite=CORE,
-        to=Path(),
+        targets=(),
         device="cpu",
         runtime="transformers",
         full=False,

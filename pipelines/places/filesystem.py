@@ -1,0 +1,89 @@
+"""An object store or any other file system that fsspec knows.
+
+Such a store cannot show many files at once. So a prefix is written once and never again, `SHA256SUMS` comes last, and
+what has none is not published.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import QuantgateError, bad_input
+from pipelines.places import SUMS, FilesystemTarget, asking, files_of, progress, safe_name, sha256
+from pipelines.store import HASH_CHUNK, file_digest
+
+REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"
+
+
+class Filesystem:
+    """The prefix `target`."""
+
+    def __init__(self, target: FilesystemTarget) -> None:
+        self._target = target
+        self._opened: tuple[Any, str] | None = None
+
+    @property
+    def _root(self) -> tuple[Any, str]:
+        """The file system, and the prefix in it; no listing is remembered, others write there too."""
+        if self._opened is None:
+            import fsspec
+
+            try:
+                self._opened = fsspec.core.url_to_fs(
+                    self._target.url, use_listings_cache=False, skip_instance_cache=True
+                )
+            except ImportError as error:
+                scheme = self._target.url.partition("://")[0]
+                remedy = f"pip install 'quantgate[{scheme}]'" if scheme in ("s3", "gs") else "install what it names"
+                raise bad_input(self._target, f"needs a package: {error}", remedy) from None
+        return self._opened
+
+    def read(self, name: str) -> bytes | None:
+        with asking(self._target, REMEDY):
+            fs, root = self._root
+            try:
+                content: bytes = fs.cat_file(f"{root}/{name}")
+            except FileNotFoundError:
+                content = b""
+            complete = content and fs.exists(f"{root}/{SUMS}")
+        return content if complete else None
+
+    def upload(self, folder: Path) -> None:
+        with asking(self._target, REMEDY):
+            fs, root = self._root
+            names = files_of(folder)
+            if others := sorted(self._names() - set(names)):
+                what = f"holds other files already, like {others[0]}"
+                raise bad_input(self._target, what, "give another prefix, or remove them")
+            for name in progress(names, "publish"):
+                fs.put_file(str(folder / name), f"{root}/{name}")
+                if sha256(self._chunks(name)) != file_digest(folder / name):
+                    raise QuantgateError(f"{self._target}/{name} did not arrive as it was sent\n    publish again")
+
+    def _names(self) -> set[str]:
+        """The files below the prefix."""
+        fs, root = self._root
+        try:
+            found = fs.find(root)
+        except FileNotFoundError:
+            return set()
+        return {path.removeprefix(root).lstrip("/") for path in found} - {""}
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        fs, root = self._root
+        with fs.open(f"{root}/{name}", "rb", cache_type="readahead", block_size=HASH_CHUNK) as file:
+            while chunk := file.read(HASH_CHUNK):
+                yield chunk
+
+    def download(self, folder: Path) -> None:
+        with asking(self._target, REMEDY):
+            names = self._names()
+            if SUMS not in names:
+                raise bad_input(
+                    self._target, "holds no published artifact", "an upload that was cut off has no SHA256SUMS"
+                )
+            fs, root = self._root
+            for name in progress(sorted(names), "pull"):
+                path = folder / safe_name(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(f"{root}/{name}", str(path))
