@@ -54,21 +54,26 @@ def discordance(recipe: Recipe) -> Discordance:
     return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical(recipe.loss_class)
 
 
+BY_RECIPE = ("calibrate", "quantize", "verify")
+"""Stages that take as long as the recipe makes them; the others go with the suite."""
+
+
 def expected_seconds(plan: Plan, suite: Suite, runtime: str, device: str) -> dict[str, float]:
-    """Stage → seconds that it is going to take: the median of finished runs of the same method, schemes, suite, runtime
-    and device, each in proportion to its model's parameters. Empty where there were none."""
+    """Stage → seconds that it is going to take: the median of finished runs, in proportion to the parameters of their
+    models; of runs of the same method and schemes, or on the same suite, runtime and device. What none had is left out.
+    """
     quantize = plan.recipe.quantize.model_dump(mode="json")
-    wanted = [quantize["method"], _kind(quantize), suite.model_dump(mode="json"), runtime, device]
+    kind, where = [quantize["method"], _kind(quantize)], [suite.model_dump(mode="json"), runtime, device]
     rates: dict[str, list[float]] = defaultdict(list)
     for record in finished():
         try:
             manifest = record["manifest"]
             done = manifest["recipe"]["quantize"]
-            judged_on = manifest["evaluation"]["suite"]
-            if [done["method"], _kind(done), judged_on, record["runtime"], record["device"]] != wanted:
-                continue
+            same_kind = [done["method"], _kind(done)] == kind
+            same_place = [manifest["evaluation"]["suite"], record["runtime"], record["device"]] == where
             for stage in manifest["stages"]:
-                rates[stage["stage"]].append(stage["seconds"] / manifest["model"]["parameters"])
+                if same_kind if stage["stage"] in BY_RECIPE else same_place:
+                    rates[stage["stage"]].append(stage["seconds"] / manifest["model"]["parameters"])
         except (KeyError, TypeError, ZeroDivisionError):
             continue  # of a version that recorded something else
     return {stage: statistics.median(found) * plan.checkpoint.parameters for stage, found in rates.items()}

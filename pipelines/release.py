@@ -117,8 +117,10 @@ class Foreseen(Frozen):
     """Bytes that the stage takes that needs the most."""
     disk: int
     """Bytes below the cache and a folder that is a target."""
-    seconds: float | None
-    """Of all stages, by runs of the same kind that finished here; None if there was none."""
+    seconds: float
+    """Of the stages that finished runs say anything about."""
+    unknown: tuple[str, ...]
+    """The expensive stages that they say nothing about."""
 
 
 def load_release(file: Path) -> Release:
@@ -233,7 +235,8 @@ def _foresee(job: Job, first: bool) -> Foreseen:
         bits_per_weight=plan.bits_per_weight,
         memory=max(needs["memory"], default=0),
         disk=sum(needs["disk"]),
-        seconds=sum(seconds for stage, seconds in stages.items() if stage not in shared) if stages else None,
+        seconds=sum(seconds for stage, seconds in stages.items() if stage not in shared),
+        unknown=tuple(stage for stage in ("quantize", "evaluate artifact") if stage not in stages),
     )
 
 

@@ -308,21 +308,23 @@ def show_foreseen(foreseen: Iterable[Foreseen]) -> None:
         table.add_column(column, justify="left" if column in ("model", "recipe") else "right")
     for row in rows:
         weights = f"{size(row.bytes_before)} → {size(row.bytes_after)}"
-        time = "unknown" if row.seconds is None else f"about {duration(row.seconds)}"
-        table.add_row(
-            row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", size(row.memory), size(row.disk), time
-        )
+        needs = (size(row.memory), size(row.disk), _expected(row.seconds, row.unknown))
+        table.add_row(row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", *needs)
     out = console()
     out.print(table)
     out.print("memory is that of the stage that takes the most; disk is that of cache and folders")
-    known = [row.seconds for row in rows if row.seconds is not None]
-    rest = f", and {len(rows) - len(known)} of whose kind none has run here" if len(known) < len(rows) else ""
-    out.print(
-        f"time       {f'about {duration(sum(known))}' if known else 'unknown'}{rest}; what is finished takes none"
-    )
+    unknown = tuple(dict.fromkeys(stage for row in rows for stage in row.unknown))
+    together = _expected(sum(row.seconds for row in rows), unknown)
+    out.print(f"time       {together}, by finished runs of the same kind; what is finished takes none")
     for row in rows:
         for target in row.targets:
             show_path("publishes", target)
+
+
+def _expected(seconds: float, unknown: tuple[str, ...]) -> str:
+    if not seconds:
+        return "unknown"
+    return " + ".join([f"about {duration(seconds)}", *unknown])
 
 
 def show_release(outcome: Outcome) -> None:
