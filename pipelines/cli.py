@@ -5,6 +5,7 @@ does not accept it, or this device cannot tell, 1 anything unexpected. Several r
 over 3 over 4 over 0. Records go to standard output, progress and errors to standard error.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -88,36 +89,67 @@ def _pem_option(name: str, text: str, **settings: Any) -> Callable[[Any], Any]:
     return _option(name, metavar="PEM", type=click.Path(path_type=Path), help=text, **settings)
 
 
-signing_key_option = _pem_option("--signing-key", "Sign what is published with this private key.")
-signing_certificate_option = _pem_option("--signing-certificate", "The certificate of that key.")
-signing_chain_option = _pem_option(
-    "--signing-chain", "A certificate between that and the root; may be given again.", multiple=True
-)
-keyless_option = _option("--sign-keyless", is_flag=True, help="Sign with the identity of this CI job, by sigstore.")
-trust_key_option = _pem_option("--trust-key", "Ask for a signature by the owner of this public key.")
-trust_root_option = _pem_option(
-    "--trust-root", "Ask for a signature by a certificate below this one; may be given again.", multiple=True
-)
-trust_identity_option = _option("--trust-identity", metavar="WHO", help="Ask for a keyless signature by this identity.")
-trust_issuer_option = _option("--trust-issuer", metavar="URL", help="Who vouches for that identity.")
+def _together(
+    options: Iterable[Callable[[Any], Any]], into: str, make: Callable[..., Any], names: Iterable[str]
+) -> Callable[[Any], Any]:
+    """A decorator that adds `options` to a command, which gets what `make` makes of their values as `into`."""
+    names, options = tuple(names), tuple(options)
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> Any:
+            return command(**{into: make(*(given.pop(name) for name in names))}, **given)
+
+        decorated: Any = wrapped
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 def _signer(key: Path | None, certificate: Path | None, chain: tuple[Path, ...], keyless: bool) -> "Signer | None":
-    from pipelines.proof import Signer
-
     if not (key or certificate or chain or keyless):
         return None
+    from pipelines.proof import Signer
+
     signer: Signer = _fitting(Signer, "signing", key=key, certificate=certificate, chain=chain, keyless=keyless)
     return signer
 
 
 def _trust(key: Path | None, roots: tuple[Path, ...], identity: str | None, issuer: str | None) -> "Trust | None":
-    from pipelines.proof import Trust
-
     if not (key or roots or identity or issuer):
         return None
+    from pipelines.proof import Trust
+
     trust: Trust = _fitting(Trust, "trust", key=key, roots=roots, identity=identity, issuer=issuer)
     return trust
+
+
+signing_options = _together(
+    [
+        _pem_option("--signing-key", "Sign what is published with this private key."),
+        _pem_option("--signing-certificate", "The certificate of that key."),
+        _pem_option("--signing-chain", "A certificate between that and the root; may be given again.", multiple=True),
+        _option("--sign-keyless", is_flag=True, help="Sign with the identity of this CI job, by sigstore."),
+    ],
+    "signer",
+    _signer,
+    ("signing_key", "signing_certificate", "signing_chain", "sign_keyless"),
+)
+trust_options = _together(
+    [
+        _pem_option("--trust-key", "Ask for a signature by the owner of this public key."),
+        _pem_option(
+            "--trust-root", "Ask for a signature by a certificate below this one; may be given again.", multiple=True
+        ),
+        _option("--trust-identity", metavar="WHO", help="Ask for a keyless signature by this identity."),
+        _option("--trust-issuer", metavar="URL", help="Who vouches for that identity."),
+    ],
+    "trust",
+    _trust,
+    ("trust_key", "trust_root", "trust_identity", "trust_issuer"),
+)
 
 
 def _fitting(kind: Any, what: str, **values: Any) -> Any:
@@ -255,10 +287,7 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimenta
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @model_option
 @to_option
-@signing_key_option
-@signing_certificate_option
-@signing_chain_option
-@keyless_option
+@signing_options
 @set_option
 @cpu_option
 @device_option
@@ -270,10 +299,7 @@ def run(
     recipes: tuple[str, ...],
     model: str | None,
     to: tuple[str, ...],
-    signing_key: Path | None,
-    signing_certificate: Path | None,
-    signing_chain: tuple[Path, ...],
-    sign_keyless: bool,
+    signer: "Signer | None",
     overrides: tuple[str, ...],
     experimental_cpu: bool,
     device: str | None,
@@ -291,7 +317,6 @@ def run(
     from pipelines.recipe import load_recipe
 
     python = _vllm_python(runtime, python)
-    signer = _signer(signing_key, signing_certificate, signing_chain, sign_keyless)
     overrides = _overrides(overrides, experimental_cpu)
     if len(recipes) == 1:
         done = flow.run(load_recipe(recipes[0], overrides), model, to or None, device, runtime, python, full, signer)
@@ -344,12 +369,10 @@ def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> N
 @_option("--to", metavar="TARGET", multiple=True, help="Publish here, and not where FILE says; may be given again.")
 @_option("--no-publish", is_flag=True, help="Judge, but publish nothing: for a pull request.")
 @_option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where reports go. Default: in the cache.")
-@signing_key_option
-@signing_certificate_option
-@signing_chain_option
-@keyless_option
+@signing_options
 @device_option
 @runtime_option
+@python_option
 @full_option
 @json_option
 def release(
@@ -358,12 +381,10 @@ def release(
     to: tuple[str, ...],
     no_publish: bool,
     out: Path | None,
-    signing_key: Path | None,
-    signing_certificate: Path | None,
-    signing_chain: tuple[Path, ...],
-    sign_keyless: bool,
+    signer: "Signer | None",
     device: str | None,
     runtime: "Runtime",
+    python: Path | None,
     full: bool,
     as_json: bool,
 ) -> None:
@@ -374,13 +395,13 @@ def release(
     from pipelines.release import foresee_release, load_release, prepare_release, run_release
     from pipelines.tables import show_foreseen, show_path, show_release
 
-    signer = _signer(signing_key, signing_certificate, signing_chain, sign_keyless)
+    python = _vllm_python(runtime, python)
     described = load_release(file)
     jobs = prepare_release(described, file.absolute().parent, to, not no_publish, device, runtime, full, signer)
     if dry_run:
         foreseen = foresee_release(jobs)
         return _print_json([one.model_dump() for one in foreseen]) if as_json else show_foreseen(foreseen)
-    outcome, written = run_release(described, jobs, out)
+    outcome, written = run_release(described, jobs, out, python)
     if as_json:
         _print_json({**outcome.model_dump(mode="json"), "exit_code": outcome.exit_code})
     else:
@@ -594,19 +615,13 @@ def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
 @_option("--verdict", "verdict_file", type=click.Path(path_type=Path), required=True, help="Written by `gate --out`.")
 @_option("--to", metavar="TARGET", required=True, multiple=True, help="Where to publish; may be given again.")
 @_option("--force", metavar="REASON", help="Publish without a PASS; the reason is written into the card.")
-@signing_key_option
-@signing_certificate_option
-@signing_chain_option
-@keyless_option
+@signing_options
 def publish(
     artifact: Path,
     verdict_file: Path,
     to: tuple[str, ...],
     force: str | None,
-    signing_key: Path | None,
-    signing_certificate: Path | None,
-    signing_chain: tuple[Path, ...],
-    sign_keyless: bool,
+    signer: "Signer | None",
 ) -> None:
     """Publish ARTIFACT (a folder that `quantize` printed) if its verdict is a PASS.
 
@@ -618,7 +633,6 @@ def publish(
 
     if force is not None and not force.strip():
         raise bad_input("--force", "needs a reason")
-    signer = _signer(signing_key, signing_certificate, signing_chain, sign_keyless)
     made = _artifact(artifact)
     verdict: Verdict = _read(verdict_file, Verdict)
     for place in publish_stage(made, verdict, to, force, signer=signer):
@@ -628,24 +642,17 @@ def publish(
 @main.command()
 @click.argument("source", metavar="TARGET")
 @click.argument("folder", type=click.Path(path_type=Path))
-@trust_key_option
-@trust_root_option
-@trust_identity_option
-@trust_issuer_option
+@trust_options
 @json_option
 def pull(
     source: str,
     folder: Path,
-    trust_key: Path | None,
-    trust_root: tuple[Path, ...],
-    trust_identity: str | None,
-    trust_issuer: str | None,
+    trust: "Trust | None",
     as_json: bool,
 ) -> None:
     """Fetch what is published at TARGET into FOLDER, checked: every digest, the verdict, and a signature if asked."""
     from pipelines.publish import pull as pull_published
 
-    trust = _trust(trust_key, trust_root, trust_identity, trust_issuer)
     _show_checked(pull_published(source, folder, trust), as_json)
     if not as_json:
         click.echo(f"pulled     {folder}")
@@ -653,20 +660,14 @@ def pull(
 
 @main.command()
 @click.argument("artifact")
-@trust_key_option
-@trust_root_option
-@trust_identity_option
-@trust_issuer_option
+@trust_options
 @device_option
 @runtime_option
 @python_option
 @json_option
 def verify(
     artifact: str,
-    trust_key: Path | None,
-    trust_root: tuple[Path, ...],
-    trust_identity: str | None,
-    trust_issuer: str | None,
+    trust: "Trust | None",
     device: str | None,
     runtime: "Runtime",
     python: Path | None,
@@ -677,13 +678,17 @@ def verify(
     The first is held against its plan and its source; the second against its own proof: digests, statement, verdict
     (judged again), and its signature, if you say whom you trust. --runtime vllm loads either in vLLM.
     """
+    from pipelines.errors import bad_input
     from pipelines.publish import check_published
     from pipelines.record import RECORD
     from pipelines.verify import verify as verify_stage
 
     python = _vllm_python(runtime, python)
-    trust = _trust(trust_key, trust_root, trust_identity, trust_issuer)
     if runtime == "vllm":
+        if "://" in artifact:
+            raise bad_input(artifact, "is no folder, and vLLM loads nothing else", "quantgate pull it first")
+        if trust:
+            check_published(artifact, trust)
         return _verify_in_vllm(Path(artifact), device, python, as_json)
     if trust or "://" in artifact or (Path(artifact) / RECORD).is_file():
         return _show_checked(check_published(artifact, trust), as_json)

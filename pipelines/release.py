@@ -192,10 +192,12 @@ def _shared(prepared: list[list[Job]]) -> Iterator[Problem]:
         yield Problem(f"model {label}", "is given twice", "give it once")
 
 
-def run_release(release: Release, prepared: list[list[Job]], out: Path | None = None) -> tuple[Outcome, Path]:
+def run_release(
+    release: Release, prepared: list[list[Job]], out: Path | None = None, python: Path | None = None
+) -> tuple[Outcome, Path]:
     """Run all jobs (`prepare_release`), one after the other; what came of them, and the folder it is written to.
 
-    The folder lies in the cache unless `out` says where.
+    The folder lies in the cache unless `out` says where. `python` is the interpreter of an environment that has vLLM.
     """
     jobs = [job for of_model in prepared for job in of_model]
     writer = _Writer(release, jobs, out)
@@ -203,14 +205,14 @@ def run_release(release: Release, prepared: list[list[Job]], out: Path | None = 
     for of_model in prepared:
         for job in of_model:
             number += 1
-            writer.add(_one(job, f"{number} of {len(jobs)}, on {job.plan.checkpoint.label}"))
+            writer.add(_one(job, python, f"{number} of {len(jobs)}, on {job.plan.checkpoint.label}"))
         discard(of_model)
     return writer.close(), writer.folder
 
 
-def _one(job: Job, number: str) -> Run | QuantgateError:
+def _one(job: Job, python: Path | None, number: str) -> Run | QuantgateError:
     try:
-        python = prepare_runtimes([job], None)
+        python = prepare_runtimes([job], python)
     except QuantgateError as error:
         return error
     return attempt(job, python, number)

@@ -571,6 +571,11 @@ def test_pull_keeps_nothing_that_was_tampered_with(bundle: Path, cli: Cli, tmp_p
     assert not (tmp_path / "pulled").exists()
 
 
+def test_vllm_loads_what_is_in_a_folder(cli: Cli) -> None:
+    done = cli("verify", "s3://releases/x", "--runtime", "vllm")
+    assert done.returncode == 2 and "is no folder, and vLLM loads nothing else\n    quantgate pull it" in done.stderr
+
+
 class Keys(NamedTuple):
     """A key pair; another one with a certificate, below another, below a root."""
 
