@@ -100,6 +100,7 @@ def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path:
     assert {**printed, "stages": 0, "created": 0} == {**record.model_dump(mode="json"), "stages": 0, "created": 0}
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_and_its_record_says_on_what(cli: Cli, tmp_path: Path) -> None:
     small = ("--set", "calibrate.samples=4", "--set", "calibrate.seq_len=64")
     done = cli("run", "int8", *LENIENT, *small, "--set", little(tmp_path), "--to", tmp_path / "out", "--json")

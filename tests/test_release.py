@@ -16,7 +16,7 @@ from pipelines.places import files_of
 from pipelines.plan import Plan
 from pipelines.publish import check_published
 from pipelines.quantize import Artifact
-from pipelines.release import Outcome, load_release, prepare_release, run_release
+from pipelines.release import Outcome, foresee_release, load_release, prepare_release, run_release
 from pipelines.store import cache_dir
 from tests.conftest import Cli, make_tiny
 from tests.servers import Registry
@@ -147,8 +147,8 @@ def test_a_dry_run_computes_nothing(models: tuple[Path, Path], cli: Cli, tmp_pat
     assert f"publishes  {tmp_path}/out/small/fp" in done.stdout
     assert not (tmp_path / "out").exists() and not (own / "stages" / "quantize").exists()
 
-    one, *_ = json.loads(cli("release", file, "--dry-run", "--json").stdout)
-    assert one["bytes_after"] < one["bytes_before"] and one["memory"] > 0 and one["disk"] > one["bytes_after"]
+    one, *_ = foresee_release(prepare_release(load_release(file), tmp_path))
+    assert one.bytes_after < one.bytes_before and one.memory > 0 and one.disk > one.bytes_after
 
 
 def test_what_a_finished_run_took_is_what_the_next_is_expected_to(

@@ -271,40 +271,32 @@ def test_a_packages_rows_are_text_and_no_objects(
 # Model folders
 
 
-def link(name: str, to: str) -> Callable[[Path], object]:
-    def plant(model: Path) -> None:
-        (model / name).parent.mkdir(exist_ok=True)
-        (model / name).unlink(missing_ok=True)
-        (model / name).symlink_to(to)
-
-    return plant
+def link(model: Path, name: str, to: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(to)
 
 
-def in_circles(model: Path) -> None:
-    (model / "LICENSE").symlink_to(model / "NOTICE")
-    (model / "NOTICE").symlink_to(model / "LICENSE")
-
-
-def a_line_break(folder: str) -> Callable[[Path], object]:
-    def plant(model: Path) -> None:
-        (model / folder).mkdir(exist_ok=True)
-        (model / folder / "LICENSE\n0000  model.safetensors").write_text("x")
-
-    return plant
+def write(model: Path, name: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_text("x")
 
 
 OUT, NOWHERE = "leads out of the checkpoint, to .*\n    copy the file itself", "is a link that leads nowhere"
+CONTROL = "control characters in its name"
 
 
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
-        (link("NOTICE", "../outside/secret"), OUT), (link("additional_chat_templates", "../outside"), OUT),
-        (link("additional_chat_templates/x.jinja", "../../outside/secret"), OUT),
-        (link("config.json", "/etc/hosts"), OUT), (link(SINGLE, "../outside/secret"), OUT),
-        (link("LICENSE", "nowhere"), NOWHERE), (in_circles, NOWHERE),
+        (lambda model: link(model, "NOTICE", "../outside/secret"), OUT),
+        (lambda model: link(model, "config.json", "/etc/hosts"), OUT),
+        (lambda model: link(model, SINGLE, "../outside/secret"), OUT),
+        (lambda model: link(model, "additional_chat_templates", "../outside"), OUT),
+        (lambda model: link(model, "additional_chat_templates/x.jinja", "../../outside/secret"), OUT),
+        (lambda model: link(model, "LICENSE", "nowhere"), NOWHERE), (lambda model: link(model, "a", "a"), NOWHERE),
         (lambda model: os.mkfifo(model / "LICENSE"), "is neither a file nor a folder"),
-        (a_line_break("."), "control characters in its name"), (a_line_break("sub"), "control characters in its name"),
+        (lambda model: write(model, "LICENSE\n00  x"), CONTROL), (lambda model: write(model, "a/\x1b[31m.py"), CONTROL),
     ],
 )  # fmt: skip
 def test_what_is_not_a_models_own_is_refused(
@@ -431,43 +423,30 @@ def test_a_header_gives_each_key_once(tiny_copy: Path, key: str) -> None:
         read_checkpoint(tiny_copy)
 
 
-def configured(**config: object) -> Callable[[Path], object]:
-    return lambda model: edit_json(model / "config.json", **config)
-
-
 def by_an_index(model: Path) -> None:
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(model / SINGLE).items()}
-    save_file(zeros, model / "zeros.safetensors")
-    (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(zeros, "zeros.safetensors")}))
+    names = list(load_file(model / SINGLE))
+    save_file({name: torch.zeros(1) for name in names}, model / "zeros.safetensors")
+    (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "zeros.safetensors")}))
 
 
-def by_an_adapter(model: Path) -> None:
-    (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-
-
-HUB_CODE = r"config\.json: its '\w+' asks for code from the hub \(someone/kernel\)"
+HUB_CODE, OTHER = r"config\.json: its '\w+' asks for code from the hub", "sends runtimes to other weights"
 
 
 @pytest.mark.parametrize(
-    ("mislead", "said"),
+    ("config", "said"),
     [
-        (
-            configured(transformers_weights="zeros.safetensors"),
-            "'transformers_weights' sends runtimes to other weights",
-        ),
-        (configured(a=[{"transformers_weights": "x"}]), "'transformers_weights' sends runtimes to other weights"),
-        (configured(speculators_config={}), "'speculators_config' sends runtimes to other weights"),
+        ({"transformers_weights": "zeros.safetensors"}, OTHER), ({"a": [{"transformers_weights": "x"}]}, OTHER),
+        ({"speculators_config": {}}, OTHER), ({"_attn_implementation": "someone/kernel"}, HUB_CODE),
+        ({"text_config": {"attn_implementation": "someone/kernel"}}, HUB_CODE),
+        ({"attn_implementation": {"text_config": "someone/kernel"}}, HUB_CODE),
         (by_an_index, "lies beside an index of other files"),
-        (by_an_adapter, "an adapter, which transformers would put on the weights unasked"),
-        (configured(_attn_implementation="someone/kernel"), HUB_CODE),
-        (configured(text_config={"attn_implementation": "someone/kernel"}), HUB_CODE),
-        (configured(attn_implementation={"text_config": "someone/kernel"}), "asks for code from the hub"),
+        (lambda model: write(model, "adapter_config.json"), "which transformers would put on the weights unasked"),
     ],
-)
+)  # fmt: skip
 def test_runtimes_cannot_be_led_to_other_weights_than_were_judged(
-    tiny_copy: Path, mislead: Callable[[Path], object], said: str
+    tiny_copy: Path, config: dict[str, object] | Callable[[Path], object], said: str
 ) -> None:
-    mislead(tiny_copy)
+    edit_json(tiny_copy / "config.json", **config) if isinstance(config, dict) else config(tiny_copy)
     with pytest.raises(BadInput, match=said):
         read_checkpoint(tiny_copy)
 
@@ -475,25 +454,14 @@ def test_runtimes_cannot_be_led_to_other_weights_than_were_judged(
 # Chat templates, which jinja runs in its sandbox
 
 ESCAPES = [
-    TEMPLATE,
-    "{{ lipsum.__globals__['os'].popen('touch MARKER').read() }}",
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ strftime_now.__globals__ }}",
-    "{{ namespace.__init__.__globals__ }}",
-    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
-    "{{ self._TemplateReference__context }}",
-    "{{ (messages|attr('__class__')).__base__ }}",
-    "{{ messages|map(attribute='__class__')|list }}",
-    "{{ messages.append(1) }}",
-    "{% import 'os' as os %}{{ os }}",
-    "{% include '/etc/passwd' %}",
-    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-    "{% for i in range(10**9) %}x{% endfor %}",
-    "{{ raise_exception('no') }}",
-    "{{ 1 / 0 }}",
-    "{{ nothing.x }}",
-    "{% if %}",
-]
+    TEMPLATE, "{{ lipsum.__globals__['os'].popen('touch MARKER').read() }}", "{{ strftime_now.__globals__ }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ namespace.__init__.__globals__ }}",
+    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}", "{{ self._TemplateReference__context }}",
+    "{{ (messages|attr('__class__')).__base__ }}", "{{ messages|map(attribute='__class__')|list }}",
+    "{{ messages.append(1) }}", "{% import 'os' as os %}{{ os }}", "{% include '/etc/passwd' %}", "{{ 1 / 0 }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "{% for i in range(10**9) %}x{% endfor %}",
+    "{{ raise_exception('no') }}", "{{ nothing.x }}", "{% if %}",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
