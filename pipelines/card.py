@@ -13,6 +13,7 @@ from pipelines.gate import TaskVerdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
 from pipelines.packings import Packing
+from pipelines.pages import plain
 from pipelines.recipe import Gguf, HubDataset, Recipe
 from pipelines.record import GateRecord, Manifest, ModulesRecord
 from pipelines.schemes import SCHEMES
@@ -60,13 +61,13 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
     """The model card: a Hugging Face README.md with front matter."""
     model, gate, size, recipe = manifest.model, manifest.gate, manifest.size, manifest.recipe
     body = ["---", *(f"{key}: {json.dumps(value)}" for key, value in _front_matter(manifest).items()), "---", ""]
-    body += [f"# {model.label}, {recipe.name}", "", recipe.summary, ""]
-    body += [f"> {note}\n" for note in model.notes]
+    body += [f"# {plain(model.label)}, {recipe.name}", "", plain(recipe.summary), ""]
+    body += [f"> {plain(note)}\n" for note in model.notes]
     if not model.spdx:
         body += [f"> {NO_LICENCE}\n"]
     if gate.forced:
-        body += [f"> **Published without a PASS** ({gate.verdict}). Reason given: {gate.forced}\n"]
-    body += ["## Verdict", "", f"**{verdict_line(gate)}**", "", *(f"- {reason}" for reason in gate.reasons), ""]
+        body += [f"> **Published without a PASS** ({gate.verdict}). Reason given: {plain(gate.forced)}\n"]
+    body += ["## Verdict", "", f"**{verdict_line(gate)}**", "", *(f"- {plain(reason)}" for reason in gate.reasons), ""]
     body += _results(manifest)
     body += _flips(gate)
     body += ["## Size", "", "| | before | after |", "|---|---|---|"]
@@ -76,7 +77,7 @@ def card(manifest: Manifest, left_behind: tuple[str, ...] = ()) -> str:
     body += ["## Serve", "", *_serve(manifest)]
     body += ["## How it was made", "", *_made(manifest)]
     if left_behind:
-        body += [f"- not copied from the source: {', '.join(left_behind)}"]
+        body += [f"- not copied from the source: {', '.join(map(plain, left_behind))}"]
     body += [
         "",
         "`quantgate.json` holds the whole record, `documents.parquet` each score that the verdict rests on, "
@@ -269,7 +270,7 @@ def _made(manifest: Manifest) -> list[str]:
     settings = quantize.model_dump(exclude_none=True, exclude=said_elsewhere)
     settings = {key: value for key, value in settings.items() if value != {}}
     lines = [
-        f"- source: {origin}, digest `{model.digest}`",
+        f"- source: {plain(origin)}, digest `{model.digest}`",
         f"- method: {quantize.method}, {', '.join(f'{key} {value}' for key, value in settings.items())}",
     ]
     if manifest.engine:
@@ -305,7 +306,7 @@ def _made(manifest: Manifest) -> list[str]:
 
 def listed(patterns: tuple[str, ...]) -> str:
     """Patterns of a recipe, as Markdown."""
-    return ", ".join(f"`{pattern}`" for pattern in patterns)
+    return ", ".join(plain(pattern) if "`" in pattern else f"`{pattern}`" for pattern in patterns)
 
 
 def _reasons(modules: tuple[ModulesRecord, ...]) -> list[str]:
@@ -313,4 +314,8 @@ def _reasons(modules: tuple[ModulesRecord, ...]) -> list[str]:
     counts: Counter[str] = Counter()
     for same in modules:
         counts[same.reason] += same.count
-    return [f"- {reason} ({count} {'layer' if count == 1 else 'layers'})" for reason, count in counts.items() if reason]
+    return [
+        f"- {plain(reason)} ({count} {'layer' if count == 1 else 'layers'})"
+        for reason, count in counts.items()
+        if reason
+    ]

@@ -346,6 +346,10 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
     if runtime == "llama.cpp" and not plan.tensors:
         what = f"makes a {plan.recipe.packing} checkpoint, which llama.cpp does not load"
         raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime llama.cpp")
+    others = [name for name in plan.checkpoint.left_behind if name.endswith(".safetensors") and "/" not in name]
+    if runtime == "vllm" and others:
+        what = f"holds {others[0]}, which is no part of the model, and which vLLM would load, too"
+        raise bad_input(plan.checkpoint.folder, what, "remove it, or leave out --runtime vllm")
     if runtime != "vllm" or device != "cpu":
         return
     from pipelines.vllm import runs_on_cpu

@@ -221,13 +221,13 @@ SIGNS = {"good": "✅", "bad": "❌", "warn": "⚠️"}
 
 def markdown(page: Page) -> str:
     """For a CI job's summary: the same page, without its charts."""
-    lines = [f"# {_plain(page.title)}", "", _plain(page.about), ""]
+    lines = [f"# {plain(page.title)}", "", plain(page.about), ""]
     for group in page.groups:
-        lines += [f"## {_plain(group.title)}", ""] if group.title else []
+        lines += [f"## {plain(group.title)}", ""] if group.title else []
         level = 3 if group.title else 2
         for part in group.parts:
             lines += _section_lines(part, level) if isinstance(part, Section) else _block_lines(part)
-    return "\n".join([*lines, "---", "", _plain(page.foot), ""])
+    return "\n".join([*lines, "---", "", plain(page.foot), ""])
 
 
 def _section_lines(section: Section, level: int) -> list[str]:
@@ -236,7 +236,7 @@ def _section_lines(section: Section, level: int) -> list[str]:
         return []
     if section.folded:
         return [f"<details><summary>{escaped(section.title)}</summary>", "", *blocks, "</details>", ""]
-    return [f"{'#' * level} {_plain(section.title)}", "", *blocks]
+    return [f"{'#' * level} {plain(section.title)}", "", *blocks]
 
 
 def _block_lines(block: Block) -> list[str]:
@@ -245,22 +245,22 @@ def _block_lines(block: Block) -> list[str]:
             marks = (":---" if column in {columns[0], *left} else "---:" for column in columns)
             return [_bars(columns), _bars(marks, raw=True), *(_bars(map(_said, row)) for row in rows), ""]
         case Facts(rows):
-            return [*(f"- {_plain(name)}: {_plain(value)}" for name, value in rows), ""]
+            return [*(f"- {plain(name)}: {plain(value)}" for name, value in rows), ""]
         case Tiles(rows):
             return [
-                *(f"- {_plain(label)}: **{_plain(value)}** {_plain(note)}".rstrip() for label, value, note in rows),
+                *(f"- {plain(label)}: **{plain(value)}** {plain(note)}".rstrip() for label, value, note in rows),
                 "",
             ]
         case Chart():
             return []
         case Note(said):
-            return [_plain(said), ""]
+            return [plain(said), ""]
         case Code(said, language):
             fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", said))])
             return [fence + language, _clean(said).rstrip("\n"), fence, ""]
         case Banner(colour, _, verdict, headline, about, reasons):
-            head = f"**{SIGNS[colour]} {_plain(verdict)}: {_plain(headline)}**"
-            return [head, "", _plain(about), "", *(f"- {_plain(reason)}" for reason in reasons), ""]
+            head = f"**{SIGNS[colour]} {plain(verdict)}: {plain(headline)}**"
+            return [head, "", plain(about), "", *(f"- {plain(reason)}" for reason in reasons), ""]
         case _:
             assert_never(block)
 
@@ -270,7 +270,7 @@ def _said(cell: Cell) -> str:
 
 
 def _bars(cells: Iterable[str], raw: bool = False) -> str:
-    return f"| {' | '.join(cell if raw else _plain(cell) for cell in cells)} |"
+    return f"| {' | '.join(cell if raw else plain(cell) for cell in cells)} |"
 
 
 def _clean(said: str) -> str:
@@ -278,7 +278,7 @@ def _clean(said: str) -> str:
     return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", said)
 
 
-def _plain(said: str) -> str:
+def plain(said: str) -> str:
     """Text that is nothing but text in Markdown, on one line, in a table, too."""
     line = " ".join(_clean(said).split())
     line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)

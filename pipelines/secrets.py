@@ -7,7 +7,9 @@ raises may hold one, and errors are shown, and recorded by a release.
 import os
 import re
 
-SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY)(_\w+)?$")
+SECRET = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SIGNING_KEY)(_\w+)?$|AUTH$"
+)
 """Environment variables that hold one, by name."""
 IN_TEXT = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}|\b(hf_\w{16,})|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 """Forms of one that are known by their looks: a header's, the hub's, a password in an address."""

@@ -36,9 +36,9 @@ FAMILIES = ("FP8", "FP4", "INT8", "INT4", "GGUF", "mixed")
 
 
 def console() -> Console:
-    """Standard output; wide enough for our tables when it is not a terminal."""
-    plain = Console(highlight=False, soft_wrap=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=140)
+    """Standard output; wide enough for our tables when it is not a terminal. Names in brackets are no markup."""
+    plain = Console(highlight=False, markup=False)
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=140)
 
 
 def show_plan(plan: Plan, seen: Sight | None) -> None:
@@ -112,7 +112,7 @@ def show_verdict(verdict: Verdict) -> None:
         )  # fmt: skip
     out.print(table)
     record = GateRecord(**{name: getattr(verdict, name) for name in GateRecord.model_fields if name != "forced"})
-    out.print(f"[bold {COLOURS[verdict.verdict]}]{verdict_line(record)}[/]")
+    out.print(verdict_line(record), style=f"bold {COLOURS[verdict.verdict]}")
     for reason in verdict.reasons:
         out.print(f"  {reason}")
     if verdict.spared:
@@ -144,7 +144,7 @@ def show_run(done: Run) -> None:
     for note in done.manifest.model.notes:
         out.print(f"note       {note}")
     if not done.manifest.model.spdx:
-        out.print("[yellow]licence    the base model declares none that is known[/]")
+        out.print("licence    the base model declares none that is known", style="yellow")
     out.print(f"record     {done.record}")
     out.print(f"report     {done.report}")
     if done.published:
@@ -153,7 +153,7 @@ def show_run(done: Run) -> None:
         out.print(f"serve      {serve_line(done.published[0], done.manifest)}")
     else:
         out.print(f"artifact   {done.artifact}")
-        out.print("[bold]not published[/]")
+        out.print("not published", style="bold")
 
 
 def show_comparison(outcomes: Mapping[str, Run | QuantgateError]) -> None:
@@ -177,11 +177,11 @@ def _comparison(title: str, last: str) -> Table:
     return table
 
 
-def _compared(done: Run) -> tuple[str, ...]:
+def _compared(done: Run) -> tuple[str | Text, ...]:
     return (*_size_and_quality(done.manifest), "yes" if done.published else "no")
 
 
-def _size_and_quality(run: Manifest) -> tuple[str, ...]:
+def _size_and_quality(run: Manifest) -> tuple[str | Text, ...]:
     share = changed(run.gate)
     return (
         f"{size(run.size.bytes_before)} → {size(run.size.bytes_after)}",
@@ -189,7 +189,7 @@ def _size_and_quality(run: Manifest) -> tuple[str, ...]:
         "–" if run.gate.retention is None else f"{run.gate.retention:.2%}",
         bounds(run.gate),
         "–" if share is None else f"{share:.1%}",
-        f"[{COLOURS[run.gate.verdict]}]{verdict_name(run.gate)}[/]",
+        Text(verdict_name(run.gate), style=COLOURS[run.gate.verdict]),
     )
 
 
@@ -282,7 +282,7 @@ def show_recipes(recipes: Iterable[Recipe]) -> None:
     table.add_column("summary")
     for name, found in by_family(recipes).items():
         table.add_section()
-        table.add_row(f"[bold]{name}[/]", "")
+        table.add_row(Text(name, style="bold"), "")
         for recipe in found:
             table.add_row(recipe.name, recipe.summary)
     console().print(table)
@@ -295,7 +295,7 @@ def show_checked(checked: Checked) -> None:
     out.print(f"files      {checked.files}, {size(checked.bytes)}: every digest as published")
     out.print(f"verdict    {verdict_line(gate)} Judged again from its documents: the same.", soft_wrap=True)
     if gate.forced:
-        out.print(f"[yellow]forced     published without a PASS: {gate.forced}[/]")
+        out.print(f"forced     published without a PASS: {gate.forced}", style="yellow")
     out.print(f"source     {checked.manifest.model.label}, recipe {checked.manifest.recipe.name}")
     out.print(f"signature  {checked.signature}")
 
@@ -333,7 +333,7 @@ def show_release(outcome: Outcome) -> None:
     for column in ("model", "recipe", "verdict", "published", "time"):
         table.add_column(column, justify="right" if column == "time" else "left")
     for item in outcome.items:
-        said = f"[{COLOURS[item.verdict]}]{item.verdict}[/]" if item.verdict else "[red]error[/]"
+        said = Text(item.verdict or "error", style=COLOURS[item.verdict] if item.verdict else "red")
         places = f"{len(item.published)} of {len(item.targets)}"
         table.add_row(item.model, item.recipe, said, places, duration(item.seconds))
     console().print(table)

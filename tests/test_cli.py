@@ -492,6 +492,15 @@ def test_publish_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, mo
     assert told == f"error: {tmp_path}/result.json: cannot be read: No such file or directory\n"
 
 
+def test_names_in_brackets_are_no_markup(cli: Cli, model: Path) -> None:
+    named = model.rename(model.with_name("m[red]"))
+    (named / "[").mkdir()
+    (named / "[/b].py").write_text("x")
+    done = cli("plan", "fp8", "--model", named, *PLAIN)
+    assert done.returncode == 0, done.stderr
+    assert "fp8 on m[red]" in done.stdout and "[/b].py" in done.stdout
+
+
 # Environments
 
 

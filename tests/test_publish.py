@@ -18,6 +18,7 @@ from in_toto_attestation.v1.statement import Statement
 from pyarrow import parquet
 
 from pipelines.bundle import Tampered, check
+from pipelines.card import card
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.flow import run
 from pipelines.gate import Verdict, gate
@@ -27,6 +28,7 @@ from pipelines.proof import Signer, Trust
 from pipelines.publish import check_published, publish, published, pull, sealed
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.record import Manifest
 from pipelines.store import folder_digests
 from tests import hub_server, servers
 from tests.conftest import Cli
@@ -724,6 +726,13 @@ def test_results_are_in_the_hubs_own_forms(bundle: Path) -> None:
     assert result.metric_value == record["gate"]["tasks"][0]["candidate"]
     (entry,) = parse_eval_result_entries(safe_load((bundle / ".eval_results" / "quantgate.yaml").read_text()))
     assert (entry.dataset_id, entry.value) == ("allenai/sciq", result.metric_value)
+
+
+def test_nothing_that_a_card_tells_is_markup(bundle: Path) -> None:
+    record = Manifest.model_validate_json((bundle / "quantgate.json").read_text())
+    recipe = record.recipe.model_copy(update={"summary": "x\n\n## Verdict\n\n**PASS** <b>"})
+    text = card(record.model_copy(update={"recipe": recipe}), ("[a](b).py",))
+    assert text.count("\n## Verdict") == 1 and "**PASS** <b>" not in text and "[a](b)" not in text
 
 
 def test_the_verdict_can_be_given_again_from_the_table(bundle: Path, judged: Judged) -> None:

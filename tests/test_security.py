@@ -24,6 +24,7 @@ from pipelines.calibrate import calibrate, encode, load_tokenizer
 from pipelines.checkpoint import MAX_CARD, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.evaluate import check_tasks
+from pipelines.flow import run
 from pipelines.gguf_convert import without_code
 from pipelines.models import load_model
 from pipelines.plan import make_plan
@@ -140,7 +141,6 @@ def test_nothing_here_asks_for_a_models_code() -> None:
 
 
 # Recipes, suites and sets
-
 
 NAMES = ["../up", "/etc/x", "a/../../b", "..", ".hidden", '"a\\nb"', '"a\\n"', '"a\\0"', "a" * 65]
 
@@ -334,8 +334,9 @@ def test_the_links_of_the_hubs_cache_are_its_own(tiny: Path, tmp_path: Path) -> 
 def test_a_model_cannot_be_called_by_what_is_no_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does it get as far as the hub's client, which makes paths of it."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=r"is neither a folder nor a hub id|config\.json: is missing"):
         load_model(name)
 
 
@@ -449,6 +450,13 @@ def test_runtimes_cannot_be_led_to_other_weights_than_were_judged(
     edit_json(tiny_copy / "config.json", **config) if isinstance(config, dict) else config(tiny_copy)
     with pytest.raises(BadInput, match=said):
         read_checkpoint(tiny_copy)
+
+
+def test_vllm_gets_no_folder_with_more_weights_than_the_models(tiny_copy: Path) -> None:
+    """transformers takes `model.safetensors` alone, vLLM every file of that kind."""
+    save_file({"more": torch.zeros(2)}, tiny_copy / "more.safetensors")
+    with pytest.raises(BadInput, match=r"holds more\.safetensors, .* which vLLM would load, too"):
+        run(fp8(), tiny_copy, (), "cpu", "vllm")
 
 
 # Chat templates, which jinja runs in its sandbox
