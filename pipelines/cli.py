@@ -77,14 +77,6 @@ python_option = _option(
 )
 
 
-to_option = _option(
-    "--to",
-    metavar="TARGET",
-    multiple=True,
-    help="Where to publish; may be given again. Default: artifacts/<model>/<recipe>.",
-)
-
-
 def _pem_option(name: str, text: str, **settings: Any) -> Callable[[Any], Any]:
     return _option(name, metavar="PEM", type=click.Path(path_type=Path), help=text, **settings)
 
@@ -286,7 +278,12 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimenta
 @main.command()
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @model_option
-@to_option
+@_option(
+    "--to",
+    metavar="TARGET",
+    multiple=True,
+    help="Where to publish; may be given again. Default: artifacts/<model>/<recipe>.",
+)
 @signing_options
 @set_option
 @cpu_option
@@ -326,7 +323,6 @@ def run(
 
 
 def _finish(done: "Run", as_json: bool) -> None:
-    from pipelines.publish import EXIT_CODES
     from pipelines.tables import show_run
 
     if as_json:
@@ -335,12 +331,12 @@ def _finish(done: "Run", as_json: bool) -> None:
         show_run(done)
     for reason in done.unpublished.values():
         _complain(reason)
-    sys.exit(1 if done.unpublished else EXIT_CODES[done.verdict.verdict])
+    sys.exit(done.exit_code)
 
 
 def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> None:
     from pipelines.flow import Run, write_report
-    from pipelines.publish import EXIT_CODES, worst
+    from pipelines.publish import worst
     from pipelines.tables import show_comparison, show_path
 
     finished = [done.manifest for done in outcomes.values() if isinstance(done, Run)]
@@ -359,7 +355,7 @@ def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> N
         else:
             for reason in done.unpublished.values():
                 _complain(f"{name}: {reason}")
-            codes.add(1 if done.unpublished else EXIT_CODES[done.verdict.verdict])
+            codes.add(done.exit_code)
     sys.exit(worst(codes))
 
 

@@ -1,7 +1,6 @@
 """The whole flow in one place: load, plan, calibrate, quantize, verify, evaluate, gate, package, publish."""
 
 import contextlib
-import datetime
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from pipelines.places import FolderTarget, Target, parse_target
 from pipelines.plan import Plan, disk_lacks, make_plan
 from pipelines.power import foresee
 from pipelines.proof import Signer, check_signer
-from pipelines.publish import check_targets, put, sealed
+from pipelines.publish import EXIT_CODES, check_targets, put, sealed
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
 from pipelines.record import REPORT, Manifest, StageRecord
@@ -33,7 +32,7 @@ from pipelines.schema import Frozen
 from pipelines.scores import Distance, Evaluation
 from pipelines.secrets import redact
 from pipelines.sequential import look_confidence
-from pipelines.store import Meter, Result, cache_dir, digest, package_versions, write_json
+from pipelines.store import Meter, Result, cache_dir, digest, now, package_versions, write_json
 from pipelines.verify import Verification, verify
 
 P = ParamSpec("P")
@@ -63,6 +62,10 @@ class Run(Frozen):
     @property
     def report(self) -> Path:
         return self.record.with_name(REPORT)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.unpublished else EXIT_CODES[self.verdict.verdict]
 
 
 def run(
@@ -375,7 +378,7 @@ class _Journal:
             "runtime": job.runtime,
             "device": job.device,
             "full": job.full,
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "started": now(),
             "versions": package_versions(),
         }
         key = digest([checkpoint.digest, *(self._head[name] for name in ("recipe", "to", "runtime", "device", "full"))])

@@ -1,6 +1,5 @@
 """The package stage: the record of a run and its card, for any verdict."""
 
-import datetime
 import os
 import platform
 import subprocess
@@ -32,7 +31,7 @@ from pipelines.record import (
 )
 from pipelines.schema import Frozen
 from pipelines.scores import Evaluation
-from pipelines.store import Result, package_versions
+from pipelines.store import Result, now, package_versions
 from pipelines.verify import Verification, verify
 
 
@@ -82,7 +81,7 @@ def _manifest(
     costs += [("evaluate baseline", baseline.results), ("evaluate artifact", candidate.results)]
     costs += [("evaluate source in transformers", source.results) for source in others]
     return Manifest(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=now(),
         quantgate=package_versions()["quantgate"],
         commit=_commit(),
         model=ModelRecord(

@@ -257,7 +257,7 @@ def _block_lines(block: Block) -> list[str]:
             return [plain(said), ""]
         case Code(said, language):
             fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", said))])
-            return [fence + language, _clean(said).rstrip("\n"), fence, ""]
+            return [fence + language, clean(said).rstrip("\n"), fence, ""]
         case Banner(colour, _, verdict, headline, about, reasons):
             head = f"**{SIGNS[colour]} {plain(verdict)}: {plain(headline)}**"
             return [head, "", plain(about), "", *(f"- {plain(reason)}" for reason in reasons), ""]
@@ -273,14 +273,14 @@ def _bars(cells: Iterable[str], raw: bool = False) -> str:
     return f"| {' | '.join(cell if raw else plain(cell) for cell in cells)} |"
 
 
-def _clean(said: str) -> str:
+def clean(said: str) -> str:
     """Without what no text file should hold, escape sequences of terminals above all."""
     return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", said)
 
 
 def plain(said: str) -> str:
     """Text that is nothing but text in Markdown, on one line, in a table, too."""
-    line = " ".join(_clean(said).split())
+    line = " ".join(clean(said).split())
     line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"^([-+=])", r"\\\1", line)  # the start of a list, of a heading

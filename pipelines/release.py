@@ -6,8 +6,6 @@ again. The outcome is written after every run, for people (report.html, summary.
 junit.xml).
 """
 
-import datetime
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,22 +13,22 @@ from xml.etree import ElementTree
 
 from pydantic import Field, model_validator
 
-from pipelines.card import NO_LICENCE, bounds, verdict_line, verdict_name
+from pipelines.card import NO_LICENCE, bounds, verdict_line
 from pipelines.errors import BadInput, Problem, QuantgateError, refuse
 from pipelines.evaluate import Runtime
 from pipelines.flow import Job, Run, attempt, discard, prepare, prepare_runtimes
 from pipelines.history import expected_seconds
-from pipelines.pages import Cell, Mark, Note, Section, Table
+from pipelines.pages import Cell, Mark, Note, Section, Table, clean
 from pipelines.plan import disk_lacks
 from pipelines.proof import Signer
 from pipelines.publish import EXIT_CODES, worst
 from pipelines.recipe import Name
 from pipelines.record import REPORT, Manifest
 from pipelines.remedy import remedies
-from pipelines.report import html, markdown
+from pipelines.report import html, markdown, marked, retained
 from pipelines.schema import Document, Frozen, fit, place, read
 from pipelines.secrets import redact
-from pipelines.store import cache_dir, digest, package_versions, write_json
+from pipelines.store import cache_dir, digest, now, package_versions, write_json
 from pipelines.svg import duration, size
 
 RECORD, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
@@ -248,7 +246,7 @@ class _Writer:
     def __init__(self, release: Release, jobs: list[Job], out: Path | None) -> None:
         self._release, self._jobs = release, jobs
         self._done: list[Run | QuantgateError] = []
-        self._started = _now()
+        self._started = now()
         self.folder = (out or cache_dir() / "releases" / digest(release.model_dump(mode="json"))).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(None)
@@ -258,7 +256,7 @@ class _Writer:
         self._write(None)
 
     def close(self) -> Outcome:
-        return self._write(_now())
+        return self._write(now())
 
     def _write(self, finished: str | None) -> Outcome:
         items = [_item(job, done) for job, done in zip(self._jobs, self._done, strict=False)]
@@ -282,10 +280,6 @@ class _Writer:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(redact(text), encoding="utf-8")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _item(job: Job, done: Run | QuantgateError | None) -> Item:
@@ -331,11 +325,9 @@ def _row(item: Item, manifest: Manifest | None) -> tuple[Cell, ...]:
         said = Mark("error", "bad") if item.error else "to come"
         return item.model, item.recipe, "–", "–", "–", said, places, "–"
     gate = manifest.gate
-    colour = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "warn"}[gate.verdict]
     weights = f"{size(manifest.size.bytes_before)} → {size(manifest.size.bytes_after)}"
-    kept = "–" if gate.retention is None else f"{gate.retention:.2%}"
-    verdict = Mark(verdict_name(gate), colour)
-    return item.model, item.recipe, weights, kept, bounds(gate), verdict, places, duration(item.seconds)
+    time = duration(item.seconds)
+    return item.model, item.recipe, weights, retained(gate.retention), bounds(gate), marked(gate), places, time
 
 
 def junit(outcome: Outcome) -> str:
@@ -351,14 +343,14 @@ def junit(outcome: Outcome) -> str:
         counts = {"failure": 0, "error": 0, "skipped": 0}
         for item in items:
             case = ElementTree.SubElement(
-                suite, "testcase", classname=_xml(model), name=_xml(item.recipe), time=f"{item.seconds:.3f}"
+                suite, "testcase", classname=clean(model), name=clean(item.recipe), time=f"{item.seconds:.3f}"
             )
             if found := _trouble(item):
                 kind, name, text = found
                 counts[kind] += 1
-                ElementTree.SubElement(case, kind, type=name, message=_xml(text.splitlines()[0])).text = _xml(text)
+                ElementTree.SubElement(case, kind, type=name, message=clean(text.splitlines()[0])).text = clean(text)
             said = [item.says, *(f"published {target}" for target in item.published)]
-            ElementTree.SubElement(case, "system-out").text = _xml("\n".join(filter(None, said)))
+            ElementTree.SubElement(case, "system-out").text = clean("\n".join(filter(None, said)))
         suite.attrib.update(
             failures=str(counts["failure"]), errors=str(counts["error"]), skipped=str(counts["skipped"])
         )
@@ -376,8 +368,3 @@ def _trouble(item: Item) -> tuple[Literal["failure", "error", "skipped"], str, s
     if item.unpublished:
         return "error", "unpublished", "\n".join(item.unpublished.values())
     return None
-
-
-def _xml(text: str) -> str:
-    """Without the characters that XML cannot hold."""
-    return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

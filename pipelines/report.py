@@ -133,10 +133,10 @@ def _compared(ranked: Ranked, recommended: bool, runs: Sequence[Manifest]) -> tu
         Link(run.recipe.name, _anchor(run, runs)),
         size(run.size.bytes_after),
         f"{run.size.bits_per_weight:.2f}",
-        _kept(run.gate.retention),
+        retained(run.gate.retention),
         bounds(run.gate),
         _share(changed(run.gate)),
-        _marked(run.gate),
+        marked(run.gate),
         Mark("recommended", "good") if recommended else "" if ranked.efficient else "another beats it",
     )
 
@@ -162,10 +162,9 @@ def _run_parts(run: Manifest, remedy: str | None, titled: bool = False) -> Itera
 
 def _banner(run: Manifest) -> Banner:
     gate = run.gate
-    kept = "No retention measured" if gate.retention is None else f"{_kept(gate.retention)} of the baseline kept"
-    about = (
-        f"Target {_kept(gate.target)}, one-sided {level(gate.confidence)} bounds {bounds(gate)}, suite {_suite(run)}."
-    )
+    kept = "No retention measured" if gate.retention is None else f"{retained(gate.retention)} of the baseline kept"
+    about = f"Target {retained(gate.target)}, one-sided {level(gate.confidence)} bounds {bounds(gate)}, "
+    about += f"suite {_suite(run)}."
     reasons = [*gate.reasons]
     if gate.more_documents is not None:
         reasons.append(f"about {gate.more_documents:,} more documents like these would decide it")
@@ -221,7 +220,7 @@ def _task_blocks(run: Manifest) -> Iterable[Block]:
             f"{task.documents:,}",
             f"{task.baseline:.4f}",
             f"{task.candidate:.4f}",
-            _kept(task.retention),
+            retained(task.retention),
             bounds(task),
             f"{task.lost:,}",
             f"{task.gained:,}",
@@ -409,11 +408,13 @@ def _colour(gate: GateRecord) -> str:
     return charts.MARKS[gate.verdict][0]
 
 
-def _marked(gate: GateRecord) -> Mark:
+def marked(gate: GateRecord) -> Mark:
+    """The verdict in its colour."""
     return Mark(verdict_name(gate), _colour(gate))
 
 
-def _kept(retention: float | None) -> str:
+def retained(retention: float | None) -> str:
+    """A retention, or a dash where none was measured."""
     return "–" if retention is None else f"{retention:.2%}"
 
 

@@ -5,6 +5,7 @@ could be taken for finished, and the baseline's evaluation is shared by every re
 """
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import importlib.metadata
@@ -163,6 +164,11 @@ def package_versions() -> dict[str, str]:
 
 
 HASH_CHUNK = 8 << 20
+
+
+def now() -> str:
+    """In UTC, to the second (ISO 8601)."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def file_digest(path: Path) -> str:

@@ -13,6 +13,8 @@ import pytest
 from pipelines import environments, store
 from pipelines.checkpoint import Checkpoint
 from pipelines.models import load_model
+from tests import servers
+from tests.servers import Registry, Store
 
 PLAIN = ("--set", "quantize.ignore=[lm_head]")
 """Makes the recipe `fp8` quantize every layer, for checkpoints that have no attention or few layers."""
@@ -114,6 +116,41 @@ def llama_cpp(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if not (cache / "environments").exists():
         (cache / "environments").symlink_to(own / "environments")
     return programs
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Every client finds its credentials where it looks for them, and nothing else of this machine's."""
+    for name in ("HF_TOKEN", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    return monkeypatch
+
+
+@pytest.fixture
+def docker(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Registry]:
+    """An empty container registry that one is logged in to."""
+    environment.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    with servers.registry(tmp_path / "registry") as found:
+        servers.log_in(tmp_path / "docker", found.host)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Store]:
+    """An S3 server of the session; a test takes a prefix of its own."""
+    with servers.store() as found:
+        yield found
+
+
+@pytest.fixture
+def s3(environment: pytest.MonkeyPatch, s3_server: Store) -> Store:
+    """The S3 server, as the one that clients of this process look for."""
+    environment.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    return s3_server
 
 
 def edit_json(path: Path, **values: object) -> None:

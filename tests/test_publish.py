@@ -75,38 +75,6 @@ def judged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Judged:
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Every client finds its credentials where it looks for them, and nothing else of this machine's."""
-    for name in ("HF_TOKEN", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    return monkeypatch
-
-
-@pytest.fixture
-def docker(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Registry]:
-    environment.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    with servers.registry(tmp_path / "registry") as found:
-        servers.log_in(tmp_path / "docker", found.host)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[Store]:
-    with servers.store() as found:
-        yield found
-
-
-@pytest.fixture
-def s3(environment: pytest.MonkeyPatch, s3_server: Store) -> Store:
-    environment.setenv("AWS_ENDPOINT_URL", s3_server.url)
-    return s3_server
-
-
-@pytest.fixture
 def hub(environment: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_server.HubServer]:
     hub_server.plain_client(environment)
     with hub_server.serve(TOKEN) as found:

@@ -21,9 +21,7 @@ from pipelines.release import Outcome, foresee_release, load_release, prepare_re
 from pipelines.store import cache_dir
 from tests.conftest import Cli, make_tiny
 from tests.servers import Registry
-from tests.test_publish import SUITE, docker, environment, s3, s3_server
-
-__all__ = ["docker", "environment", "s3", "s3_server"]
+from tests.test_publish import SUITE
 
 QUANTIZE = "quantize: {method: rtn, scheme: %s, ignore: [lm_head]}\n"
 WRITTEN = {"release.json", "junit.xml", "summary.md", "report.html"}

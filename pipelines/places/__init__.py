@@ -162,12 +162,14 @@ def files_of(folder: Path) -> list[str]:
     return sorted(names, key=lambda name: (name == SUMS, name.endswith(".json"), name))
 
 
-def safe_name(name: str) -> str:
-    """`name`, if it stays below the folder that it will be written to: what a place says is not trusted."""
+def path_for(name: str, folder: Path) -> Path:
+    """Where the file `name` is to be written, its own folder made, if it stays below `folder`: what a place says is
+    not trusted."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
         raise QuantgateError(f"the published artifact has a file called {name!r}, which would leave its folder")
-    return name
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    return folder / path
 
 
 def sha256(chunks: Iterable[bytes]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import SUMS, FilesystemTarget, asking, files_of, progress, safe_name, sha256
+from pipelines.places import SUMS, FilesystemTarget, asking, files_of, path_for, progress, sha256
 from pipelines.store import HASH_CHUNK, file_digest
 
 REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"
@@ -88,6 +88,5 @@ class Filesystem:
                 )
             fs, root = self._root
             for name in progress(sorted(names), "pull"):
-                path = folder / safe_name(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path = path_for(name, folder)
                 fs.get_file(f"{root}/{name}", str(path))

@@ -4,13 +4,12 @@ The token is huggingface_hub's: `HF_TOKEN`, or what `hf auth login` stored. Larg
 broke are kept by the hub and not sent again.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, SUMS, HubTarget, asking, files_of, progress, safe_name
+from pipelines.places import NOT_OURS, SUMS, HubTarget, asking, files_of, path_for, progress
 from pipelines.store import file_digest
 
 REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"
@@ -82,8 +81,7 @@ class Hub:
             if SUMS not in files:
                 raise bad_input(self._target, "holds no published artifact", "check the name, the branch and HF_TOKEN")
             for name in progress(sorted(files), "pull"):
-                path = folder / safe_name(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path = path_for(name, folder)
                 shutil.copyfile(self._fetch(name), path)
 
 
@@ -95,5 +93,6 @@ def _digest(entry: Any) -> str:
 def _expected(entry: Any, path: Path) -> str:
     if entry.lfs:
         return file_digest(path)
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    from huggingface_hub.utils.sha import git_hash
+
+    return git_hash(path.read_bytes())

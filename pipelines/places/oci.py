@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, OciTarget, asking, files_of, progress, safe_name
+from pipelines.places import NOT_OURS, OciTarget, asking, files_of, path_for, progress
 from pipelines.record import RECORD, Manifest
 from pipelines.store import HASH_CHUNK, file_digest
 
@@ -112,8 +112,7 @@ class Oci:
             if (manifest := self._manifest()) is None:
                 raise bad_input(self._target, "holds no published artifact", "is there such a tag?")
             for name, layer in progress(sorted(_layers(manifest).items()), "pull"):
-                path = folder / safe_name(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path = path_for(name, folder)
                 with self._registry.get_blob(self._container, layer["digest"], stream=True) as answer:
                     answer.raise_for_status()
                     _write(path, answer.iter_content(HASH_CHUNK))
