@@ -27,7 +27,7 @@ from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
 from pipelines.record import REPORT, Manifest, StageRecord
 from pipelines.remedy import remedies
 from pipelines.report import html, markdown
-from pipelines.runtime import choose_device
+from pipelines.runtime import check_room, choose_device
 from pipelines.schema import Frozen
 from pipelines.scores import Distance, Evaluation
 from pipelines.secrets import redact
@@ -285,6 +285,8 @@ def prepare(
             _blame(problems, check_targets, targets, checkpoint, recipe)
             if plan:
                 _blame(problems, _check_runtime, plan, runtime, device)
+            if plan and device and runtime == "transformers":
+                _blame(problems, check_room, plan.bytes_before, device)
             if plan and suite and device:
                 chosen: Runtime = "llama.cpp" if plan.tensors else runtime
                 jobs.append(

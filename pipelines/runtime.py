@@ -11,6 +11,8 @@ from pipelines.schemes import FP4_MAX, FP8_MAX
 if TYPE_CHECKING:
     import torch
 
+NO_ROOM = "give --device cpu, or a GPU with more memory"
+
 
 def load_for_inference(folder: Path, device: str) -> Any:
     """The model in `folder` on `device`, in its own dtype, ready for inference.
@@ -18,6 +20,9 @@ def load_for_inference(folder: Path, device: str) -> Any:
     A compressed-tensors artifact is dequantized once, and its activations are quantized at every layer as a GPU kernel
     would do it. Two things transformers does are left out, and neither changes a bit of the result: it would round the
     dequantized weights again in every forward pass, and it rounds the same input once for each layer that reads it.
+
+    Raises:
+        QuantgateError: the GPU's memory does not hold the model.
     """
     import torch
     from transformers import AutoConfig
@@ -29,7 +34,10 @@ def load_for_inference(folder: Path, device: str) -> Any:
     quantized = described is not None
     apart = described is not None and dequantize.is_needed(folder, described)
     model = dequantize.load(folder, config) if apart else _load(folder, quantized)
-    model = model.to(torch.device(device)).eval()
+    try:
+        model = model.to(torch.device(device)).eval()
+    except torch.OutOfMemoryError:
+        raise QuantgateError(f"{folder}: the memory of {device} does not hold it dequantized; {NO_ROOM}") from None
     if quantized:
         _share_rounding(model)
     return model
@@ -37,6 +45,7 @@ def load_for_inference(folder: Path, device: str) -> Any:
 
 def _load(folder: Path, quantized: bool) -> Any:
     """As transformers reads it; the weights of a quantized one come dequantized, on their grid."""
+    from compressed_tensors.offload import remove_dispatch
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
@@ -51,6 +60,7 @@ def _load(folder: Path, quantized: bool) -> Any:
         what = f"transformers does not read {len(unread)} of its quantized tensors, like {min(unread)}"
         raise QuantgateError(f"{folder}: {what}: these modules are not linear in its model")
     if quantized:
+        remove_dispatch(model)  # else every module goes on computing where it was dequantized: on the CPU
         _skip_weight_rounding(model)
     return model
 
@@ -75,6 +85,22 @@ def choose_device(wanted: str | None) -> str:
     if wanted != "cpu" and not (re.fullmatch(r"cuda(:\d+)?", wanted) and torch.cuda.is_available()):
         raise bad_input(f"--device {wanted}", "is not a device of this machine", "leave it out, or use cpu")
     return wanted
+
+
+def check_room(needed: int, device: str) -> None:
+    """Refuse a `device` whose free memory does not hold `needed` bytes of weights.
+
+    Raises:
+        BadInput: it does not.
+    """
+    import torch
+
+    if device == "cpu":
+        return
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    if needed > free:
+        what = f"has {free / 1e9:.1f} GB of memory free, and the model's weights take {needed / 1e9:.1f} GB"
+        raise bad_input(f"--device {device}", what, NO_ROOM)
 
 
 def _skip_weight_rounding(model: Any) -> None:

@@ -173,6 +173,15 @@ def test_fp4_runs_in_the_dtype_of_the_model(name: SchemeName, dtype: torch.dtype
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["FP8_DYNAMIC", "W4A16", "NVFP4"])
+def test_all_of_a_model_goes_to_the_device_it_is_sent_to(name: SchemeName, tiny: Path, tmp_path: Path) -> None:
+    """compressed-tensors would have every module go on computing where it was dequantized."""
+    model = load_for_inference(artifact(name, tiny, tmp_path / "artifact"), "cpu").to("meta")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    with torch.inference_mode():
+        assert model(IDS.to("meta")).logits.device.type == "meta"
+
+
 def test_layers_that_read_one_input_share_its_rounding_and_no_other(tiny: Path, tmp_path: Path) -> None:
     model = load_for_inference(artifact("NVFP4", tiny, tmp_path / "artifact"), "cpu")
     attention, x = model.model.layers[0].self_attn, torch.randn(1, 4, 64, dtype=torch.bfloat16)
