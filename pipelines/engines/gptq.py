@@ -1,8 +1,12 @@
 """GPTQ (Frantar et al. 2210.17323): round a weight column by column, each error made good by the columns to come."""
 
+import functools
+from collections.abc import Sequence
+
 import torch
 
 from pipelines import rounding
+from pipelines.schemes import Numbers
 
 LEAF = 16
 """Columns rounded one after the other before their errors are carried on in one matrix product."""
@@ -15,7 +19,7 @@ def quantize(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tenso
     the order of rounding differs, so that runtimes see nothing of it.
     """
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    carry = _inverse_factor(hessian[order][:, order], dampening)
+    carry = _inverse_factor(hessian[order[:, None], order], dampening)
     state = _State(weight.float(), scales, order, carry)
     state.solve(0, weight.shape[1])
     codes = torch.empty_like(state.units)
@@ -51,37 +55,99 @@ class _State:
         self.solve(middle, last)
 
     def _leaf(self, first: int, last: int) -> None:
-        for column in range(first, last):
-            weight, step = self.weight[column], self.step[self.group[column]]
-            units = weight / step
-            if self.zero is None:
-                rounded = units = rounding.snap(units, self.numbers)
-            else:
-                zero = self.zero[self.group[column]]
-                units = rounding.snap(units.add_(zero), self.numbers)
-                rounded = units - zero
-            self.units[column] = units
-            error = self.error[column]
-            error.copy_(weight).addcmul_(rounded, step, value=-1)
-            if column + 1 < last:
-                self.weight[column + 1 : last].addr_(self.carry[column, column + 1 : last], error, alpha=-1)
+        """Round the columns from `first` to `last` one after the other."""
+        group = self.group[first:last]
+        zero = None if self.zero is None else [self.zero[number] for number in group]
+        step = [self.step[number] for number in group]
+        given = (self.weight[first:last], step, zero, self.carry[first:last, first:last])
+        made = (self.units[first:last], self.error[first:last])
+        if self.weight.is_cuda and last - first == LEAF:
+            _graph(self.weight.shape[1], zero is not None, self.numbers, self.weight.device).run(*given, *made)
+        else:
+            _round_columns(*given, *made, self.numbers)
+
+
+def _round_columns(
+    weight: torch.Tensor,
+    step: Sequence[torch.Tensor],
+    zero: Sequence[torch.Tensor] | None,
+    carry: torch.Tensor,
+    units: torch.Tensor,
+    error: torch.Tensor,
+    numbers: Numbers,
+) -> None:
+    """Fill `units` and `error` (columns, rows) of `weight`, which it changes; `carry` is (columns, columns), `step` and
+    `zero` are of each column (rows,)."""
+    for column in range(len(weight)):
+        value = torch.div(weight[column], step[column], out=units[column])
+        if zero is None:
+            snapped = rounding.snap(value, numbers)
+            rounded = value if snapped is value else value.copy_(snapped)
+        else:
+            rounded = rounding.snap(value.add_(zero[column]), numbers) - zero[column]
+        torch.addcmul(weight[column], rounded, step[column], value=-1, out=error[column])
+        if column + 1 < len(weight):
+            weight[column + 1 :].addr_(carry[column, column + 1 :], error[column], alpha=-1)
+
+
+class _Graph:
+    """`_round_columns` of `LEAF` columns as a CUDA graph: a GPU is done with a column before Python has asked for the
+    next, and so it asks for all of them at once."""
+
+    def __init__(self, rows: int, with_zero: bool, numbers: Numbers, device: torch.device) -> None:
+        weight, step, zero, units, error = torch.ones(5, LEAF, rows, device=device)
+        self._weight, self._step, self._units, self._error = weight, step, units, error
+        self._zero = zero if with_zero else None
+        self._carry = torch.zeros(LEAF, LEAF, device=device)
+        own = (weight, step, self._zero, self._carry, units, error, numbers)
+        _round_columns(*own)  # what is set up at first use is no part of a graph
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            _round_columns(*own)
+
+    def run(
+        self,
+        weight: torch.Tensor,
+        step: list[torch.Tensor],
+        zero: list[torch.Tensor] | None,
+        carry: torch.Tensor,
+        units: torch.Tensor,
+        error: torch.Tensor,
+    ) -> None:
+        """As `_round_columns`, but that it leaves `weight` alone."""
+        self._weight.copy_(weight)
+        self._carry.copy_(carry)
+        torch.stack(step, out=self._step)
+        if zero is not None and self._zero is not None:
+            torch.stack(zero, out=self._zero)
+        self._graph.replay()
+        units.copy_(self._units)
+        error.copy_(self._error)
+
+
+@functools.lru_cache(maxsize=8)  # a model has few different heights of matrices
+def _graph(rows: int, with_zero: bool, numbers: Numbers, device: torch.device) -> _Graph:
+    return _Graph(rows, with_zero, numbers, device)
 
 
 def _inverse_factor(hessian: torch.Tensor, dampening: float) -> torch.Tensor:
     """Upper triangular U with the inverse Hessian = U^T U, each row divided by its diagonal element.
 
     By one factorization from the far end: with H = R R^T, R upper triangular, U is R^-1. A moment that is not positive
-    definite then is dampened more; an input that was always zero has no part in the others' errors.
+    definite then is dampened more; an input that was always zero has no part in the others' errors. For wide inputs
+    this is what takes most memory: four matrices of that size at most, `hessian` among them.
     """
     diagonal = hessian.diagonal()
     mean = diagonal[diagonal > 0].mean() if (diagonal > 0).any() else torch.ones((), device=hessian.device)
     for _ in range(8):
-        damped = hessian + dampening * mean * torch.eye(len(hessian), device=hessian.device)
-        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        damped = hessian.flip(0, 1)
+        damped.diagonal().add_(dampening * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             break
         dampening *= 10
-    upper = factor.flip(0, 1)
-    inverse = torch.linalg.solve_triangular(upper, torch.eye(len(upper), device=upper.device), upper=True)
-    scaled: torch.Tensor = inverse / inverse.diagonal()[:, None]
-    return scaled
+    del damped
+    factor = factor.flip(0, 1)
+    inverse = torch.eye(len(factor), device=factor.device)
+    torch.linalg.solve_triangular(factor, inverse, upper=True, out=inverse)
+    return inverse.div_(inverse.diagonal().clone()[:, None])

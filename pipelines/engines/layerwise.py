@@ -14,7 +14,6 @@ Quirks of what this rests on, met here and shown to nobody:
 
 import contextlib
 import ctypes
-import dataclasses
 import mmap
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +35,8 @@ from pipelines.schemes import FP8_MAX, SCHEMES
 
 BATCH_TOKENS = 4096
 """Tokens that pass through a layer at a time."""
+FREE_SHARE = 0.25
+"""Of a GPU's free memory, that hidden states may fill: what goes into a layer, and what comes out."""
 MADV_PAGEOUT = 21
 """Linux's number for: take these pages out of memory, and lose nothing. Kernels before 5.4 ignore it."""
 SOUND = 0.03
@@ -260,7 +261,8 @@ class _Work:
 
     def _write(self, module: Module, codes: torch.Tensor, scales: rounding.Scales, measured: InputStatistics) -> None:
         assert module.scheme
-        parts = rounding.pack(codes.cpu(), _on_cpu(scales), module.scheme, rounding.DTYPES[module.dtype])
+        packed = rounding.pack(codes, scales, module.scheme, rounding.DTYPES[module.dtype])
+        parts = {suffix: part.cpu() for suffix, part in packed.items()}
         largest = measured.largest.amax().cpu()
         if "input_global_scale" in module.parts:
             parts["input_global_scale"] = rounding.fp4_tensor_scale(largest)
@@ -290,6 +292,9 @@ class _Stream:
             if length not in self._arguments[0]:
                 self._record(model, layers, torch.stack([batch[0], batch[0].flip(0)]))
             self.hidden.append(_first_input(model, layers[0], batch))
+        states = sum(hidden.nbytes for hidden in self.hidden)
+        if device.type == "cuda" and 2 * states < FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.hidden = [hidden.to(device) for hidden in self.hidden]  # else they come and go with each batch
 
     def _record(self, model: Any, layers: list[Any], samples: torch.Tensor) -> None:
         """Note the arguments that each layer gets besides the hidden states, for two samples of this length.
@@ -543,9 +548,3 @@ def _fp8_scale(largest: torch.Tensor) -> torch.Tensor:
     """(1,): what maps `largest` onto FP8's largest value."""
     largest = largest.float().reshape(1)
     return torch.where(largest > 0, largest / FP8_MAX, torch.ones_like(largest))
-
-
-def _on_cpu(scales: rounding.Scales) -> rounding.Scales:
-    zero = None if scales.zero is None else scales.zero.cpu()
-    tensor = None if scales.tensor is None else scales.tensor.cpu()
-    return dataclasses.replace(scales, scale=scales.scale.cpu(), zero=zero, tensor=tensor)

@@ -19,6 +19,9 @@ from pipelines.engines.statistics import InputStatistics, bfloat16_products
 
 GRID = 20
 """Strengths that AWQ tries."""
+ROWS = 4096
+"""Of a weight at most, evenly spaced, that AWQ's candidates are tried on (512 of 1,536 raised the default model's KL
+divergence by 2 %)."""
 SHRINKS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Of the largest magnitude of a group, that AWQ's clipping tries besides the whole."""
 
@@ -102,12 +105,14 @@ def awq_factors(
     """
     of_inputs = statistics.mean_magnitude.clamp(min=1e-6)
     of_weights = _relative_magnitude(list(weights.values()), group_size)
+    stride = -(-max(map(len, weights.values())) // ROWS)
+    some = {name: weight[::stride] for name, weight in weights.items()}
     best, least = torch.ones_like(of_inputs), float("inf")
     for step in range(GRID + 1):
         ratio = step / GRID
         factors = (of_inputs**ratio / (of_weights ** (1 - ratio) + 1e-4)).clamp(min=1e-4)
         factors = factors / (factors.max() * factors.min()).sqrt() if step else torch.ones_like(factors)
-        loss = sum(output_loss(rounder(w * factors, name) / factors - w, statistics) for name, w in weights.items())
+        loss = sum(output_loss(rounder(w * factors, name) / factors - w, statistics) for name, w in some.items())
         if loss < least:
             best, least = factors, loss
     return best
