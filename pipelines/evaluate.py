@@ -178,7 +178,7 @@ def _count(wanted: SuiteTask, loaded: Callable[[str], Any]) -> int:
     """The documents of a suite's task. Only loading it tells; once is enough."""
     task = load_task(wanted.task)
     inputs = {"task": task.model_dump(exclude={"metric", "documents", "dataset"}), "data": _data_digest(task)}
-    found = keep("documents", inputs, _Count, lambda _: {"documents": len(loaded(wanted.task).eval_docs)})
+    found = keep("documents", inputs, _Count, lambda _: {"documents": len(loaded(wanted.task).task_docs)})
     return min(found.documents, wanted.limit or found.documents)
 
 
@@ -213,9 +213,11 @@ def _evaluate_block(
 
 
 def _load_task(task: Task, folder: Path) -> Any:
-    """lm-eval's task, its documents read."""
+    """lm-eval's task, its documents read once and for all: `datasets` decodes every row whenever one is asked for."""
     with _quiet():
-        return _task_manager().load([_definition(task, folder)])["tasks"][task.task]
+        loaded = _task_manager().load([_definition(task, folder)])["tasks"][task.task]
+    loaded.task_docs = list(loaded.task_docs)
+    return loaded
 
 
 def _run_block(
@@ -250,15 +252,15 @@ def _answer(loaded: Any, documents: tuple[int, ...], harness: Any, seed: int) ->
     from lm_eval.evaluator import evaluate as run_lm_eval
 
     name = loaded.config.task
+    chosen = [loaded.task_docs[place] for place in documents]
+    loaded.test_docs = loaded.validation_docs = lambda: chosen
     loaded.set_fewshot_seed(seed=SEED)  # so that examples do not depend on which blocks were found finished
     _seed(seed)
     with _quiet():
-        return run_lm_eval(
-            harness,
-            {"tasks": {name: loaded}, "groups": {}, "group_map": {}},
-            samples={name: list(documents)},
-            bootstrap_iters=0,
-        )
+        done = run_lm_eval(harness, {"tasks": {name: loaded}, "groups": {}, "group_map": {}}, bootstrap_iters=0)
+    for sample in done["samples"][name]:
+        sample["doc_id"] = documents[sample["doc_id"]]
+    return done
 
 
 def _of_filter(samples: list[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
@@ -422,8 +424,10 @@ def _task_files() -> dict[str, Path]:
 @functools.cache
 def _task_manager() -> Any:
     """Of no tasks: each is given by its file."""
+    from lm_eval import utils
     from lm_eval.tasks import TaskManager
 
+    utils.env.from_string = functools.cache(utils.env.from_string)  # else templates are compiled for every document
     return TaskManager(include_defaults=False)
 
 

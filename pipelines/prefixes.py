@@ -1,8 +1,8 @@
 """Token sequences laid into rows so that what several begin with is computed once.
 
-A row is a prefix tree, flattened: each token follows its parent, and sees its ancestors only. The choices of a question
-share its text, and the documents of a task its examples. The idea is SpecInfer's (Miao et al. 2305.09781), which so
-verifies several continuations in one pass.
+A row is a prefix tree, flattened depth first: each token follows its parent, and sees its ancestors only. The choices
+of a question share its text, and the documents of a task its examples. The idea is SpecInfer's (Miao et al.
+2305.09781), which so verifies several continuations in one pass.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Ask(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Tokens of one or several sequences; parents come before their children."""
+    """Tokens of one or several sequences; what descends from a token comes right after it."""
 
     tokens: list[int]
     parents: list[int]
@@ -35,6 +35,15 @@ class Row(NamedTuple):
     def branches(self) -> bool:
         """Whether a token does not follow the one before it."""
         return any(parent != node - 1 for node, parent in enumerate(self.parents))
+
+    @property
+    def ends(self) -> list[int]:
+        """The last descendant of each token, itself where it has none."""
+        ends = list(range(len(self.parents)))
+        for node in reversed(ends.copy()):
+            if (parent := self.parents[node]) >= 0:
+                ends[parent] = max(ends[parent], ends[node])
+        return ends
 
 
 def lay_out(

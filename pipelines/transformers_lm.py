@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import QuantgateError
 from pipelines.harness import Ends, HubLM, Question, Score, batches
-from pipelines.prefixes import Row, Tokens, lay_out, shared
+from pipelines.prefixes import Ask, Row, Tokens, lay_out, shared
 from pipelines.runtime import load_for_inference
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EAGER = 320
 PADDED = 0.8
 """The shortest row of a batch, as a share of its longest: padding is computed, too."""
 SOFTMAX_ROWS = 64
-"""Rows of logits turned to probabilities at once: they stay in a processor's cache."""
+"""Rows of logits turned to probabilities at once on a CPU: they stay in its cache."""
 WRITE_BATCH = 16
 """Prompts continued at once."""
 ALIKE = 0.05
@@ -89,17 +89,18 @@ class TransformersLM(HubLM):
         scores: list[list[Score]] = [[(0.0, False)] * len(sequence) for sequence in sequences]
         with torch.inference_mode():
             past = _past(self._model, sequences[0][:common]) if common else None
-            for batch, answers in self._forwards(rows, past, quiet):
-                asks = [ask for row in batch for ask in row.asks]
-                wanted = [sequences[ask.sequence][ask.position] for ask in asks]
-                for ask, score in zip(asks, _scores(answers, wanted), strict=True):
-                    scores[ask.sequence][ask.position] = score
+            for ask, score in self._read(rows, sequences, past, quiet):
+                scores[ask.sequence][ask.position] = score
         return scores
 
-    def _forwards(
-        self, rows: list[Row], past: "list[tuple[torch.Tensor, torch.Tensor]] | None", quiet: bool
-    ) -> "Iterator[tuple[list[Row], torch.Tensor]]":
-        """Batches of `rows`, and their logits (asks, vocabulary), in the order of the asks.
+    def _read(
+        self,
+        rows: list[Row],
+        sequences: list[Tokens],
+        past: "list[tuple[torch.Tensor, torch.Tensor]] | None",
+        quiet: bool,
+    ) -> Iterator[tuple[Ask, Score]]:
+        """What `rows`, the longest first, ask of the `sequences`, and its scores; in batches.
 
         Raises:
             QuantgateError: a single row does not fit the GPU's memory.
@@ -113,15 +114,16 @@ class TransformersLM(HubLM):
         with tqdm(total=len(rows), desc=self.name, unit="row", disable=quiet) as bar:
             while left:
                 count = _fitting(left, self._budget, most_asks)
+                asks = [ask for row in left[:count] for ask in row.asks]
+                wanted = [sequences[ask.sequence][ask.position] for ask in asks]
                 try:
-                    logits = forward(self._model, left[:count], past)
+                    scores = _scores(forward(self._model, left[:count], past), wanted)
                 except torch.OutOfMemoryError:
                     if count == 1:
                         raise QuantgateError("the GPU's memory does not hold the longest question") from None
                     self._budget //= 2
-                    torch.cuda.empty_cache()
                     continue
-                yield left[:count], logits
+                yield from zip(asks, scores, strict=True)
                 bar.update(count)
                 left = left[count:]
 
@@ -175,26 +177,28 @@ def forward(
         for line, row in zip(positions, rows, strict=True):
             line[: len(row.depths)] = torch.tensor(row.depths) + common
         extra["position_ids"] = positions.to(device)
-        extra["attention_mask"] = _mask(rows, longest, common, model.dtype).to(device)
+        extra["attention_mask"] = _mask(rows, longest, common, model.dtype, device)
     _choose_attention(model, longest + common)
     with _reading(model.get_output_embeddings(), asked.to(device)):
         logits: torch.Tensor = model(ids.to(device), **extra).logits[0]
     return logits
 
 
-def _mask(rows: Sequence[Row], longest: int, common: int, dtype: "torch.dtype") -> "torch.Tensor":
+def _mask(
+    rows: Sequence[Row], longest: int, common: int, dtype: "torch.dtype", device: "torch.device"
+) -> "torch.Tensor":
     """(rows, 1, tokens, common + tokens): 0 where a token sees another, its ancestors and itself; else the smallest
     number of `dtype`."""
     import torch
 
-    sees = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: a softmax needs one
-    for matrix, row in zip(sees, rows, strict=True):
-        for node, parent in enumerate(row.parents):
-            if parent >= 0:
-                matrix[node, : parent + 1] |= matrix[parent, : parent + 1]
-    before = torch.ones((len(rows), longest, common), dtype=torch.bool)
-    hidden = ~torch.cat([before, sees], dim=2)
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+    ends = torch.arange(longest).repeat(len(rows), 1)  # padding sees itself: a softmax needs one
+    for line, row in zip(ends, rows, strict=True):
+        line[: len(row.parents)] = torch.tensor(row.ends)
+    nodes = torch.arange(longest, device=device)
+    sees = (nodes <= nodes[:, None]) & (nodes[:, None] <= ends.to(device)[:, None])  # between an ancestor and its end
+    hidden = torch.nn.functional.pad(~sees, (common, 0))
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
 
 def _choose_attention(model: Any, tokens: int) -> None:
@@ -226,8 +230,9 @@ def _scores(logits: Any, tokens: Sequence[int]) -> list[Score]:
     import torch
 
     wanted: Any = torch.tensor(tokens, device=logits.device)[:, None]
+    rows = SOFTMAX_ROWS if logits.device.type == "cpu" else len(tokens)
     scores: list[Score] = []
-    for some, token in zip(logits.split(SOFTMAX_ROWS), wanted.split(SOFTMAX_ROWS), strict=True):
+    for some, token in zip(logits.split(rows), wanted.split(rows), strict=True):
         wide = some.float()
         logprobs = (wide.gather(1, token) - wide.logsumexp(1, keepdim=True))[:, 0].tolist()
         scores += zip(logprobs, (wide.argmax(1) == token[:, 0]).tolist(), strict=True)

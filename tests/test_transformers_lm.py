@@ -92,7 +92,7 @@ def test_a_model_that_ignores_the_mask_is_found_out(wide: Path, monkeypatch: pyt
     """What a configuration does not tell, a try does: here every token sees every earlier one of its row."""
     import torch
 
-    def causal(rows: Any, longest: int, common: int, dtype: torch.dtype) -> torch.Tensor:
+    def causal(rows: Any, longest: int, common: int, dtype: torch.dtype, _: torch.device) -> torch.Tensor:
         hidden = torch.ones(longest, common + longest, dtype=torch.bool).triu(common + 1)
         return (
             torch.zeros(hidden.shape, dtype=dtype)
