@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize release test test-slow test-vllm test-llama test-engines test-browser check format docs simulate locks bench clean
+.PHONY: help setup quantize release test test-slow test-vllm test-llama test-engines test-browser test-gpu check format docs simulate locks bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -57,6 +57,9 @@ locks: $(READY) ## resolve the locks of the engines' environments anew
 
 test-engines: $(READY) ## the tests that run other projects' engines (makes their environments: minutes, once)
 	$(BIN)/pytest -m engines
+
+test-gpu: $(READY) ## the tests that need a GPU (skipped without one)
+	$(BIN)/pytest -m gpu
 
 test-browser: $(READY) ## the tests that show reports in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/pytest -m browser

@@ -1,11 +1,12 @@
 """quantgate's evaluation against plain `lm_eval --model hf`: the same model, tasks, documents and machine.
 
-    python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype bfloat16]
+    python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype bfloat16] [--device cpu]
 
-A line for each task: seconds of either, one process after the other, the model's loading included and imports not;
-peak memory; and how far each document's score and margin are apart. In float32 (--dtype) the scores are the same, and
-margins differ by the order of sums. In bfloat16 plain lm-eval also rounds log-probabilities, to steps of 1/8 from 16
-nats on, so that some near ties fall otherwise. The last column is what another batch size changes in plain lm-eval.
+A line for each task: seconds of either, one process after the other, the model's loading included and imports not; peak
+memory (of the GPU, on one); and how far each document's score and margin are apart. In float32 (--dtype) the scores are
+the same, and margins differ by the order of sums. In bfloat16 plain lm-eval also rounds log-probabilities, to steps of
+1/8 from 16 nats on, so that some near ties fall otherwise. The last column is what another batch size changes in plain
+lm-eval.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ("sciq", "arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", "lambada_openai")
-BATCH, OTHER_BATCH = 16, 5
-"""Of plain lm-eval: what people use on a CPU, and another, to see how much that alone changes."""
+BATCHES = {"cpu": {"plain": 16, "other": 5}, "cuda": {"plain": 64, "other": 20}}
+"""Of plain lm-eval: what people use on a CPU, and what `--batch_size auto` takes at most on a GPU; and another, to see
+how much that alone changes."""
 
 
 def main() -> None:
@@ -30,24 +32,25 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS)
     parser.add_argument("--limit", type=int, default=300, help="documents of each task")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu", choices=BATCHES)
     parser.add_argument("--one", nargs=4, metavar="WAY TASK LIMIT MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         way, task, limit, model = options.one
-        return print(json.dumps(one(way, task, int(limit), model)))
+        return print(json.dumps(one(way, task, int(limit), model, options.device)))
     with tempfile.TemporaryDirectory() as scratch:
         model = in_dtype(options.model, options.dtype, Path(scratch))
-        print_table(options.tasks, options.limit, model)
+        print_table(options.tasks, options.limit, model, options.device)
 
 
-def print_table(tasks: list[str], limit: int, model: str) -> None:
+def print_table(tasks: list[str], limit: int, model: str, device: str) -> None:
     """Both ways, task by task, and their sum."""
     print("| task | documents | plain lm-eval, s | quantgate, s | ratio | peak memory | scores that differ | largest "
           "difference of margins | scores that differ in plain lm-eval with another batch size |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     total = {"plain": 0.0, "ours": 0.0}
     for task in tasks:
-        plain, ours, other = (measure(way, task, limit, model) for way in ("plain", "ours", "other"))
+        plain, ours, other = (measure(way, task, limit, model, device) for way in ("plain", "ours", "other"))
         total = {"plain": total["plain"] + plain["seconds"], "ours": total["ours"] + ours["seconds"]}
         margins = zip(plain["margins"], ours["margins"], strict=True)
         apart = max((abs(a - b) for a, b in margins if a is not None), default=float("nan"))
@@ -65,7 +68,7 @@ def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
     return sum(a != b for a, b in zip(one["scores"], other["scores"], strict=True))
 
 
-def measure(way: str, task: str, limit: int, model: str) -> dict[str, Any]:
+def measure(way: str, task: str, limit: int, model: str, device: str) -> dict[str, Any]:
     """`one` in a process of its own, with a cache of its own but for what is fetched."""
     from pipelines.store import cache_dir
 
@@ -73,19 +76,21 @@ def measure(way: str, task: str, limit: int, model: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         if fetched.is_dir():
             (Path(cache) / "wheels").symlink_to(fetched)
-        command = [sys.executable, __file__, "--one", way, task, str(limit), model]
+        command = [sys.executable, __file__, "--device", device, "--one", way, task, str(limit), model]
         environment = {**os.environ, "QUANTGATE_CACHE": cache}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def one(way: str, name: str, limit: int, model: str) -> dict[str, Any]:
+def one(way: str, name: str, limit: int, model: str, device: str) -> dict[str, Any]:
     """Seconds, peak memory in bytes, and each document's score and margin."""
     import lm_eval.evaluator
     import lm_eval.models.huggingface  # noqa: F401  # imports are not counted, in either way
     import torch
 
+    import pipelines.dequantize
+    import pipelines.transformers_lm  # noqa: F401
     from pipelines.evaluate import _load_task, evaluate
     from pipelines.recipe import Suite, SuiteTask, load_task
     from pipelines.store import Meter
@@ -93,25 +98,27 @@ def one(way: str, name: str, limit: int, model: str) -> dict[str, Any]:
     wanted, task = SuiteTask(task=name, limit=limit), load_task(name)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         loaded = _load_task(task, Path(scratch))
+        torch.empty(0, device=device)  # CUDA's start is not counted either
         meter, start = Meter(), time.perf_counter()
         if way == "ours":
             suite = Suite(version=1, name="benchmark", summary="", tasks=(wanted,))
-            documents = list(evaluate(model, suite, "cpu").scores()[name])
+            documents = list(evaluate(model, suite, device).scores()[name])
         else:
-            documents = plain(model, task, limit, loaded, BATCH if way == "plain" else OTHER_BATCH)
+            documents = plain(model, task, limit, loaded, device, BATCHES[device][way])
         seconds = time.perf_counter() - start
     scores, margins = [d.score for d in documents], [d.margin for d in documents]
-    return {"seconds": seconds, "peak": meter.read()["peak_memory"], "scores": scores, "margins": margins}
+    peak = meter.read()["peak_memory" if device == "cpu" else "peak_gpu_memory"]
+    return {"seconds": seconds, "peak": peak, "scores": scores, "margins": margins}
 
 
-def plain(model: str, task: Any, limit: int, loaded: Any, batch: int) -> list[Any]:
+def plain(model: str, task: Any, limit: int, loaded: Any, device: str, batch: int) -> list[Any]:
     """What `lm_eval --model hf --batch_size 16` does, on the same first documents."""
     from lm_eval.evaluator import evaluate as run_lm_eval
     from lm_eval.models.huggingface import HFLM
 
     from pipelines.evaluate import _document, _quiet
 
-    harness = HFLM(pretrained=model, dtype="auto", device="cpu", batch_size=batch)
+    harness = HFLM(pretrained=model, dtype="auto", device=device, batch_size=batch)
     with _quiet():
         done = run_lm_eval(
             harness, {"tasks": {task.task: loaded}, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0

@@ -1,6 +1,6 @@
 """quantgate's quantize stage against llmcompressor on the same model, data and machine, one process after another.
 
-    python benchmarks/quantize.py [--samples 32] [--seq-len 256] [--gigabytes 1] [--runs 1]
+    python benchmarks/quantize.py [--samples 32] [--seq-len 256] [--gigabytes 1] [--layers 0] [--runs 1]
 
 First table: each recipe on the default model, made by quantgate and by a plain llmcompressor script. Seconds from the
 checkpoint on disk to the artifact on disk (imports not counted), peak memory, and the quality of the result: perplexity
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the generated checkpoint")
+    parser.add_argument("--layers", type=int, default=0, help="of the wide model")
     parser.add_argument("--runs", type=int, default=1, help="the median of as many is taken")
     parser.add_argument("--recipes", nargs="*", default=RECIPES, choices=RECIPES)
     parser.add_argument("--one", nargs="+", metavar="WAY RECIPE SOURCE TARGET SET", help=argparse.SUPPRESS)
@@ -54,6 +55,9 @@ def main() -> None:
             source = Path(scratch) / "source"
             make_checkpoint(source, options.gigabytes)
             print_streams(source, Path(scratch) / "target", options.runs)
+        if options.layers:
+            make_wide(Path(scratch) / "wide", options.layers)
+            print_wide(Path(scratch) / "wide", calibrate, Path(scratch) / "target", options.runs)
 
 
 def print_recipes(recipes: tuple[str, ...], calibrate: list[str], runs: int, scratch: Path) -> None:
@@ -99,6 +103,23 @@ def print_streams(source: Path, target: Path, runs: int) -> None:
         print(f"| {way} | {ratio:.2f} | {memory} | {quality} |", flush=True)
 
 
+def print_wide(source: Path, calibrate: list[str], target: Path, runs: int) -> None:
+    """The third table, as Markdown, a line as soon as it is known."""
+    print("\n| wide layers | made by | seconds | against llmcompressor | peak memory | of the GPU |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for recipe in RECIPES[1:]:
+        theirs = 0.0
+        for way in ("llmcompressor", "quantgate"):
+            done = [measure(way, recipe, source, target, SAME[recipe] + calibrate) for _ in range(runs)]
+            seconds, peak, gpu = (statistics.median(run[what] for run in done) for what in ("seconds", "peak", "gpu"))
+            theirs = theirs or seconds
+            print(
+                f"| {recipe} | {way} | {seconds:.1f} | {seconds / theirs:.2f} | {peak / 1e9:.2f} GB "
+                f"| {gpu / 1e9:.2f} GB |",
+                flush=True,
+            )
+
+
 def measure(way: str, recipe: str, source: Path, target: Path, settings: list[str]) -> Measured:
     """Run one way in a process of its own, into an empty `target`."""
     if target.is_dir():
@@ -114,6 +135,8 @@ def measure(way: str, recipe: str, source: Path, target: Path, settings: list[st
 def one(way: str, recipe: str, source: str, target: str, settings: list[str]) -> Measured:
     """Do one thing in this process: seconds and peak memory, or the quality of an artifact."""
     import warnings
+
+    import torch
 
     warnings.filterwarnings("ignore")
     ways: dict[str, Callable[[str, Path, Path, list[str]], Any]] = {
@@ -132,7 +155,8 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text().splitlines()  # not ru_maxrss: a process inherits its parent's
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    return {"seconds": seconds, "peak": float(elsewhere or peak)}
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"seconds": seconds, "peak": float(elsewhere or peak), "gpu": float(gpu)}
 
 
 def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
@@ -182,6 +206,7 @@ def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str])
 
 def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
     """What one writes with llmcompressor: load, oneshot, save."""
+    import torch
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -212,7 +237,8 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
         "int4-gptq": [GPTQModifier(config_groups=groups(True), ignore=["lm_head"])],
         "int4-awq": [AWQModifier(), QuantizationModifier(config_groups=groups(False), ignore=["lm_head"])],
     }
-    IntermediatesCache.pin_memory = lambda *_, **__: None  # AWQ asks for it, and it asks for an accelerator
+    if not torch.cuda.is_available():
+        IntermediatesCache.pin_memory = lambda *_, **__: None  # AWQ asks for it, and it asks for an accelerator
 
     def work() -> None:
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
@@ -310,6 +336,25 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
         weight_map |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+
+
+def make_wide(folder: Path, layers: int) -> None:
+    """A whole model with the default model's tokenizer and Llama 3 8B's widths."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pipelines.models import load_model
+
+    tokenizer = load_model().folder
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
+        num_key_value_heads=8, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="1GB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, folder / name)
 
 
 def sqnr(source: Path, target: Path) -> float:

@@ -19,6 +19,14 @@ from tests.servers import Registry, Store
 PLAIN = ("--set", "quantize.ignore=[lm_head]")
 """Makes the recipe `fp8` quantize every layer, for checkpoints that have no attention or few layers."""
 
+EASY = """
+version: 1
+name: easy
+summary: of the tests; without the correction for chance, so that a model of random weights can pass
+tasks: [{task: sciq, limit: 48}]
+policy: {decide: point, chance_correction: false}
+"""
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

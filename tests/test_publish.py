@@ -31,16 +31,9 @@ from pipelines.recipe import Recipe, load_recipe
 from pipelines.record import Manifest
 from pipelines.store import folder_digests
 from tests import hub_server, servers
-from tests.conftest import Cli
+from tests.conftest import EASY, Cli
 from tests.servers import Registry, Store
 
-SUITE = """
-version: 1
-name: easy
-summary: of the tests; without the correction for chance, so that a model of random weights can pass
-tasks: [{task: sciq, limit: 48}]
-policy: {decide: point, chance_correction: false}
-"""
 TOKEN = "hf_thisIsTheTokenOfTheTests"
 BIG = "model.safetensors"
 FILES = {
@@ -63,7 +56,7 @@ class Judged(NamedTuple):
 @pytest.fixture(scope="session")
 def judged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Judged:
     suite = tmp_path_factory.mktemp("suite") / "easy.yaml"
-    suite.write_text(SUITE)
+    suite.write_text(EASY)
     made: list[Any] = []
     for name in ("fp8", "int8-weight-only"):
         settings = ["quantize.ignore=[lm_head]", f"gate.suite={suite}", "gate.retention=0.51"]

@@ -19,9 +19,8 @@ from pipelines.publish import check_published
 from pipelines.quantize import Artifact
 from pipelines.release import Outcome, foresee_release, load_release, prepare_release, run_release
 from pipelines.store import cache_dir
-from tests.conftest import Cli, make_tiny
+from tests.conftest import EASY, Cli, make_tiny
 from tests.servers import Registry
-from tests.test_publish import SUITE
 
 QUANTIZE = "quantize: {method: rtn, scheme: %s, ignore: [lm_head]}\n"
 WRITTEN = {"release.json", "junit.xml", "summary.md", "report.html"}
@@ -40,7 +39,7 @@ def write_release(
     folder: Path, models: tuple[Path, ...], targets: tuple[str, ...], recipes: str = "[eight.yaml]"
 ) -> Path:
     """A release file of recipes that are beside it."""
-    (folder / "easy.yaml").write_text(SUITE)
+    (folder / "easy.yaml").write_text(EASY)
     for name, scheme, retention in (("eight", "W8A16", 0.51), ("fp", "FP8_DYNAMIC", 0.51)):
         gate = f"gate: {{suite: {folder}/easy.yaml, retention: {retention}}}\n"
         (folder / f"{name}.yaml").write_text(f"version: 1\nname: {name}\nsummary: x\n{QUANTIZE % scheme}{gate}")
@@ -96,7 +95,7 @@ def test_one_bad_recipe_does_not_stop_the_others(
     file = write_release(tmp_path, models[:1], ("out/{recipe}",), "[eight.yaml, fp.yaml, strict.yaml]")
     strict = (tmp_path / "eight.yaml").read_text().replace("eight", "strict")
     (tmp_path / "strict.yaml").write_text(strict.replace("0.51", "0.999").replace("easy.yaml", "sure.yaml"))
-    (tmp_path / "sure.yaml").write_text(SUITE.replace("decide: point", "decide: certified").replace("easy", "sure"))
+    (tmp_path / "sure.yaml").write_text(EASY.replace("decide: point", "decide: certified").replace("easy", "sure"))
 
     def broken(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         if plan.recipe.name == "fp":
