@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 """In one forward pass, padding included. More is no faster; where memory is short, it is halved until it suffices."""
-LOGITS_BYTES = 512 << 20
+LOGITS_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
 """Of a forward pass, in float32."""
+BUSY = {"cpu": 0, "cuda": 8192}
+"""Tokens in a forward pass below which it takes as long with fewer: a GPU waits for Python then."""
 FEWEST = 16
 """Tokens that all sequences must begin with to be read before them, and not in each row."""
 LONGEST = 128
@@ -51,7 +53,8 @@ class TransformersLM(HubLM):
         super().__init__(folder)
         self._model = load_for_inference(folder, device)
         self._where = device
-        self._budget = BATCH_TOKENS[device.partition(":")[0]]
+        self._kind = device.partition(":")[0]
+        self._budget = BATCH_TOKENS[self._kind]
         self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE))
 
     def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
@@ -109,11 +112,11 @@ class TransformersLM(HubLM):
         from tqdm import tqdm
 
         vocabulary = self._model.get_output_embeddings().weight.shape[0]
-        most_asks = max(1, LOGITS_BYTES // (4 * vocabulary))
+        most_asks = max(1, LOGITS_BYTES[self._kind] // (4 * vocabulary))
         left = list(rows)
         with tqdm(total=len(rows), desc=self.name, unit="row", disable=quiet) as bar:
             while left:
-                count = _fitting(left, self._budget, most_asks)
+                count = _fitting(left, self._budget, most_asks, BUSY[self._kind])
                 asks = [ask for row in left[:count] for ask in row.asks]
                 wanted = [sequences[ask.sequence][ask.position] for ask in asks]
                 try:
@@ -137,14 +140,18 @@ def _past(model: Any, tokens: Sequence[int]) -> "list[tuple[torch.Tensor, torch.
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _fitting(rows: Sequence[Row], tokens: int, asks: int) -> int:
-    """How many of the first of `rows`, the longest of which comes first, go in one forward pass; one at least."""
+def _fitting(rows: Sequence[Row], tokens: int, asks: int, busy: int) -> int:
+    """How many of the first of `rows`, the longest of which comes first, go in one forward pass; one at least.
+
+    That is up to `tokens` with the padding, and up to `asks`; and from `busy` tokens on with little padding only.
+    """
     longest = len(rows[0].tokens)
     most = max(1, tokens // longest)
     total = 0
     for count, row in enumerate(rows[:most]):
         total += len(row.asks)
-        if count and (total > asks or len(row.tokens) < PADDED * longest):
+        padded = len(row.tokens) < PADDED * longest and count * longest >= busy
+        if count and (total > asks or padded):
             return count
     return min(most, len(rows))
 

@@ -71,7 +71,7 @@ def test_weights_are_stored_as_on_a_cpu_bit_for_bit(name: SchemeName) -> None:
         assert torch.equal(part.view(torch.uint8), there[suffix].cpu().view(torch.uint8)), suffix
 
 
-@pytest.mark.parametrize("name", ["W8A8", "W4A16", "NVFP4"])
+@pytest.mark.parametrize("name", ["W8A8", "FP8_DYNAMIC", "W4A16", "W4A16_ASYM", "NVFP4"])
 def test_gptq_loses_no_more_than_on_a_cpu(name: SchemeName) -> None:
     weight, hessian = torch.randn(96, 256, generator=torch.Generator().manual_seed(1)), moment(inputs(256))
 

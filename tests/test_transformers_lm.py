@@ -10,9 +10,9 @@ from pipelines import sequential, transformers_lm
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import QuantgateError
 from pipelines.evaluate import _load_task, _quiet, evaluate
-from pipelines.prefixes import lay_out, shared
+from pipelines.prefixes import Ask, Row, lay_out, shared
 from pipelines.recipe import Suite, SuiteTask, load_task
-from pipelines.transformers_lm import TransformersLM
+from pipelines.transformers_lm import TransformersLM, _fitting
 from tests.conftest import edit_json, make_tiny
 
 TASKS = ("sciq", "arc_easy", "piqa", "hellaswag", "winogrande", "lambada_openai", "boolq")
@@ -158,6 +158,22 @@ def test_rows_hold_every_token_once_where_sequences_agree() -> None:
     after = lay_out(sequences[:3], scored[:3], common=2, longest=100)
     assert after[0].tokens == [3, 4, 6, 9]
     assert shared((1, 2, 3), (1, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "asks", "busy", "together"),
+    [
+        (1000, 100, 0, 2),  # the third would be padded by more than it holds
+        (1000, 100, 300, 3),  # which costs nothing before a GPU is busy
+        (1000, 100, 301, 4),
+        (250, 100, 301, 2),
+        (1000, 15, 301, 1),
+        (50, 5, 301, 1),  # one goes always
+    ],
+)
+def test_a_batch_is_full_by_tokens_by_answers_or_by_padding(tokens: int, asks: int, busy: int, together: int) -> None:
+    rows = [Row([0] * length, [], [], [Ask(0, 0, 0)] * 10) for length in (100, 90, 40, 30)]
+    assert _fitting(rows, tokens, asks, busy) == together
 
 
 def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
