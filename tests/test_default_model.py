@@ -1,11 +1,14 @@
 """The embedded model against transformers' own, independent reading of the same GGUF."""
 
+import pytest
+
 from pipelines import wheels
 from pipelines.checkpoint import Checkpoint
 from pipelines.default_model import GGUF
 from pipelines.store import file_digest
 
 
+@pytest.mark.slow
 def test_weights_equal_transformers_own_gguf_conversion(smollm2: Checkpoint) -> None:
     import torch
     from transformers import AutoModelForCausalLM

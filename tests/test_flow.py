@@ -177,6 +177,7 @@ def test_several_recipes_are_published_below_one_folder_and_compared(cli: Cli, t
     assert [f"{record.gate.retention:.2%}" for record in printed] == [row[3] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_does_not_stop_the_others(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A few words.")
     text = tmp_path / "short.yaml"
@@ -246,6 +247,7 @@ def test_a_ruined_artifact_is_refused_and_nothing_is_published(tmp_path: Path, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_inconclusive_is_exit_code_4_where_the_policy_wants_certainty(cli: Cli, tmp_path: Path) -> None:
     done = cli("run", "fp8", "--set", little(tmp_path, 8, 8, "certified"), "--to", tmp_path / "out", "--json")
     assert done.returncode == 4, done.stderr

@@ -308,7 +308,8 @@ def test_a_registry_that_asks_for_tokens(
         breaks(judged, guarded.target("tiny"), "401|token|auth")
         servers.log_in(tmp_path / "docker", guarded.host)
         publish(judged.artifact, judged.verdict, guarded.target("tiny"))
-        assert {"repository:models/tiny:pull", "repository:models/tiny:pull,push"} <= {*scopes}
+        asked = {(name, *sorted(actions.split(","))) for name, _, actions in (s.rpartition(":") for s in scopes)}
+        assert {("repository:models/tiny", "pull"), ("repository:models/tiny", "pull", "push")} <= asked
         pull(guarded.target("tiny"), tmp_path / "pulled")
     assert folder_digests(tmp_path / "pulled") == sealed(judged.artifact, judged.verdict).files
 
