@@ -285,7 +285,7 @@ def prepare(
             _blame(problems, check_targets, targets, checkpoint, recipe)
             if plan:
                 _blame(problems, _check_runtime, plan, runtime, device)
-            if plan and device and runtime == "transformers":
+            if plan and device:  # whatever the runtime, the source is also loaded in transformers
                 _blame(problems, check_room, plan.bytes_before, device)
             if plan and suite and device:
                 chosen: Runtime = "llama.cpp" if plan.tensors else runtime

@@ -40,7 +40,7 @@ class Row(NamedTuple):
     def ends(self) -> list[int]:
         """The last descendant of each token, itself where it has none."""
         ends = list(range(len(self.parents)))
-        for node in reversed(ends.copy()):
+        for node in reversed(range(len(ends))):
             if (parent := self.parents[node]) >= 0:
                 ends[parent] = max(ends[parent], ends[node])
         return ends

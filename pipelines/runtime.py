@@ -45,7 +45,6 @@ def load_for_inference(folder: Path, device: str) -> Any:
 
 def _load(folder: Path, quantized: bool) -> Any:
     """As transformers reads it; the weights of a quantized one come dequantized, on their grid."""
-    from compressed_tensors.offload import remove_dispatch
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
@@ -60,6 +59,8 @@ def _load(folder: Path, quantized: bool) -> Any:
         what = f"transformers does not read {len(unread)} of its quantized tensors, like {min(unread)}"
         raise QuantgateError(f"{folder}: {what}: these modules are not linear in its model")
     if quantized:
+        from compressed_tensors.offload import remove_dispatch
+
         remove_dispatch(model)  # else every module goes on computing where it was dequantized: on the CPU
         _skip_weight_rounding(model)
     return model

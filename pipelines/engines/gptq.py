@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -57,27 +58,34 @@ class _State:
     def _leaf(self, first: int, last: int) -> None:
         """Round the columns from `first` to `last` one after the other."""
         group = self.group[first:last]
-        zero = None if self.zero is None else [self.zero[number] for number in group]
-        step = [self.step[number] for number in group]
-        given = (self.weight[first:last], step, zero, self.carry[first:last, first:last])
-        made = (self.units[first:last], self.error[first:last])
+        leaf = _Leaf(
+            weight=self.weight[first:last],
+            step=[self.step[number] for number in group],
+            zero=None if self.zero is None else [self.zero[number] for number in group],
+            carry=self.carry[first:last, first:last],
+            units=self.units[first:last],
+            error=self.error[first:last],
+        )
         if self.weight.is_cuda and last - first == LEAF:
-            _graph(self.weight.shape[1], zero is not None, self.numbers, self.weight.device).run(*given, *made)
+            _graph(self.weight.shape[1], self.zero is not None, self.numbers, self.weight.device).run(leaf)
         else:
-            _round_columns(*given, *made, self.numbers)
+            _round_columns(leaf, self.numbers)
 
 
-def _round_columns(
-    weight: torch.Tensor,
-    step: Sequence[torch.Tensor],
-    zero: Sequence[torch.Tensor] | None,
-    carry: torch.Tensor,
-    units: torch.Tensor,
-    error: torch.Tensor,
-    numbers: Numbers,
-) -> None:
-    """Fill `units` and `error` (columns, rows) of `weight`, which it changes; `carry` is (columns, columns), `step` and
-    `zero` are of each column (rows,)."""
+class _Leaf(NamedTuple):
+    """Columns that are rounded one after the other; all but `carry`, (columns, columns), is (columns, rows)."""
+
+    weight: torch.Tensor
+    step: Sequence[torch.Tensor]
+    zero: Sequence[torch.Tensor] | None
+    carry: torch.Tensor
+    units: torch.Tensor
+    error: torch.Tensor
+
+
+def _round_columns(leaf: _Leaf, numbers: Numbers) -> None:
+    """Fill the units and errors of a leaf's weight, which it changes."""
+    weight, step, zero, carry, units, error = leaf
     for column in range(len(weight)):
         value = torch.div(weight[column], step[column], out=units[column])
         if zero is None:
@@ -95,39 +103,29 @@ class _Graph:
     next, and so it asks for all of them at once."""
 
     def __init__(self, rows: int, with_zero: bool, numbers: Numbers, device: torch.device) -> None:
-        weight, step, zero, units, error = torch.ones(5, LEAF, rows, device=device)
-        self._weight, self._step, self._units, self._error = weight, step, units, error
-        self._zero = zero if with_zero else None
+        self._weight, self._step, self._zero, self._units, self._error = torch.ones(5, LEAF, rows, device=device)
         self._carry = torch.zeros(LEAF, LEAF, device=device)
-        own = (weight, step, self._zero, self._carry, units, error, numbers)
-        _round_columns(*own)  # what is set up at first use is no part of a graph
+        zero = self._zero if with_zero else None
+        own = _Leaf(self._weight, self._step, zero, self._carry, self._units, self._error)
+        _round_columns(own, numbers)  # what is set up at first use is no part of a graph
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            _round_columns(*own)
+            _round_columns(own, numbers)
 
-    def run(
-        self,
-        weight: torch.Tensor,
-        step: list[torch.Tensor],
-        zero: list[torch.Tensor] | None,
-        carry: torch.Tensor,
-        units: torch.Tensor,
-        error: torch.Tensor,
-    ) -> None:
-        """As `_round_columns`, but that it leaves `weight` alone."""
-        self._weight.copy_(weight)
-        self._carry.copy_(carry)
-        torch.stack(step, out=self._step)
-        if zero is not None and self._zero is not None:
-            torch.stack(zero, out=self._zero)
+    def run(self, leaf: _Leaf) -> None:
+        """As `_round_columns`, but that it leaves the weight alone."""
+        self._weight.copy_(leaf.weight)
+        self._carry.copy_(leaf.carry)
+        torch.stack([*leaf.step], out=self._step)
+        if leaf.zero is not None:
+            torch.stack([*leaf.zero], out=self._zero)
         self._graph.replay()
-        units.copy_(self._units)
-        error.copy_(self._error)
+        leaf.units.copy_(self._units)
+        leaf.error.copy_(self._error)
 
 
-@functools.lru_cache(maxsize=8)  # a model has few different heights of matrices
-def _graph(rows: int, with_zero: bool, numbers: Numbers, device: torch.device) -> _Graph:
-    return _Graph(rows, with_zero, numbers, device)
+_graph = functools.lru_cache(maxsize=8)(_Graph)
+"""One for each height: a model's matrices have few."""
 
 
 def _inverse_factor(hessian: torch.Tensor, dampening: float) -> torch.Tensor:
