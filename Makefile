@@ -6,6 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# with what is needed only to develop
+READY_DEV := $(VENV)/.ready-dev
+# pip compiles no byte code: Python does where it imports, which is a tenth of it
+INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,12 +17,21 @@ help: ## show this help
 setup: $(READY) ## make the environment in .venv, from pinned versions
 
 $(READY): pyproject.toml constraints.txt
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
-	  || { echo "quantgate needs Python 3.11 to 3.13; set PYTHON=/path/to/one"; exit 2; }
-	@echo "making the environment in $(VENV) (a few minutes, once)"
-	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(call environment,1.6 GB; a minute or two,once)
+	$(INSTALL) .
 	@touch $@
+
+$(READY_DEV): pyproject.toml constraints.txt
+	$(call environment,2.5 GB; two or three minutes,once)
+	$(INSTALL) '.[dev]'
+	@touch $@ $(READY)
+
+define environment
+@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+  || { echo "quantgate needs Python 3.11 to 3.13; set PYTHON=/path/to/one"; exit 2; }
+@echo "making the environment in $(VENV) ($(1), $(2))"
+@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+endef
 
 quantize: $(READY) ## take MODEL through RECIPE (or several) and publish into TO, e.g. make quantize RECIPE="fp8 int8"
 	@$(BIN)/quantgate run $(or $(RECIPE),$(error say which: make quantize RECIPE=fp8)) \
@@ -30,51 +43,52 @@ release: $(READY) ## take all models through all recipes of FILE, report into OU
 	  $(if $(value OUT),--out "$$OUT") $(if $(value TO),--to "$$TO") $(if $(value DRY),--dry-run) $(if $(value NO_PUBLISH),--no-publish) \
 	  $(if $(value SIGNING_KEY),--signing-key "$$SIGNING_KEY") $(if $(value SIGN_KEYLESS),--sign-keyless)
 
-check: $(READY) ## lint, format check and types; the workflows, too
+check: $(READY_DEV) ## lint, format check and types; the workflows, too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yml examples/ci/github/*.yml
 
+# Two processes with one thread each are faster than one with two, and do not wait for each other's threads.
 test: check ## check, then the default tests (minutes)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-test-slow: $(READY) ## the tests that take long
+test-slow: $(READY_DEV) ## the tests that take long
 	$(BIN)/pytest -m slow
 
-test-vllm: $(READY) ## the tests that run vLLM (makes its environment: minutes and gigabytes, once)
+test-vllm: $(READY_DEV) ## the tests that run vLLM (makes its environment: minutes and gigabytes, once)
 	$(BIN)/pytest -m vllm
 
-test-llama: $(READY) ## the tests that run llama.cpp (compiles it: minutes, once)
+test-llama: $(READY_DEV) ## the tests that run llama.cpp (compiles it: minutes, once)
 	$(BIN)/pytest -m llama
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --python $(BIN)/python --generate-hashes \
   --no-annotate --override pipelines/locks/no-torch.override --no-emit-package torch --no-emit-package triton \
   --custom-compile-command 'make locks'
 
-locks: $(READY) ## resolve the locks of the engines' environments anew
+locks: $(READY_DEV) ## resolve the locks of the engines' environments anew
 	$(foreach name,gptqmodel modelopt auto-gptq autoawq,$(LOCK) --upgrade --output-file pipelines/locks/$(name).txt pipelines/locks/$(name).in &&) true
 
-test-engines: $(READY) ## the tests that run other projects' engines (makes their environments: minutes, once)
+test-engines: $(READY_DEV) ## the tests that run other projects' engines (makes their environments: minutes, once)
 	$(BIN)/pytest -m engines
 
-test-gpu: $(READY) ## the tests that need a GPU (skipped without one)
+test-gpu: $(READY_DEV) ## the tests that need a GPU (skipped without one)
 	$(BIN)/pytest -m gpu
 
-test-browser: $(READY) ## the tests that show reports in headless Chromium (Debian: apt-get install chromium)
+test-browser: $(READY_DEV) ## the tests that show reports in headless Chromium (Debian: apt-get install chromium)
 	$(BIN)/pytest -m browser
 
-format: $(READY) ## format the code and mend what ruff can
+format: $(READY_DEV) ## format the code and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY) ## regenerate the documents that are made from code
+docs: $(READY_DEV) ## regenerate the documents that are made from code
 	$(BIN)/python docs/generate.py
 
-simulate: $(READY) ## simulate the gate anew: the figures and tables of docs/gate.md (minutes)
+simulate: $(READY_DEV) ## simulate the gate anew: the figures and tables of docs/gate.md (minutes)
 	$(BIN)/python docs/simulate.py
 
-bench: $(READY) ## the benchmarks (see benchmarks/README.md)
+bench: $(READY_DEV) ## the benchmarks (see benchmarks/README.md)
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/gguf_files.py
 	$(BIN)/python benchmarks/engines.py

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines import llama_build, llama_cpp
+from pipelines import environments, llama_build, llama_cpp
 from pipelines.calibrate import CalibrationTokens, calibrate, held_out
 from pipelines.engines.llama_quantize import run_tool
 from pipelines.gguf_convert import convert
@@ -50,7 +50,7 @@ def print_imatrix(plan: Plan, tokens: CalibrationTokens, source: Path, folder: P
     (folder / "text.txt").write_text(held_out(None, 8 * tokens.tokens), encoding="utf-8")
     sizes = ["-c", str(chunk), "--chunks", str(tokens.samples), "-t", str(llama_cpp.threads()), "--no-ppl"]
     files = ["-m", str(source), "-f", str(folder / "text.txt"), "-o", str(folder / "theirs.gguf")]
-    theirs = timed(run, [llama_cpp.program("llama-imatrix"), *files, *sizes])
+    theirs = timed(run, [str(environments.make("llama-server") / "llama-imatrix"), *files, *sizes])
     print(f"| importance matrix, {tokens.tokens:,} tokens | time, relative to llama-imatrix |\n|---|---|")
     print(f"| llama-imatrix | 1.00 |\n| quantgate | {ours / theirs:.2f} |\n", flush=True)
 

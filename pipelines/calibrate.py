@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, assert_never
 
-from pipelines import library, wheels
+from pipelines import library, progress, wheels
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import bad_input
 from pipelines.plan import Plan
@@ -69,12 +69,12 @@ def calibrate(plan: Plan) -> CalibrationTokens:
         "settings": wanted.model_dump(exclude={"set"}),
         "tokenizer": tokenizer_files,
         "files": _file_digests(chosen, wanted.set),
-        "model": checkpoint.digest if isinstance(chosen.source, SelfSource) else None,
+        "model": [checkpoint.digest, plan.dtype] if isinstance(chosen.source, SelfSource) else None,
     }
 
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(chosen.source, SelfSource):
-            samples, revision = _self_written(checkpoint, chosen.source, wanted), checkpoint.digest
+            samples, revision = _self_written(plan, chosen.source, wanted), checkpoint.digest
             rows: list[str] = []
         else:
             read, revision = _rows(chosen, wanted)
@@ -271,13 +271,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tokenize(checkpoint: Checkpoint, rows: Iterable[Row], wanted: Calibrate) -> tuple[list[list[int]], list[str]]:
-    from tqdm import tqdm
-
     tokenizer = load_tokenizer(checkpoint)
     samples: list[list[int]] = []
     used: list[str] = []
     stream: list[int] = []
-    with tqdm(total=wanted.samples, unit="sample", desc="calibrate", delay=1) as bar:
+    with progress.bar(wanted.samples, "calibrate", "sample") as bar:
         for row_id, content in rows:
             ids = encode(tokenizer, content)
             if len(ids) < 8:
@@ -327,27 +325,27 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
         raise bad_input(tokenizer.name_or_path, what, "mend the template, or calibrate on plain text") from None
 
 
-def _self_written(checkpoint: Checkpoint, source: SelfSource, wanted: Calibrate) -> list[list[int]]:
+def _self_written(plan: Plan, source: SelfSource, wanted: Calibrate) -> list[list[int]]:
     """Samples from the model itself, each of `seq_len` tokens after the one that begins a text.
 
     An end-of-sequence token does not stop a sample: chat models end every turn with it and write on.
     """
     import torch
-    from tqdm import tqdm
     from transformers import AutoModelForCausalLM
     from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
+    checkpoint = plan.checkpoint
     tokenizer = load_tokenizer(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder, dtype="auto", trust_remote_code=False, use_safetensors=True
+        checkpoint.folder, dtype=plan.dtype, trust_remote_code=False, use_safetensors=True
     ).to(device)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise bad_input(checkpoint.folder, "its tokenizer has neither a BOS nor an EOS token to begin a text with")
     torch.manual_seed(wanted.seed)
     samples: list[list[int]] = []
-    with tqdm(total=wanted.samples * wanted.seq_len, unit="token", desc="calibrate", delay=1) as bar:
+    with progress.bar(wanted.samples * wanted.seq_len, "calibrate", "token") as bar:
 
         class Advance(StoppingCriteria):  # type: ignore[misc]
             def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pipelines.bounds import level
-from pipelines.gate import TaskVerdict
+from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
 from pipelines.packings import Packing
@@ -241,7 +241,7 @@ def _results(manifest: Manifest) -> list[str]:
     return lines + [f"- {line}" for line in asked] + ([""] if asked else [])
 
 
-def bounds(kept: TaskVerdict | GateRecord) -> str:
+def bounds(kept: TaskVerdict | Verdict | GateRecord) -> str:
     """`98.1% … 101.3%`, or a dash where the data bounds nothing."""
     low = "–" if kept.lower_bound is None else f"{kept.lower_bound:.1%}"
     high = "–" if kept.upper_bound is None else f"{kept.upper_bound:.1%}"

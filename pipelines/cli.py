@@ -18,6 +18,7 @@ from pipelines.errors import QuantgateError
 
 if TYPE_CHECKING:
     from pipelines.bundle import Checked
+    from pipelines.device import Dtype
     from pipelines.evaluate import Runtime
     from pipelines.flow import Run
     from pipelines.proof import Signer, Trust
@@ -58,6 +59,13 @@ json_option = _option(
     "--json", "as_json", is_flag=True, help="Print a JSON record and nothing else on standard output."
 )
 device_option = _option("--device", metavar="DEVICE", help="cpu or cuda. Default: cuda where there is one.")
+dtype_option = _option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="What models compute in; what is stored stays the same. auto: float32 on a CPU, the model's own on a GPU.",
+)
 runtime_option = _option(
     "--runtime",
     type=click.Choice(["transformers", "vllm", "llama.cpp"]),
@@ -253,26 +261,43 @@ def validate(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 @model_option
 @set_option
 @cpu_option
+@device_option
+@dtype_option
 @json_option
-def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimental_cpu: bool, as_json: bool) -> None:
+def plan(
+    recipe: str,
+    model: str | None,
+    overrides: tuple[str, ...],
+    experimental_cpu: bool,
+    device: str | None,
+    dtype: "Dtype",
+    as_json: bool,
+) -> None:
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
+    from pipelines.device import choose_device, has_cuda
+    from pipelines.estimate import expected_times
     from pipelines.history import discordance
     from pipelines.plan import make_plan
     from pipelines.power import foresee
     from pipelines.recipe import load_recipe, load_suite
 
-    made = make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model)
-    seen = foresee(made.recipe, load_suite(made.recipe.gate.suite), discordance(made.recipe))
+    device = choose_device(device) if device else "cuda" if has_cuda() else "cpu"
+    chosen = load_recipe(recipe, _overrides(overrides, experimental_cpu))
+    made = make_plan(chosen, model, device=device, dtype=dtype)
+    suite = load_suite(made.recipe.gate.suite)
+    seen = foresee(made.recipe, suite, discordance(made.recipe))
+    times = expected_times(made, suite, "llama.cpp" if made.tensors else "transformers", device)
     if as_json:
         totals = {
             "bytes_before": made.bytes_before,
             "bytes_after": made.bytes_after,
             "bits_per_weight": made.bits_per_weight,
+            "expected_times": [expected.model_dump() for expected in times],
         }
         return _print_json({**made.model_dump(mode="json"), **totals, "sight": seen.model_dump() if seen else None})
     from pipelines.tables import show_plan
 
-    show_plan(made, seen)
+    show_plan(made, seen, times)
 
 
 @main.command()
@@ -288,6 +313,7 @@ def plan(recipe: str, model: str | None, overrides: tuple[str, ...], experimenta
 @set_option
 @cpu_option
 @device_option
+@dtype_option
 @runtime_option
 @python_option
 @full_option
@@ -300,6 +326,7 @@ def run(
     overrides: tuple[str, ...],
     experimental_cpu: bool,
     device: str | None,
+    dtype: "Dtype",
     runtime: "Runtime",
     python: Path | None,
     full: bool,
@@ -316,9 +343,10 @@ def run(
     python = _vllm_python(runtime, python)
     overrides = _overrides(overrides, experimental_cpu)
     if len(recipes) == 1:
-        done = flow.run(load_recipe(recipes[0], overrides), model, to or None, device, runtime, python, full, signer)
+        recipe = load_recipe(recipes[0], overrides)
+        done = flow.run(recipe, model, to or None, device, runtime, python, full, signer, dtype)
         return _finish(done, as_json)
-    outcomes = flow.run_all(recipes, model, to or None, device, runtime, python, overrides, full, signer)
+    outcomes = flow.run_all(recipes, model, to or None, device, runtime, python, overrides, full, signer, dtype)
     _finish_all(outcomes, as_json)
 
 
@@ -367,6 +395,7 @@ def _finish_all(outcomes: "dict[str, Run | QuantgateError]", as_json: bool) -> N
 @_option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where reports go. Default: in the cache.")
 @signing_options
 @device_option
+@dtype_option
 @runtime_option
 @python_option
 @full_option
@@ -379,6 +408,7 @@ def release(
     out: Path | None,
     signer: "Signer | None",
     device: str | None,
+    dtype: "Dtype",
     runtime: "Runtime",
     python: Path | None,
     full: bool,
@@ -393,7 +423,7 @@ def release(
 
     python = _vllm_python(runtime, python)
     described = load_release(file)
-    jobs = prepare_release(described, file.absolute().parent, to, not no_publish, device, runtime, full, signer)
+    jobs = prepare_release(described, file.absolute().parent, to, not no_publish, device, runtime, full, signer, dtype)
     if dry_run:
         foreseen = foresee_release(jobs)
         return _print_json([one.model_dump() for one in foreseen]) if as_json else show_foreseen(foreseen)
@@ -411,16 +441,24 @@ def release(
 @model_option
 @set_option
 @cpu_option
+@dtype_option
 @json_option
-def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], experimental_cpu: bool, as_json: bool) -> None:
+def quantize(
+    recipe: str, model: str | None, overrides: tuple[str, ...], experimental_cpu: bool, dtype: "Dtype", as_json: bool
+) -> None:
     """Make the artifact and verify it, without judging it; prints its folder."""
+    from pipelines.display import command_display
     from pipelines.plan import make_plan
     from pipelines.quantize import quantize as quantize_stage
     from pipelines.recipe import load_recipe
     from pipelines.verify import verify
 
-    artifact = quantize_stage(make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model))
-    checked = verify(artifact)
+    planned = make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model, dtype=dtype)
+    with command_display("quantize", "quantize", "verify") as display:
+        with display.stage("quantize"):
+            artifact = quantize_stage(planned)
+        with display.stage("verify"):
+            checked = verify(artifact, dtype=dtype)
     if artifact.gguf:
         from pipelines.gguf_convert import discard
 
@@ -441,6 +479,7 @@ def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], experim
 @_option("--suite", default="core", show_default=True, help="A suite's name or file.")
 @_option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the evaluation here, for `gate`.")
 @device_option
+@dtype_option
 @runtime_option
 @python_option
 @json_option
@@ -449,19 +488,25 @@ def evaluate(
     suite: str,
     out: Path | None,
     device: str | None,
+    dtype: "Dtype",
     runtime: "Runtime",
     python: Path | None,
     as_json: bool,
 ) -> None:
     """Evaluate MODEL (a checkpoint, an artifact folder or a GGUF file) on a suite."""
+    from pipelines.display import command_display
+    from pipelines.evaluate import check_tasks
     from pipelines.evaluate import evaluate as evaluate_stage
     from pipelines.models import load_model
+    from pipelines.recipe import load_suite
     from pipelines.store import write_json
 
     _check_out(out)
     python = _vllm_python(runtime, python)
     gguf = _gguf_of(model)
-    done = evaluate_stage(gguf or load_model(model), suite, device, runtime, python)
+    check_tasks(load_suite(suite))
+    with command_display("evaluate", "evaluate") as display, display.stage("evaluate"):
+        done = evaluate_stage(gguf or load_model(model), suite, device, runtime, python, dtype)
     if out:
         write_json(out, done.model_dump(mode="json"))
     if as_json:
@@ -560,9 +605,16 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 @_option("--to", metavar="FOLDER", help="Publish below it. Default: artifacts/<model>.")
 @model_option
 @device_option
+@dtype_option
 @json_option
 def repair(
-    run: Path, budget: float | None, to: str | None, model: str | None, device: str | None, as_json: bool
+    run: Path,
+    budget: float | None,
+    to: str | None,
+    model: str | None,
+    device: str | None,
+    dtype: "Dtype",
+    as_json: bool,
 ) -> None:
     """Give the layers that hurt most more bits, until the gate that refused RUN passes or the budget is used up.
 
@@ -577,7 +629,7 @@ def repair(
     from pipelines.tables import show_comparison, show_path
 
     (failed,) = read_runs([run])
-    attempts = repair_run(failed, load_model(model), int(budget) if budget else None, to, device)
+    attempts = repair_run(failed, load_model(model), int(budget) if budget else None, to, device, dtype)
     manifests: list[Manifest] = [failed, *(attempt.manifest for attempt in attempts)]
     if as_json:
         _print_json([manifest.model_dump(mode="json") for manifest in manifests])
@@ -658,6 +710,7 @@ def pull(
 @click.argument("artifact")
 @trust_options
 @device_option
+@dtype_option
 @runtime_option
 @python_option
 @json_option
@@ -665,6 +718,7 @@ def verify(
     artifact: str,
     trust: "Trust | None",
     device: str | None,
+    dtype: "Dtype",
     runtime: "Runtime",
     python: Path | None,
     as_json: bool,
@@ -674,6 +728,7 @@ def verify(
     The first is held against its plan and its source; the second against its own proof: digests, statement, verdict
     (judged again), and its signature, if you say whom you trust. --runtime vllm loads either in vLLM.
     """
+    from pipelines.display import command_display
     from pipelines.errors import bad_input
     from pipelines.publish import check_published
     from pipelines.record import RECORD
@@ -688,7 +743,9 @@ def verify(
         return _verify_in_vllm(Path(artifact), device, python, as_json)
     if trust or "://" in artifact or (Path(artifact) / RECORD).is_file():
         return _show_checked(check_published(artifact, trust), as_json)
-    checked = verify_stage(_artifact(Path(artifact)), device)
+    made = _artifact(Path(artifact))
+    with command_display("verify", "verify") as display, display.stage("verify"):
+        checked = verify_stage(made, device, dtype)
     if as_json:
         return _print_json(checked.model_dump(mode="json"))
     from pipelines.tables import show_verification
@@ -706,7 +763,7 @@ def _show_checked(checked: "Checked", as_json: bool) -> None:
 
 def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_json: bool) -> None:
     from pipelines import environments, vllm
-    from pipelines.runtime import choose_device
+    from pipelines.device import choose_device
 
     formats, kv_cache = _formats(folder)
     device = choose_device(device)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import wheels
+from pipelines import progress, wheels
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.models import DEFAULT
 from pipelines.safetensors_writer import SafetensorsWriter
@@ -58,7 +58,6 @@ def default_model() -> Checkpoint:
 
 def _convert(gguf_file: Path, folder: Path) -> None:
     import gguf
-    from tqdm import tqdm
 
     reader = gguf.GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -66,7 +65,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     names = {tensor.name: _hf_name(tensor.name) for tensor in reader.tensors}
     shapes = {names[t.name]: ("BF16", tuple(int(n) for n in reversed(t.shape))) for t in reader.tensors}
     with SafetensorsWriter(folder / "model.safetensors", shapes) as writer:
-        for tensor in tqdm(reader.tensors, desc="default model", unit="tensor", delay=1):
+        for tensor in progress.track(reader.tensors, "default model", "tensor"):
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             writer.write(names[tensor.name], _bf16(_undo_rope_order(names[tensor.name], values, config)))
     _write_json(folder / "config.json", config)

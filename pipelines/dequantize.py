@@ -14,6 +14,7 @@ import torch
 
 from pipelines import rounding
 from pipelines.checkpoint import read_checkpoint
+from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
 from pipelines.packings import Form, form_of
 from pipelines.plan import EXPERTS
@@ -45,8 +46,9 @@ def _is_mixture(folder: Path) -> bool:
     return any(EXPERTS.match(name) for name in scales)
 
 
-def load(folder: Path, config: Any) -> Any:
-    """The model in `folder`, dequantized, with a linear module for each matrix of an expert.
+def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
+    """Return the model in `folder`, dequantized, with a linear module for each matrix of an expert; in `dtype`, or its
+    own.
 
     Each quantized module has compressed-tensors' `quantization_scheme` and its scales of activations, as transformers
     attaches them to other models; keys and values are rounded where the artifact says so.
@@ -56,6 +58,8 @@ def load(folder: Path, config: Any) -> Any:
 
     from pipelines.engines.layerwise import linearize_experts, named_alike
 
+    if dtype:
+        config.dtype = getattr(torch, dtype)
     state, parts = _read(folder)
     described = config.quantization_config
     form = _form(folder, described)

@@ -9,14 +9,13 @@ configuration of pip or uv (`installers.py`): indexes, mirrors and constraints a
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
-from pipelines import llama_build
+from pipelines import llama_build, progress
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.installers import fill, installer
 from pipelines.processes import clean_variables
@@ -98,7 +97,7 @@ LLAMA_CPP = "llama-cpp"
 
 def names() -> tuple[str, ...]:
     """Of all environments."""
-    return (*ENVIRONMENTS, LLAMA_CPP)
+    return (*ENVIRONMENTS, *llama_build.PROGRAMS)
 
 
 def make(name: str) -> Path:
@@ -114,10 +113,10 @@ def make(name: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if find(name) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-            print(f"making the environment {name} in {folder} (minutes, once)", file=sys.stderr, flush=True)
+            progress.say(f"making the environment {name} in {folder} (minutes, once)")
             try:
-                if name == LLAMA_CPP:
-                    llama_build.build(folder)
+                if name in llama_build.PROGRAMS:
+                    llama_build.build(folder, llama_build.PROGRAMS[name])
                 else:
                     _install(_build(ENVIRONMENTS[name]), folder)
             except BaseException:
@@ -152,7 +151,7 @@ def check(name: str) -> str:
     entry = find(name)
     if entry is None:
         raise QuantgateError(f"the environment {name} is not there; `quantgate env make {name}` makes it")
-    if name == LLAMA_CPP:
+    if name in llama_build.PROGRAMS:
         llama_build.check(entry)
         return llama_build.version()
     module = ENVIRONMENTS[name].module
@@ -189,7 +188,7 @@ def installed(python: Path, distribution: str) -> str:
 
 
 def _build(environment: Environment) -> Build:
-    from pipelines.runtime import choose_device
+    from pipelines.device import choose_device
 
     return environment.builds["cuda" if choose_device(None) == "cuda" else "cpu"]
 
@@ -198,7 +197,7 @@ def _folder(name: str) -> Path:
     """Where the environment is, or will be: another place for other requirements, Python or kind of machine."""
     if name not in names():
         raise bad_input(name, "is not an environment", f"known: {', '.join(names())}")
-    if name == LLAMA_CPP:
+    if name in llama_build.PROGRAMS:
         inputs = llama_build.inputs()
     else:
         inputs = [identity(name), sysconfig.get_python_version(), sysconfig.get_platform()]
@@ -213,7 +212,7 @@ def identity(name: str) -> Any:
 
 
 def _entry(name: str, folder: Path) -> Path:
-    return folder / "bin" if name == LLAMA_CPP else _python(folder)
+    return folder / "bin" if name in llama_build.PROGRAMS else _python(folder)
 
 
 def _python(folder: Path) -> Path:

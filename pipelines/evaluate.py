@@ -6,6 +6,7 @@ suites share what they have in common, and a baseline is evaluated once for all 
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import json
 import logging
@@ -14,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import environments, llama_build, sequential, wheels
-from pipelines import runtime as transformers_runtime
+from pipelines import environments, llama_build, progress, sequential, wheels
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype, own_dtype
 from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
-from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_suite, load_task
+from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, expected_documents, load_suite, load_task
 from pipelines.schema import Frozen
 from pipelines.scores import Block, Document, Evaluation, TaskResult
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
@@ -28,6 +29,8 @@ from pipelines.store import Result, cache_dir, digest, file_digest, keep
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
 
 SEED = 1234
+NOT_ASKED = {"metric", "documents", "tokens", "dataset"}
+"""Fields of a task that change nothing of what a model is asked."""
 
 
 def evaluate(
@@ -36,16 +39,20 @@ def evaluate(
     device: str | None = None,
     runtime: Runtime = "transformers",
     python: Path | None = None,
+    dtype: Dtype = "auto",
 ) -> Evaluation:
     """Evaluate a checkpoint folder, or an artifact, on a suite; what was evaluated before is not evaluated again.
 
     A GGUF is evaluated in llama.cpp, and so is the F16 GGUF made of a checkpoint when `runtime` says so. `python` is
-    the interpreter of an environment that has vLLM; one is made when none is given.
+    the interpreter of an environment that has vLLM; one is made when none is given. transformers computes in `dtype`;
+    `auto` is float32 on a CPU whose memory holds it, else the checkpoint's own type, which is vLLM's `auto` everywhere.
 
     Raises:
-        BadInput: no such suite, or a task that lm-eval does not know.
+        BadInput: no such suite, a task that lm-eval does not know, or a `dtype` for llama.cpp, which has its own.
     """
-    *_, whole = looks(model, suite, device, runtime, python)
+    suite = load_suite(suite) if isinstance(suite, str) else suite
+    with progress.bar(expected_documents(suite), f"evaluate on {suite.name}", "document"):
+        *_, whole = looks(model, suite, device, runtime, python, dtype)
     return whole
 
 
@@ -55,15 +62,19 @@ def looks(
     device: str | None = None,
     runtime: Runtime = "transformers",
     python: Path | None = None,
+    dtype: Dtype = "auto",
+    keep_loaded: bool = True,
 ) -> Iterator[Evaluation]:
-    """The same as it grows: after the first share of each task's documents, in random order, after the second, … up to
-    all of them (`sequential.LOOKS`). Who asks for no further one spares the rest.
+    """Yield the evaluation as it grows: after the first share of each task's documents, in random order, after the
+    second, … up to all of them (`sequential.LOOKS`). Stop iterating to skip the remaining documents.
+
+    Without `keep_loaded` the model is unloaded after each look, so that another one can have its memory.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     subject = _subject(model)
     if subject.gguf:
         runtime = "llama.cpp"
-    device = transformers_runtime.choose_device(device)
+    device = choose_device(device)
     check_tasks(suite)
     name: str = runtime
     if runtime == "vllm":
@@ -71,12 +82,13 @@ def looks(
         name = f"vllm {environments.installed(python, 'vllm')}"
     elif runtime == "llama.cpp":
         name = llama_build.version()
-    where = {"device": device, "runtime": [name, *_runtime_code(runtime)]}
+    computes = _dtype(subject, runtime, device, dtype)
+    where = {"device": device, "runtime": [name, *_runtime_code(runtime)], "dtype": computes}
     with tempfile.TemporaryDirectory() as scratch:
 
         @functools.cache  # the model is loaded once, and only if a block is not finished yet; so is a task
         def harness() -> Any:
-            return _harness(subject, device, runtime, python)
+            return _harness(subject, device, runtime, python, computes)
 
         @functools.cache
         def loaded(task: str) -> Any:
@@ -88,14 +100,19 @@ def looks(
         for look in range(len(sequential.LOOKS)):
             for wanted in suite.tasks:
                 for documents in orders[wanted.task][look]:
-                    block = _evaluate_block(subject.digest, wanted, documents, where, harness, loaded)
+                    with progress.part(len(documents)):
+                        block = _evaluate_block(subject.digest, wanted, documents, where, harness, loaded)
                     done[wanted.task].append(block)
+            if not keep_loaded:
+                harness.cache_clear()
+                gc.collect()  # a model is full of cycles
             yield Evaluation(
                 model=subject.label,
                 model_digest=subject.digest,
                 suite=suite,
                 runtime=name,
                 device=device,
+                dtype=computes,
                 tasks=tuple(_task_result(blocks, counts[task]) for task, blocks in done.items()),
             )
 
@@ -144,6 +161,18 @@ def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
     return _Subject(label=model.label, digest=model.digest, checkpoint=model)
 
 
+def _dtype(subject: _Subject, runtime: Runtime, device: str, wanted: Dtype) -> ComputeDtype | None:
+    """Return the type that the subject computes in; None where the runtime chooses one for each product (llama.cpp)."""
+    if runtime == "llama.cpp":
+        if wanted != "auto" and subject.gguf:
+            what = "is not for a GGUF, which llama.cpp computes as the file says"
+            raise bad_input(f"--dtype {wanted}", what, "leave it out")
+        return None
+    if runtime == "vllm" and wanted == "auto":
+        return own_dtype(_source(subject))
+    return choose_dtype(wanted, device, _source(subject))
+
+
 def _source(subject: _Subject) -> Checkpoint:
     assert subject.checkpoint
     return subject.checkpoint
@@ -156,6 +185,7 @@ def _runtime_code(runtime: Runtime) -> list[str]:
             "harness.py",
             "transformers_lm.py",
             "prefixes.py",
+            "device.py",
             "runtime.py",
             "dequantize.py",
             "repack.py",
@@ -165,7 +195,7 @@ def _runtime_code(runtime: Runtime) -> list[str]:
         "vllm": ("harness.py", "vllm.py", "workers/vllm_runtime.py"),
         "llama.cpp": ("harness.py", "llama_cpp.py", "gguf_convert.py", "llama_worker/worker.cpp"),
     }[runtime]
-    return [file_digest(Path(transformers_runtime.__file__).parent / name) for name in ours]
+    return [file_digest(Path(__file__).with_name(name)) for name in ours]
 
 
 class _Count(Result):
@@ -177,7 +207,7 @@ class _Count(Result):
 def _count(wanted: SuiteTask, loaded: Callable[[str], Any]) -> int:
     """The documents of a suite's task. Only loading it tells; once is enough."""
     task = load_task(wanted.task)
-    inputs = {"task": task.model_dump(exclude={"metric", "documents", "dataset"}), "data": _data_digest(task)}
+    inputs = {"task": task.model_dump(exclude=NOT_ASKED), "data": _data_digest(task)}
     found = keep("documents", inputs, _Count, lambda _: {"documents": len(loaded(wanted.task).task_docs)})
     return min(found.documents, wanted.limit or found.documents)
 
@@ -197,7 +227,7 @@ def _evaluate_block(
     task = load_task(wanted.task)
     inputs = {
         "model": model_digest,
-        "task": task.model_dump(exclude={"metric", "documents", "dataset"}),
+        "task": task.model_dump(exclude=NOT_ASKED),
         "metric": wanted.metric or task.metric,
         "shots": wanted.shots,
         "drawn": [wanted.temperature, wanted.seeds],
@@ -379,7 +409,7 @@ def _rows(offline: OfflineData) -> Path:
     return keep("rows", inputs, _Rows, make, lambda found: found.file.is_file()).file
 
 
-def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | None) -> Any:
+def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | None, dtype: ComputeDtype | None) -> Any:
     if runtime == "llama.cpp":
         from pipelines import gguf_convert, llama_cpp
 
@@ -390,11 +420,11 @@ def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | No
         from pipelines import vllm
 
         assert python
-        return vllm.VllmLM(checkpoint.folder, python, device)
+        return vllm.VllmLM(checkpoint.folder, python, device, dtype)
     from pipelines import transformers_lm
 
     with _quiet():
-        return transformers_lm.TransformersLM(checkpoint.folder, device)
+        return transformers_lm.TransformersLM(checkpoint.folder, device, dtype)
 
 
 class _TaskFiles(Result):

@@ -1,17 +1,20 @@
 """The whole flow in one place: load, plan, calibrate, quantize, verify, evaluate, gate, package, publish."""
 
 import contextlib
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from pipelines import progress
 from pipelines.calibrate import calibrate
-from pipelines.card import verdict_line
+from pipelines.card import bounds, verdict_line
 from pipelines.checkpoint import Checkpoint
+from pipelines.device import Dtype, check_room, choose_device, fits, model_bytes
+from pipelines.display import Display
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
-from pipelines.evaluate import Runtime, check_tasks, evaluate, looks
+from pipelines.estimate import expected_times
+from pipelines.evaluate import Runtime, check_tasks, looks
 from pipelines.gate import Verdict, gate
 from pipelines.history import discordance
 from pipelines.models import load_model
@@ -23,20 +26,21 @@ from pipelines.power import foresee
 from pipelines.proof import Signer, check_signer
 from pipelines.publish import EXIT_CODES, check_targets, put, sealed
 from pipelines.quantize import Artifact, quantize
-from pipelines.recipe import Recipe, Suite, load_recipe, load_suite
+from pipelines.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite
 from pipelines.record import REPORT, Manifest, StageRecord
 from pipelines.remedy import remedies
 from pipelines.report import html, markdown
-from pipelines.runtime import check_room, choose_device
 from pipelines.schema import Frozen
 from pipelines.scores import Distance, Evaluation
 from pipelines.secrets import redact
-from pipelines.sequential import look_confidence
+from pipelines.sequential import LOOKS, look_confidence
 from pipelines.store import Meter, Result, cache_dir, digest, now, package_versions, write_json
+from pipelines.svg import duration, size
 from pipelines.verify import Verification, verify
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R", bound=Result)
 
 ARTIFACTS = Path("artifacts")
 """Where a run publishes unless told, below the current folder: `<model>/<recipe>`."""
@@ -77,6 +81,7 @@ def run(
     python: Path | None = None,
     full: bool = False,
     signer: Signer | None = None,
+    dtype: Dtype = "auto",
 ) -> Run:
     """Take `model` (the default model unless given) through `recipe`, and publish it to `to` if the gate says PASS.
 
@@ -84,12 +89,13 @@ def run(
 
     Each stage's result is kept: the same run again does no work twice, and a killed one goes on where it was. Baseline
     and artifact are evaluated in `runtime`; `python` is the interpreter of an environment that has vLLM (one is made
-    unless given). The artifact is evaluated until the verdict is shown, or in `full`.
+    unless given). Both are evaluated until the verdict is shown, or in `full`. Models compute in `dtype`: `auto` is
+    float32 on a CPU whose memory holds it, else the checkpoint's own type.
 
     Raises:
         BadInput: everything that makes the run impossible, before anything expensive starts.
     """
-    (job,) = prepare([recipe], (), model, to, device, runtime, full, signer)
+    (job,) = prepare([recipe], (), model, to, device, runtime, full, signer, dtype)
     done = _run(job, prepare_runtimes([job], python))
     discard([job])
     return done
@@ -105,6 +111,7 @@ def run_all(
     overrides: Sequence[str] = (),
     full: bool = False,
     signer: Signer | None = None,
+    dtype: Dtype = "auto",
 ) -> dict[str, Run | QuantgateError]:
     """Take one model through several recipes: by recipe name, what each came to.
 
@@ -115,7 +122,7 @@ def run_all(
     Raises:
         BadInput: everything that makes any of the runs impossible, before the first starts.
     """
-    jobs = prepare(recipes, overrides, model, to, device, runtime, full, signer)
+    jobs = prepare(recipes, overrides, model, to, device, runtime, full, signer, dtype)
     python = prepare_runtimes(jobs, python)
     done = {job.recipe.name: attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
     discard(jobs)
@@ -141,6 +148,8 @@ class Job(Frozen):
     suite: Suite
     targets: tuple[Target, ...]
     device: str
+    dtype: Dtype
+    """As it was asked for; `plan.dtype` is what that came to."""
     runtime: Runtime
     full: bool
     signer: Signer | None
@@ -151,39 +160,82 @@ class Job(Frozen):
 
 
 def _run(job: Job, python: Path | None) -> Run:
-    plan, recipe, suite = job.plan, job.recipe, job.suite
     journal = _Journal(job)
-    tokens = None
+    expected = {one.stage: one.seconds for one in expected_times(job.plan, job.suite, job.runtime, job.device)}
+    title = f"{job.recipe.name} on {job.plan.checkpoint.label}, in {job.plan.dtype} on {job.device}"
+    display = Display(title, _stages(job), expected, journal.path.with_name("run.log"))
+    with display.shown():
+        return _through(job, python, journal, display)
+
+
+def _stages(job: Job) -> list[str]:
+    """The stages that `job` goes through, as a person sees them."""
+    text = ["calibrate"] if job.recipe.calibrate else []
+    overlap = ["overlap"] if job.recipe.calibrate else []
+    if job.plan.tensors:
+        stages = ["convert", *text, "quantize", "verify", "evaluate", "evaluate source in transformers", *overlap]
+    else:
+        stages = [*text, "quantize", "verify", "evaluate", *overlap]
+    return [*stages, "package", "publish"]
+
+
+def _through(job: Job, python: Path | None, journal: "_Journal", display: Display) -> Run:
+    """Take `job` through its stages."""
+    plan, suite = job.plan, job.suite
+    done = _Steps(journal, display)
     if plan.tensors:
         from pipelines.gguf_convert import convert
 
-        journal.add("convert", convert(plan.checkpoint))
-    if recipe.calibrate:
-        tokens = calibrate(plan)
-        journal.add("calibrate", tokens)
-    artifact = quantize(plan, tokens)
-    journal.add("quantize", artifact)
-    verification = verify(artifact, job.device)
-    journal.add("verify", verification)
-    baseline = evaluate(plan.checkpoint, suite, job.device, job.runtime, python)
-    journal.add("evaluate baseline", *baseline.results)
-    if seen := foresee(recipe, suite, discordance(recipe), baseline):
-        _say(seen.sentence(suite.name))
-    verdict = _judge(job, artifact, baseline, verification.distance, python)
-    journal.add("evaluate artifact", *verdict.evaluations[1].results)
+        done.step("convert", lambda: convert(plan.checkpoint))
+    tokens = done.step("calibrate", lambda: calibrate(plan)) if job.recipe.calibrate else None
+    artifact = done.step("quantize", lambda: quantize(plan, tokens))
+    verification = done.step("verify", lambda: verify(artifact, job.device, plan.dtype))
+    with display.stage("evaluate"):
+        verdict = _judge(job, artifact, verification.distance, python)
+        baseline, candidate = verdict.evaluations
+        journal.add("evaluate baseline", *baseline.results)
+        journal.add("evaluate artifact", *candidate.results)
+        display.finish(_cost(stage_record("evaluate", (*baseline.results, *candidate.results))))
     if plan.tensors:  # what the runtime itself changes is no matter of the gate, but of the report
-        source = evaluate(plan.checkpoint, suite, job.device)
-        journal.add("evaluate source in transformers", *source.results)
+        with display.stage("evaluate source in transformers"):
+            source = _as_far_as(candidate, looks(plan.checkpoint, suite, job.device, dtype=plan.dtype))
+            journal.add("evaluate source in transformers", *source.results)
         verdict = verdict.model_copy(update={"evaluations": (*verdict.evaluations, source)})
     if tokens:
-        journal.add("overlap", measure_overlap(tokens, plan.checkpoint, suite))
-    with journal.measure("package"):
+        done.step("overlap", lambda: measure_overlap(tokens, plan.checkpoint, suite))
+    with display.stage("package"), journal.measure("package"):
         bundle = package(artifact, verdict, verification=verification)
     outcome: dict[str, str | None] = {}
     if verdict.verdict == "PASS":
-        with journal.measure("publish"):
+        with display.stage("publish"), journal.measure("publish"):
             outcome = _publish(job, artifact, verdict, verification)
     return journal.close(bundle, verdict, artifact.checkpoint, outcome)
+
+
+class _Steps:
+    """Takes stages one by one, shows each and notes it in the journal."""
+
+    def __init__(self, journal: "_Journal", display: Display) -> None:
+        self._journal, self._display = journal, display
+
+    def step(self, name: str, work: Callable[[], R]) -> R:
+        """Return the result of `work`, which is the stage `name`."""
+        with self._display.stage(name):
+            result = work()
+            self._display.finish(_cost(stage_record(name, (result,))))
+        self._journal.add(name, result)
+        return result
+
+
+def _cost(record: StageRecord) -> str:
+    """What a stage cost, for a person."""
+    return "reused" if record.reused else f"{duration(record.seconds)}, {size(record.peak_memory)} of memory"
+
+
+def _as_far_as(seen: Evaluation, looked: Iterator[Evaluation]) -> Evaluation:
+    """Return the evaluation of as many documents as `seen` has."""
+    with progress.bar(seen.documents, "source", "document"):
+        return next(found for found in looked if found.documents >= seen.documents)
 
 
 def _publish(job: Job, artifact: Artifact, verdict: Verdict, verification: Verification) -> dict[str, str | None]:
@@ -194,43 +246,60 @@ def _publish(job: Job, artifact: Artifact, verdict: Verdict, verification: Verif
         try:
             put(bundle, target)
         except QuantgateError as error:
-            _say(f"not published to {target}: {error}")
+            progress.say(f"not published to {target}: {error}")
             outcome[str(target)] = str(error)
         else:
             outcome[str(target)] = None
     return outcome
 
 
-def _judge(
-    job: Job, artifact: Artifact, baseline: Evaluation, distance: Distance | None, python: Path | None
-) -> Verdict:
-    """The verdict, as soon as it is shown: the artifact is not evaluated any further then. In full, if so asked."""
-    wanted, confidence = job.recipe.gate, baseline.suite.policy.confidence
-    if job.full:
-        candidate = evaluate(artifact, job.suite, job.device, job.runtime, python)
-        return gate(baseline, candidate, wanted, distance)
-    for look, candidate in enumerate(looks(artifact, job.suite, job.device, job.runtime, python)):
-        verdict = gate(baseline, candidate, wanted, distance, look_confidence(look, confidence))
-        if verdict.shown and verdict.spared:
-            _say(f"decided after {candidate.documents} of {candidate.of} documents: {verdict.reasons[0]}")
-        if verdict.shown:
-            break
+def _judge(job: Job, artifact: Artifact, distance: Distance | None, python: Path | None) -> Verdict:
+    """Evaluate baseline and artifact in turn, look by look, until the verdict is shown; to the end, if so asked."""
+    plan, confidence = job.plan, job.suite.policy.confidence
+    dtypes: dict[Runtime, Dtype] = {"transformers": plan.dtype, "vllm": job.dtype, "llama.cpp": "auto"}
+    sides = tuple(
+        looks(model, job.suite, job.device, job.runtime, python, dtypes[job.runtime], keep_loaded=_fit_both(job))
+        for model in (plan.checkpoint, artifact)
+    )
+    count = expected_documents(job.suite)
+    with progress.bar(count and 2 * count, "evaluate", "document"):
+        for look, (baseline, candidate) in enumerate(zip(*sides, strict=True)):
+            whole = job.full and look == len(LOOKS) - 1
+            looked = confidence if whole else look_confidence(look, confidence)
+            verdict = gate(baseline, candidate, job.recipe.gate, distance, looked)
+            if look == 0 and (seen := foresee(job.recipe, job.suite, discordance(job.recipe), baseline)):
+                progress.say(seen.sentence(job.suite.name))
+            if verdict.retention is not None:
+                what = f"so far {verdict.retention:.1%} of the baseline kept ({bounds(verdict)})"
+                progress.note(f"{what}, on {candidate.documents:,} documents")
+            if verdict.shown and verdict.spared and not job.full:
+                what = f"decided after {candidate.documents} of {candidate.of} documents"
+                progress.say(f"{what}: {verdict.reasons[0]}")
+            if verdict.shown and not job.full:
+                break
     return verdict
+
+
+def _fit_both(job: Job) -> bool:
+    """Tell whether baseline and artifact can be in memory at once; vLLM takes nearly all that a GPU has for one."""
+    if job.runtime == "vllm" and job.device != "cpu":
+        return False
+    return fits(job.plan.checkpoint, job.plan.dtype, models=2, device=job.device)
 
 
 def attempt(job: Job, python: Path | None, number: str) -> Run | QuantgateError:
     """Run `job` as one of several: its verdict is a line, and so is its failure, even one that is a bug: the others
     may have taken hours, or are going to pass."""
-    _say(f"{job.recipe.name}: {number}")
+    progress.say(f"{job.recipe.name}: {number}")
     try:
         done = _run(job, python)
     except QuantgateError as error:
-        _say(f"{job.recipe.name}: failed: {error}")
+        progress.say(f"{job.recipe.name}: failed: {error}")
         return error
     except Exception as error:
-        _say(traceback.format_exc())
+        progress.say(traceback.format_exc())
         return QuantgateError(redact(f"unexpected {type(error).__name__}: {error}"))
-    _say(f"{job.recipe.name}: {verdict_line(done.manifest.gate)}")
+    progress.say(f"{job.recipe.name}: {verdict_line(done.manifest.gate)}")
     return done
 
 
@@ -264,6 +333,7 @@ def prepare(
     runtime: Runtime,
     full: bool,
     signer: Signer | None = None,
+    dtype: Dtype = "auto",
 ) -> list[Job]:
     """A job for each recipe, or one `BadInput` for all."""
     problems: list[Problem] = []
@@ -281,12 +351,12 @@ def prepare(
         if checkpoint:
             targets = _blame(problems, _targets, to, checkpoint.label, recipe.name, len(known) > 1) or ()
             folder = next((target.path for target in targets if isinstance(target, FolderTarget)), None)
-            plan = _blame(problems, make_plan, recipe, checkpoint, folder)
+            plan = _blame(problems, make_plan, recipe, checkpoint, folder, device, dtype)
             _blame(problems, check_targets, targets, checkpoint, recipe)
             if plan:
                 _blame(problems, _check_runtime, plan, runtime, device)
             if plan and device:  # whatever the runtime, the source is also loaded in transformers
-                _blame(problems, check_room, plan.bytes_before, device)
+                _blame(problems, check_room, model_bytes(plan.checkpoint, plan.dtype), device)
             if plan and suite and device:
                 chosen: Runtime = "llama.cpp" if plan.tensors else runtime
                 jobs.append(
@@ -295,6 +365,7 @@ def prepare(
                         suite=suite,
                         targets=targets,
                         device=device,
+                        dtype=dtype,
                         runtime=chosen,
                         full=full,
                         signer=signer,
@@ -363,10 +434,6 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
         raise bad_input(f"recipe {plan.recipe.name}", reason, "leave out --runtime vllm")
 
 
-def _say(text: str) -> None:
-    print(redact(text), file=sys.stderr, flush=True)
-
-
 class _Journal:
     """`run.json`, rewritten after every stage, so that a killed run has said what it finished."""
 
@@ -379,11 +446,13 @@ class _Journal:
             "to": [str(target) for target in job.targets],
             "runtime": job.runtime,
             "device": job.device,
+            "dtype": job.plan.dtype,
             "full": job.full,
             "started": now(),
             "versions": package_versions(),
         }
-        key = digest([checkpoint.digest, *(self._head[name] for name in ("recipe", "to", "runtime", "device", "full"))])
+        told = ("recipe", "to", "runtime", "device", "dtype", "full")
+        key = digest([checkpoint.digest, *(self._head[name] for name in told)])
         self.path = cache_dir() / "runs" / key / "run.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stages: list[StageRecord] = []
@@ -401,7 +470,6 @@ class _Journal:
         self._note(StageRecord(stage=name, reused=False, **meter.read()), [])
 
     def _note(self, record: StageRecord, results: list[dict[str, object]]) -> None:
-        _say(f"{record.stage}: " + ("reused" if record.reused else f"{record.seconds:.1f} s"))
         self._stages.append(record)
         self._results.append({**record.model_dump(), "results": results})
         write_json(self.path, {**self._head, "stages": self._results})

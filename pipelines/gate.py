@@ -160,8 +160,8 @@ def gate(
     stage measured on held-out text. `confidence` is the policy's unless given.
 
     Raises:
-        BadInput: the evaluations are not of the same suite, runtime and device, their documents do not pair, or the
-            policy limits what was not measured.
+        BadInput: the evaluations are not of the same suite, runtime, device and dtype, their documents do not pair, or
+            the policy limits what was not measured.
     """
     problems = [
         Problem("gate", f"baseline and candidate differ in their {name}: {ours} and {theirs}", "evaluate both alike")
@@ -170,6 +170,7 @@ def gate(
             ("metrics", [t.about.metric for t in baseline.tasks], [t.about.metric for t in candidate.tasks]),
             ("runtime", baseline.runtime, candidate.runtime),
             ("device", baseline.device, candidate.device),
+            ("dtype", baseline.dtype, candidate.dtype),
         )
         if ours != theirs
     ]

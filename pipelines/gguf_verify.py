@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines import progress
 from pipelines.errors import bad_input
 from pipelines.gguf_convert import convert, measure_divergence
 from pipelines.gguf_plan import GgufTensor
@@ -118,12 +119,10 @@ def _has_chat_template(artifact: Artifact) -> bool:
 
 
 def _layer_errors(artifact: Artifact, stored: Any, problems: list[str]) -> Iterator[LayerError]:
-    from tqdm import tqdm
-
     source = {tensor.name: tensor for tensor in read_gguf(convert(artifact.source).file).tensors}
     target = {tensor.name: tensor for tensor in stored.tensors}
     quantized = [tensor for tensor in artifact.plan.tensors if tensor.quantized]
-    for tensor in tqdm(quantized, desc="verify", unit="tensor", delay=1):
+    for tensor in progress.track(quantized, "verify", "tensor"):
         yield _layer_error(tensor, source[tensor.name], target[tensor.name], problems)
 
 

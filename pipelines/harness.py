@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lm_eval.api.model import TemplateLM  # light: it loads neither torch nor transformers
 
+from pipelines import progress
 from pipelines.errors import QuantgateError
 
 BATCH = 64
@@ -42,33 +43,29 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     samples: bool = False
     """Whether it can draw what it writes."""
 
-    def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
+    def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         """The scores of each question's answer, token by token; contexts are not empty."""
         raise NotImplementedError
 
-    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
+    def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
         """What follows each prompt, greedily or as `ends` says."""
         raise NotImplementedError
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Question], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[Question], **_: Any) -> list[tuple[float, bool]]:
         questions = []
         for asked, context, answer in requests:
             read = (context + answer)[-(self.max_length + 1) :]
             first = max(1, len(read) - len(answer))
             questions.append((asked, read[:first], read[first:]))
         results = []
-        for (asked, _context, _answer), scores in zip(
-            questions, self.score_answers(questions, disable_tqdm), strict=True
-        ):
+        for (asked, _context, _answer), scores in zip(questions, self.score_answers(questions), strict=True):
             result = sum(logprob for logprob, _ in scores), all(likeliest for _, likeliest in scores)
             if asked is not None:
                 self.cache_hook.add_partial("loglikelihood", asked, result)
             results.append(result)
         return results
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Any], **__: Any) -> list[float]:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows = []
@@ -76,7 +73,7 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             tokens = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
                 windows.append((number, make_disjoint_window(window)))
-        scored = self._loglikelihood_tokens([(None, *window) for _, window in windows], disable_tqdm)
+        scored = self._loglikelihood_tokens([(None, *window) for _, window in windows])
         results = [0.0] * len(requests)
         for (number, _), (logprob, _) in zip(windows, scored, strict=True):
             results[number] += logprob
@@ -84,7 +81,7 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
         return results
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
         """What follows each context.
 
         Raises:
@@ -104,17 +101,15 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for ends, members in groups.items():
             room = self.max_length - ends.max_tokens
             prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in members]
-            for number, text in zip(members, self.write(prompts, ends, disable_tqdm), strict=True):
+            for number, text in zip(members, self.write(prompts, ends), strict=True):
                 texts[number] = postprocess_generated_text(text, list(ends.stop), None)
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
         return texts
 
 
-def batches(items: Sequence[Any], name: str, quiet: bool, size: int = BATCH) -> Iterator[list[Any]]:
+def batches(items: Sequence[Any], name: str, size: int = BATCH) -> Iterator[list[Any]]:
     """`items`, `size` at a time, with a progress bar."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(items), desc=name, unit="prompt", disable=quiet) as bar:
+    with progress.bar(len(items), name, "prompt") as bar:
         for first in range(0, len(items), size):
             batch = list(items[first : first + size])
             yield batch

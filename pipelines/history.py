@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.device import ComputeDtype, processor
 from pipelines.errors import BadInput, Problem, bad_input, refuse
 from pipelines.plan import Plan
 from pipelines.power import Discordance, typical
@@ -58,17 +59,21 @@ BY_RECIPE = ("calibrate", "quantize", "verify")
 """Stages that take as long as the recipe makes them; the others go with the suite."""
 
 
-def expected_seconds(plan: Plan, suite: Suite, runtime: str, device: str) -> dict[str, float]:
+def seconds_of_runs(plan: Plan, suite: Suite, runtime: str, device: str) -> dict[str, float]:
     """Stage → seconds that it is going to take: the median of finished runs, in proportion to the parameters of their
-    models; of runs of the same method and schemes, or on the same suite, runtime and device. What none had is left out.
+    models; of runs on such a processor in the same dtype, of the same method and schemes or on the same suite, runtime
+    and device. What none had is left out.
     """
     quantize = plan.recipe.quantize.model_dump(mode="json")
     kind, where = [quantize["method"], _kind(quantize)], [suite.model_dump(mode="json"), runtime, device]
+    computes = [plan.dtype, processor()]
     rates: dict[str, list[float]] = defaultdict(list)
     for record in finished():
         try:
             manifest = record["manifest"]
             done = manifest["recipe"]["quantize"]
+            if [record["dtype"], manifest["hardware"]["processor"]] != computes:
+                continue
             same_kind = [done["method"], _kind(done)] == kind
             same_place = [manifest["evaluation"]["suite"], record["runtime"], record["device"]] == where
             for stage in manifest["stages"]:
@@ -99,6 +104,7 @@ class Ranking(Frozen):
     suite: str
     runtime: str
     device: str
+    dtype: ComputeDtype | None
     runs: tuple[Ranked, ...]
     """The smallest artifact first."""
     recommended: int | None
@@ -111,7 +117,7 @@ def compare(runs: Sequence[Manifest]) -> tuple[Ranking, ...]:
     apart: dict[str, list[Manifest]] = defaultdict(list)
     for run in runs:
         judged = run.evaluation
-        baseline = [run.model.digest, judged.suite.model_dump_json(), judged.runtime, judged.device]
+        baseline = [run.model.digest, judged.suite.model_dump_json(), judged.runtime, judged.device, judged.dtype]
         apart[json.dumps(baseline)].append(run)
     return tuple(_ranking(alike) for alike in apart.values())
 
@@ -126,6 +132,7 @@ def _ranking(runs: Iterable[Manifest]) -> Ranking:
         suite=judged.suite.name,
         runtime=judged.runtime,
         device=judged.device,
+        dtype=judged.dtype,
         runs=ranked,
         recommended=next(passed, None),
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from pipelines import progress
 from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.engines.layerwise import equal_batches, linearize_experts, named_alike
 from pipelines.gguf_plan import EXPERT, GgufTensor
@@ -49,7 +49,7 @@ def _measure(plan: Plan, samples: list[list[int]]) -> Squares:
     from transformers import AutoModelForCausalLM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(plan.checkpoint.folder, dtype="auto", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(plan.checkpoint.folder, dtype=plan.dtype, trust_remote_code=False)
     if any(EXPERT.match(source) for tensor in plan.tensors for source in tensor.sources):
         linearize_experts(model)
     model = model.to(device).eval()
@@ -60,7 +60,7 @@ def _measure(plan: Plan, samples: list[list[int]]) -> Squares:
     measures = {name: _Measure(linear[found]) for name, found in named_alike(wanted, linear).items()}
     batches = list(equal_batches(samples))
     with torch.inference_mode():
-        for batch in tqdm(batches, desc="imatrix", unit="batch"):
+        for batch in progress.track(batches, "imatrix", "batch"):
             model.base_model(batch.to(device), use_cache=False)
     return {f"{name}.weight": (measure.total.cpu(), measure.count) for name, measure in measures.items()}
 

@@ -11,17 +11,24 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import wheels
+from pipelines import progress, wheels
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.processes import run_logged
 from pipelines.store import digest, file_digest
 
 OWN = "QUANTGATE_LLAMA_CPP"
 PACKAGE = "llama-cpp-python"
-PROGRAMS = ("llama-worker", "llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server")
+PROGRAMS = {
+    "llama-cpp": ("llama-worker", "llama-quantize", "llama-perplexity"),
+    "llama-server": ("llama-server", "llama-imatrix"),
+}
+"""By the environment that holds them: what quantgate runs, and what it never runs but its users and tests may. The
+second takes half as many files again to compile.
+"""
 NEEDED = ("convert_hf_to_gguf.py", "CMakeLists.txt", "include/llama.h", "gguf-py", "tools/quantize")
 """What a source tree must have."""
 BUILD_TOOLS = ("cmake>=3.28,<5", "ninja>=1.11,<2")
@@ -67,8 +74,8 @@ def inputs() -> list[Any]:
     return [tree, ours, sysconfig.get_platform(), _processor(), _cuda()]
 
 
-def build(folder: Path) -> None:
-    """Compile `PROGRAMS` into `folder`/bin, with the sources' notes and nothing else left there.
+def build(folder: Path, programs: Sequence[str]) -> None:
+    """Compile `programs` into `folder`/bin, with the sources' notes and nothing else left there.
 
     Raises:
         QuantgateError: there is no compiler, or it failed.
@@ -89,33 +96,31 @@ def build(folder: Path) -> None:
     run_logged(
         [str(tools / "cmake"), *configure, *cuda, f"-DLLAMA_SOURCE={tree}", "-S", str(WORKER), "-B", str(work)], log
     )
-    _compile([str(tools / "ninja"), "-C", str(work), *PROGRAMS], log)
+    _compile([str(tools / "ninja"), "-C", str(work), *programs], log)
     (folder / "bin").mkdir()
-    for program in PROGRAMS:
+    for program in programs:
         shutil.copy2(work / "bin" / program, folder / "bin" / program)
     shutil.rmtree(work)
     shutil.rmtree(folder / "tools")
 
 
 def _compile(command: list[str], log: Path) -> None:
-    """Run ninja with a progress bar made of its `[12/345]`."""
-    from tqdm import tqdm
-
-    with tqdm(desc="llama.cpp", unit="file", total=None) as bar:
+    """Run ninja and show progress, made of its `[12/345]`."""
+    with progress.bar(None, "llama.cpp", "file") as bar:
 
         def see(line: str) -> None:
             if step := re.match(r"\[(\d+)/(\d+)\]", line):
-                bar.total = int(step[2])
-                bar.update(int(step[1]) - bar.n)
+                bar.reach(int(step[1]), int(step[2]))
 
         run_logged(command, log, see=see)
 
 
 def check(programs: Path) -> None:
-    """Raise QuantgateError unless the programs start on this machine."""
-    done = subprocess.run(
-        [str(programs / "llama-worker")], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    """Raise QuantgateError unless the programs in this folder start on this machine."""
+    start = {"llama-cpp": ["llama-worker"], "llama-server": ["llama-server", "--version"]}
+    (command,) = (command for command in start.values() if (programs / command[0]).exists())
+    command = [str(programs / command[0]), *command[1:]]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         remedy = "`quantgate env remove llama-cpp`, then make it again"
         raise QuantgateError(f"llama.cpp does not start (code {done.returncode}): {remedy}")

@@ -95,7 +95,7 @@ class LlamaLM(TokenLM):
         (tokens,) = self._process.tokenize([string], special)
         return tokens
 
-    def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
+    def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         answers: dict[tuple[int, ...], dict[tuple[int, ...], list[Score]]] = {}
         for _, context, answer in questions:
             answers.setdefault(tuple(context), {})[tuple(answer)] = []
@@ -104,14 +104,14 @@ class LlamaLM(TokenLM):
             for context, following in answers.items()
             for first in range(0, len(following), MAX_CONTINUATIONS)
         ]
-        for batch in batches(asked, self.name, quiet):
+        for batch in batches(asked, self.name):
             groups = [(list(context), [list(answer) for answer in following]) for context, following in batch]
             for (context, following), scores in zip(batch, self._process.score(groups), strict=True):
                 answers[context].update(zip(following, scores, strict=True))
         return [answers[tuple(context)][tuple(answer)] for _, context, answer in questions]
 
-    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
-        for batch in batches(prompts, self.name, quiet):
+    def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
+        for batch in batches(prompts, self.name):
             yield from self._process.generate(batch, ends.max_tokens, ends.stop)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from pipelines.card import card
+from pipelines.device import processor
 from pipelines.gate import Verdict
 from pipelines.licence import spdx
 from pipelines.overlap import Overlap, measure_overlap
@@ -140,6 +141,7 @@ def _evaluation(candidate: Evaluation, others: Sequence[Evaluation]) -> Evaluati
         suite=candidate.suite,
         runtime=candidate.runtime,
         device=candidate.device,
+        dtype=candidate.dtype,
         task_versions={block.task: block.task_version for block in blocks},
         metrics={block.task: block.metric for block in blocks},
         shots={block.task: block.shots for block in blocks},
@@ -187,18 +189,10 @@ def _hardware() -> dict[str, str]:
 
     hardware = {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
     }
     if torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name()
     return hardware
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

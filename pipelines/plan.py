@@ -1,7 +1,6 @@
 """What will become of every module, and what it will cost: from headers alone, before any weight is read.
 
-Nothing here imports torch, but for the one engine that cannot do without CUDA: `quantgate plan` answers in a second or
-two.
+Nothing here imports torch where there is no GPU: `quantgate plan` answers in a second or two.
 """
 
 import math
@@ -16,6 +15,7 @@ import psutil
 
 from pipelines import environments
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
+from pipelines.device import SIZES, ComputeDtype, Dtype, choose_dtype, fits, has_cuda, model_bytes, own_dtype
 from pipelines.errors import Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
@@ -46,6 +46,8 @@ TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
 EVALUATION_BATCH_TOKENS = 16 * 512
+EVALUATION_LOGITS_BYTES = 512 << 20
+"""Of a forward pass of evaluation on a CPU, in float32."""
 DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT = 16, 512
 """Held-out text that the divergence of a GGUF is measured on; llama.cpp scores the second half of each chunk."""
 DISTANCE_CHUNKS, DISTANCE_CONTEXT = 8, 512
@@ -109,6 +111,9 @@ class Plan(Frozen):
 
     recipe: Recipe
     checkpoint: Checkpoint
+    dtype: ComputeDtype
+    """What models compute in on this machine, where they calibrate, are verified and evaluated; nothing is stored in
+    it."""
     modules: tuple[Module, ...]
     attentions: tuple[str, ...] = ()
     """Attention modules whose keys and values are cached in FP8."""
@@ -162,8 +167,15 @@ class Plan(Frozen):
         return self.bytes_after * 8 / self.checkpoint.parameters
 
 
-def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None, to: Path | None = None) -> Plan:
-    """Decide, from headers alone, what `recipe` does to `model` (the default model unless given).
+def make_plan(
+    recipe: Recipe | str,
+    model: Checkpoint | str | Path | None = None,
+    to: Path | None = None,
+    device: str | None = None,
+    dtype: Dtype = "auto",
+) -> Plan:
+    """Decide, from headers alone, what `recipe` does to `model` (the default model unless given), and what it computes
+    in on `device` (a GPU where there is one, unless given) when `dtype` is asked for.
 
     Raises:
         BadInput: everything that makes the recipe impossible for this model or machine, at once.
@@ -172,22 +184,23 @@ def make_plan(recipe: Recipe | str, model: Checkpoint | str | Path | None = None
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
     refuse_quantized(checkpoint)
     problems: list[Problem] = []
+    computes = choose_dtype(dtype, device or ("cuda" if has_cuda() else "cpu"), checkpoint)
     if checkpoint.config.get("model_type") in TRANSPOSED:
         what = f"is a {checkpoint.config['model_type']} model, which keeps its weights transposed (Conv1D)"
         problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
     if isinstance(recipe.quantize, Gguf):
         tensors = gguf_tensors(recipe, checkpoint, problems)
         refuse(problems)
-        plan = Plan(recipe=recipe, checkpoint=checkpoint, modules=(), tensors=tensors, needs=())
+        plan = Plan(recipe=recipe, checkpoint=checkpoint, dtype=computes, modules=(), tensors=tensors, needs=())
     else:
-        plan = _plan_modules(recipe, checkpoint, problems)
+        plan = _plan_modules(recipe, checkpoint, computes, problems)
     plan = plan.model_copy(update={"needs": _needs(plan, to)})
-    problems += _lacks(plan.needs, checkpoint.label)
+    problems += _lacks(plan.needs, plan)
     refuse(problems)
     return plan
 
 
-def _plan_modules(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> Plan:
+def _plan_modules(recipe: Recipe, checkpoint: Checkpoint, dtype: ComputeDtype, problems: list[Problem]) -> Plan:
     assert not isinstance(recipe.quantize, Gguf)
     modules = tuple(_decide(recipe, checkpoint, problems))
     if not problems and not any(module.quantized for module in modules):
@@ -196,7 +209,7 @@ def _plan_modules(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem
     if recipe.quantize.kv_cache and not attentions:
         what = f"quantize.kv_cache is set, but no attention module of {checkpoint.label} is known"
         problems.append(Problem(f"recipe {recipe.name}", what, "leave kv_cache out"))
-    return Plan(recipe=recipe, checkpoint=checkpoint, modules=modules, attentions=attentions, needs=())
+    return Plan(recipe=recipe, checkpoint=checkpoint, dtype=dtype, modules=modules, attentions=attentions, needs=())
 
 
 def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
@@ -205,16 +218,19 @@ def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
     for need in (need for plan in plans for need in plan.needs if need.resource == "disk"):
         before = needs[need.where].needed if need.where in needs else 0
         needs[need.where] = need.model_copy(update={"needed": before + need.needed})
-    return _lacks(needs.values(), "")
+    return _lacks(needs.values(), None)
 
 
-def _lacks(needs: Iterable[Need], label: str) -> list[Problem]:
+def _lacks(needs: Iterable[Need], plan: Plan | None) -> list[Problem]:
+    """What the machine lacks; of memory, with what the `plan` could do with less."""
     problems = []
+    label, narrow = ("", False) if plan is None else (plan.checkpoint.label, plan.dtype == "float32")
+    more = "use a larger machine" + (f", or --dtype {own_dtype(plan.checkpoint)}" if plan and narrow else "")
     for need in needs:
         if need.needed > need.available:
             what = f"stage {need.stage} needs about {_size(need.needed)} of {need.resource}"
             what += f", {_size(need.available)} is free"
-            remedy = "free some, or set QUANTGATE_CACHE" if need.resource == "disk" else "use a larger machine"
+            remedy = "free some, or set QUANTGATE_CACHE" if need.resource == "disk" else more
             problems.append(Problem(need.where or label, what, remedy))
     return problems
 
@@ -241,7 +257,7 @@ def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, .
 
 
 def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> list[Module]:
-    linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if _is_linear(t)}
+    linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if is_linear(t)}
     names = set(linear)
     if checkpoint.config.get("tie_word_embeddings") or HEAD not in linear:
         names.add(HEAD)  # the head exists in the model, though the checkpoint holds no tensor for it
@@ -303,17 +319,11 @@ def _beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module]
         elif left:
             why = f"{method.engine} quantizes every linear module of every layer, and {left[0]} is to be kept"
     problems = [Problem(f"recipe {recipe.name}", why, INSTEAD[method.method])] if why else []
-    if method.engine == "auto-gptq" and not getattr(method, "experimental_cpu", False) and not _has_cuda():
+    if method.engine == "auto-gptq" and not getattr(method, "experimental_cpu", False) and not has_cuda():
         what = "auto-gptq quantizes on CUDA only, which this machine has not"
         remedy = "--experimental-cpu replaces two names inside it; recipes gptq-gptqmodel and int4-gptq need no GPU"
         problems.append(Problem(f"recipe {recipe.name}", what, remedy))
     return problems
-
-
-def _has_cuda() -> bool:
-    import torch  # seconds, for the one engine that cannot do without
-
-    return torch.cuda.is_available()
 
 
 KNOWN_MODELS: dict[str, tuple[str, ...]] = {
@@ -395,7 +405,7 @@ def layer_number(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _is_linear(tensor: TensorInfo) -> bool:
+def is_linear(tensor: TensorInfo) -> bool:
     """Whether it is a linear module's weight, or those of all experts in one."""
     name = tensor.name.removesuffix(".weight")
     if len(tensor.shape) == 3:
@@ -494,7 +504,7 @@ def _temporary(plan: Plan) -> int:
 def _quantize_memory(plan: Plan) -> int:
     recipe, config = plan.recipe, plan.checkpoint.config
     if plan.tensors:  # llama.cpp goes tensor by tensor; an importance matrix needs the model
-        model = int(1.2 * plan.bytes_before) if recipe.calibrate else 0
+        model = int(1.2 * model_bytes(plan.checkpoint, plan.dtype)) if recipe.calibrate else 0
         return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
     if not recipe.calibrate:
         return STREAM_BYTES
@@ -502,7 +512,7 @@ def _quantize_memory(plan: Plan) -> int:
         return 2 * LIBRARIES_BYTES + 3 * plan.bytes_before
     hidden = int((config.get("text_config") or config).get("hidden_size") or 4096)
     tokens = recipe.calibrate.samples * recipe.calibrate.seq_len
-    activations = 2 * tokens * hidden * 2  # what goes into a layer, and what comes out
+    activations = 2 * tokens * hidden * SIZES[plan.dtype]  # what goes into a layer, and what comes out
     largest = max((math.prod(module.shape) for module in plan.modules), default=0) * 4
     return LIBRARIES_BYTES + int(1.2 * plan.bytes_before) + activations + _moments(plan) + 8 * largest
 
@@ -521,8 +531,9 @@ def _moments(plan: Plan) -> int:
 
 def _evaluate_memory(plan: Plan) -> int:
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
-    logits = 2 * EVALUATION_BATCH_TOKENS * vocabulary * 4
-    return LIBRARIES_BYTES + int(1.2 * plan.bytes_before) + logits
+    logits = min(EVALUATION_BATCH_TOKENS * vocabulary * 4, EVALUATION_LOGITS_BYTES)
+    models = 2 if fits(plan.checkpoint, plan.dtype, models=2) else 1  # baseline and artifact, in turn
+    return LIBRARIES_BYTES + int(1.2 * models * model_bytes(plan.checkpoint, plan.dtype)) + logits
 
 
 def _existing(path: Path) -> Path:

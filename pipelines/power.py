@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipelines.bounds import quantile
 from pipelines.gate import Statistic
-from pipelines.recipe import Recipe, Suite, SuiteTask, load_task
+from pipelines.recipe import Recipe, Suite, task_documents
 from pipelines.schema import Frozen
 from pipelines.scores import Document, Evaluation
 
@@ -124,18 +124,13 @@ def foresee(recipe: Recipe, suite: Suite, discordance: Discordance, baseline: Ev
     there, else by what the tasks' definitions say. None where nothing says how many documents a task has.
     """
     if baseline is None:
-        counts = {wanted.task: _count(wanted) for wanted in suite.tasks}
+        counts = {wanted.task: task_documents(wanted) for wanted in suite.tasks}
         known = {name: count for name, count in counts.items() if count}
         return sight(known, suite, recipe.gate.retention, discordance) if len(known) == len(counts) else None
     scores = baseline.scores()
     above = sum(share * _above_chance(suite, scores[task]) for task, share in suite.shares.items())
     seen = {task.about.task: task.documents for task in baseline.tasks}
     return sight(seen, suite, recipe.gate.retention, discordance, max(above, 0.01))
-
-
-def _count(wanted: SuiteTask) -> int | None:
-    known = [count for count in (wanted.limit, load_task(wanted.task).documents) if count]
-    return min(known, default=None)
 
 
 def _above_chance(suite: Suite, documents: tuple[Document, ...]) -> float:

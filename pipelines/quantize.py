@@ -64,6 +64,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         "modules": [part.model_dump() for part in plan.tensors or plan.modules],
         "calibration": tokens.digest if tokens else None,
         "engine": engine_digest(plan),
+        "dtype": plan.dtype if tokens else None,
     }
 
     def make(folder: Path) -> dict[str, Any]:

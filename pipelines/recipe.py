@@ -448,6 +448,9 @@ class Task(Frozen):
     """The column whose equal values make documents dependent (a shared passage)."""
     documents: int | None = Field(default=None, gt=0)
     """In the split that is evaluated, so that a plan can say what a suite will see."""
+    tokens: int | None = Field(default=None, gt=0)
+    """What a model reads for a document without examples, all choices included and what they share counted once, so
+    that a plan can say how long it will take."""
     dataset: HubDataset | None = None
     """Under which the hub lists what was measured; nothing is read from there because of it."""
     offline: OfflineData | None = None
@@ -547,6 +550,18 @@ def load_task(name: str) -> Task:
     if name in library.names("task"):
         return load(library.find("task", name), Task)
     return Task(version=1, task=name)
+
+
+def expected_documents(suite: Suite) -> int | None:
+    """Count the documents of `suite` by what its tasks' files say; None where one says nothing."""
+    counts = [task_documents(wanted) for wanted in suite.tasks]
+    return None if None in counts else sum(filter(None, counts))
+
+
+def task_documents(wanted: SuiteTask) -> int | None:
+    """Count the documents of one task of a suite; None where nothing tells."""
+    known = [count for count in (wanted.limit, load_task(wanted.task).documents) if count]
+    return min(known, default=None)
 
 
 def load_set(name: str | Path) -> CalibrationSet:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pipelines.device import ComputeDtype
 from pipelines.gate import TaskVerdict
 from pipelines.gguf_types import TensorType
 from pipelines.measures import Measure
@@ -112,6 +113,8 @@ class EvaluationRecord(Frozen):
     suite: Suite
     runtime: str
     device: str
+    dtype: ComputeDtype | None = None
+    """What baseline and artifact computed in; null where the runtime chooses for each product."""
     task_versions: dict[str, str]
     metrics: dict[str, str]
     shots: dict[str, int]

@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 from pydantic import Field, model_validator
 
 from pipelines.card import NO_LICENCE, bounds, verdict_line
+from pipelines.device import Dtype
 from pipelines.errors import BadInput, Problem, QuantgateError, refuse
 from pipelines.evaluate import Runtime
 from pipelines.flow import Job, Run, attempt, discard, prepare, prepare_runtimes
-from pipelines.history import expected_seconds
+from pipelines.history import seconds_of_runs
 from pipelines.pages import Cell, Mark, Note, Section, Table, clean
 from pipelines.plan import disk_lacks
 from pipelines.proof import Signer
@@ -153,6 +154,7 @@ def prepare_release(
     runtime: Runtime = "transformers",
     full: bool = False,
     signer: Signer | None = None,
+    dtype: Dtype = "auto",
 ) -> list[list[Job]]:
     """For each model its jobs, or one `BadInput` with every problem of all. The file's paths are as seen from `folder`.
 
@@ -167,7 +169,9 @@ def prepare_release(
     for name in release.models:
         model = str(folder / name) if (folder / name).is_dir() else name
         try:
-            prepared.append(prepare(recipes, (), model, targets if publish else (), device, runtime, full, signer))
+            prepared.append(
+                prepare(recipes, (), model, targets if publish else (), device, runtime, full, signer, dtype)
+            )
         except BadInput as error:
             problems += error.problems
     problems += _shared(prepared)
@@ -223,7 +227,7 @@ def foresee_release(prepared: list[list[Job]]) -> tuple[Foreseen, ...]:
 
 def _foresee(job: Job, first: bool) -> Foreseen:
     plan = job.plan
-    stages = expected_seconds(plan, job.suite, job.runtime, job.device)
+    stages = seconds_of_runs(plan, job.suite, job.runtime, job.device)
     shared = () if first else ("convert", "evaluate baseline", "evaluate source in transformers")
     needs = {kind: [need.needed for need in plan.needs if need.resource == kind] for kind in ("memory", "disk")}
     return Foreseen(

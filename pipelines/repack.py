@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
 
-from pipelines import rounding
+from pipelines import progress, rounding
 from pipelines.checkpoint import INDEX, Checkpoint
 from pipelines.errors import QuantgateError
 from pipelines.packings import WORD, Form, layout
@@ -179,7 +178,7 @@ def repack(
         with safe_open(source.folder / file, "pt") as read, SafetensorsWriter(folder / file, outputs) as writer:
             for name in stored.keys() - parts:
                 writer.write(name, as_bytes(read.get_tensor(name)))
-            for name in tqdm(moved, desc="repack", unit="layer", delay=1):
+            for name in progress.track(moved, "repack", "layer"):
                 tensors = {suffix: read.get_tensor(f"{name}.{suffix}") for suffix in old[name]}
                 try:
                     packed = pack(*unpack(tensors, before, modules[name][1]), after, rounding.DTYPES[dtype])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipelines.checkpoint import Checkpoint
+from pipelines.device import Dtype
 from pipelines.errors import bad_input
 from pipelines.evaluate import Runtime
 from pipelines.flow import Run, run
@@ -16,6 +17,7 @@ def repair(
     budget: int | None = None,
     to: Path | str | None = None,
     device: str | None = None,
+    dtype: Dtype = "auto",
 ) -> tuple[Run, ...]:
     """Take `model` through recipes with ever more bits for the layers that hurt most, until the gate says PASS or the
     `budget` is used up: bytes of tensors, those of the artifact with every layer raised unless given.
@@ -33,7 +35,7 @@ def repair(
     done: list[Run] = []
     for recipe in recipes(failed, model, budget):
         place = Path(to) / recipe.name if to else None
-        done.append(run(recipe, model, place, device, runtime))
+        done.append(run(recipe, model, place, device, runtime, dtype=dtype))
         if done[-1].verdict.verdict == "PASS":
             break
     if not done:

@@ -1,21 +1,27 @@
 """Loading a checkpoint, quantized or not, in transformers, as evaluation and verification run it."""
 
-import re
+import contextlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import QuantgateError, bad_input
+from pipelines.device import NO_ROOM, ComputeDtype, keep_freed_memory
+from pipelines.errors import QuantgateError
 from pipelines.schemes import FP4_MAX, FP8_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import torch
 
-NO_ROOM = "give --device cpu, or a GPU with more memory"
+SCALES = ("_scale", "_zero_point")
+"""How the names of compressed-tensors' parameters end that are no weights."""
+CACHED = 1 << 17
+"""Numbers that are rounded together on a CPU: half a megabyte of float32."""
 
 
-def load_for_inference(folder: Path, device: str) -> Any:
-    """The model in `folder` on `device`, in its own dtype, ready for inference.
+def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = None) -> Any:
+    """Return the model in `folder` on `device`, ready to compute in `dtype` (its own unless given).
 
     A compressed-tensors artifact is dequantized once, and its activations are quantized at every layer as a GPU kernel
     would do it. Two things transformers does are left out, and neither changes a bit of the result: it would round the
@@ -33,7 +39,9 @@ def load_for_inference(folder: Path, device: str) -> Any:
     described = getattr(config, "quantization_config", None)
     quantized = described is not None
     apart = described is not None and dequantize.is_needed(folder, described)
-    model = dequantize.load(folder, config) if apart else _load(folder, quantized)
+    model = dequantize.load(folder, config, dtype) if apart else _load(folder, quantized, dtype)
+    if device == "cpu":
+        keep_freed_memory()
     try:
         model = model.to(torch.device(device)).eval()
     except torch.OutOfMemoryError:
@@ -43,17 +51,16 @@ def load_for_inference(folder: Path, device: str) -> Any:
     return model
 
 
-def _load(folder: Path, quantized: bool) -> Any:
+def _load(folder: Path, quantized: bool, dtype: ComputeDtype | None) -> Any:
     """As transformers reads it; the weights of a quantized one come dequantized, on their grid."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
-    extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
+    extra: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
+    extra |= {"dtype": dtype or "auto", "use_safetensors": True, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that we pass `dequantize`, which we do
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True, **extra
-        )
+        model, loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **extra)
     unread = [name for name in loaded["unexpected_keys"] if name.endswith(("weight_scale", "weight_packed"))]
     if quantized and unread:
         what = f"transformers does not read {len(unread)} of its quantized tensors, like {min(unread)}"
@@ -63,6 +70,7 @@ def _load(folder: Path, quantized: bool) -> Any:
 
         remove_dispatch(model)  # else every module goes on computing where it was dequantized: on the CPU
         _skip_weight_rounding(model)
+        _widen_kept(model)
     return model
 
 
@@ -71,37 +79,6 @@ def score_tokens(model: Any, ids: "torch.Tensor") -> list[float]:
     logprobs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
     scores: list[float] = logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
     return scores
-
-
-def choose_device(wanted: str | None) -> str:
-    """`wanted`, or `cuda` where there is one, else `cpu`.
-
-    Raises:
-        BadInput: it is not there.
-    """
-    import torch
-
-    if wanted is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cpu" and not (re.fullmatch(r"cuda(:\d+)?", wanted) and torch.cuda.is_available()):
-        raise bad_input(f"--device {wanted}", "is not a device of this machine", "leave it out, or use cpu")
-    return wanted
-
-
-def check_room(needed: int, device: str) -> None:
-    """Refuse a `device` whose free memory does not hold `needed` bytes of weights.
-
-    Raises:
-        BadInput: it does not.
-    """
-    import torch
-
-    if device == "cpu":
-        return
-    free, _ = torch.cuda.mem_get_info(torch.device(device))
-    if needed > free:
-        what = f"has {free / 1e9:.1f} GB of memory free, and the model's weights take {needed / 1e9:.1f} GB"
-        raise bad_input(f"--device {device}", what, NO_ROOM)
 
 
 def _skip_weight_rounding(model: Any) -> None:
@@ -119,16 +96,38 @@ def _skip_weight_rounding(model: Any) -> None:
                 module.weight.data = module.weight.data.to(model.config.dtype)
 
 
+def _widen_kept(model: Any) -> None:
+    """Give what is not quantized the model's dtype: of models whose modules transformers renames while it loads, it
+    leaves such weights as they are stored when others are quantized. Scales lose no bit."""
+    wanted = model.config.dtype
+    for name, parameter in model.named_parameters():
+        narrows = name.endswith(SCALES) and wanted.itemsize < parameter.dtype.itemsize
+        if parameter.is_floating_point() and not narrows:
+            parameter.data = parameter.data.to(wanted)
+
+
 def _share_rounding(model: Any) -> None:
     """Round activations once for all layers that read them, and faster than compressed-tensors does."""
     import torch
 
-    rounding = _SharedRounding()
+    rounding = model.quantgate_rounding = _SharedRounding()
     for module in model.modules():
         scheme = getattr(module, "quantization_scheme", None)
         inputs = scheme.input_activations if scheme else None
         if inputs and isinstance(module, torch.nn.Linear):
             _replace_forward(module, rounding, _rounder(module, inputs))
+
+
+@contextlib.contextmanager
+def unrounded(model: Any) -> "Iterator[None]":
+    """Leave the activations of `model` as they are: rounded ones show how it is built less clearly, since a sum whose
+    last bit differs may land on the next value of 8 bits."""
+    rounding = getattr(model, "quantgate_rounding", None) or _SharedRounding()
+    rounding.off = True
+    try:
+        yield
+    finally:
+        rounding.off = False
 
 
 def _replace_forward(module: Any, rounding: "_SharedRounding", rounder: "Rounder") -> None:
@@ -149,8 +148,12 @@ class _SharedRounding:
 
     def __init__(self) -> None:
         self._last: tuple[torch.Tensor, Rounder, torch.Tensor] | None = None
+        self.off = False
+        """Whether activations are left as they are."""
 
     def __call__(self, x: "torch.Tensor", rounder: Rounder) -> "torch.Tensor":
+        if self.off:
+            return x
         if self._last is None or self._last[0] is not x or self._last[1] != rounder:
             self._last = (x, rounder, rounder[0](x, *rounder[1:]))
         return self._last[2]
@@ -180,10 +183,19 @@ def _rounder(module: Any, inputs: Any) -> Rounder:
 
 def fp8_round(x: "torch.Tensor") -> "torch.Tensor":
     """`x` (…, features) rounded to E4M3 with one scale for each token; bit for bit compressed-tensors', as all here."""
+
+    def each(rows: "torch.Tensor") -> "torch.Tensor":
+        return _fp8(rows, _token_scale(rows, FP8_MAX))
+
+    return _by_rows(each, x)
+
+
+def _token_scale(x: "torch.Tensor", largest: float) -> "torch.Tensor":
+    """(…, 1): what maps the largest magnitude of each row of `x` onto `largest`."""
     import torch
 
-    scale = x.abs().amax(dim=-1, keepdim=True) / FP8_MAX
-    return _fp8(x, torch.where(scale == 0, torch.finfo(x.dtype).eps, scale))
+    scale = x.abs().amax(dim=-1, keepdim=True) / largest
+    return torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
 
 
 def fp8_group_round(x: "torch.Tensor", size: int) -> "torch.Tensor":
@@ -198,14 +210,24 @@ def _groups(x: "torch.Tensor", size: int) -> "torch.Tensor":
 def fp8_static_round(x: "torch.Tensor", scale: float) -> "torch.Tensor":
     """`x` rounded to E4M3 with the scale that was measured, in float32 where `x` cannot hold the scale."""
     stored = x.new_tensor(scale)
-    rounded = _fp8(x, stored) if float(stored) == scale else _fp8(x.float(), x.new_tensor(scale).float().fill_(scale))
-    return rounded.to(x.dtype).masked_fill_(x.isnan(), float("nan"))
+    exact = stored if float(stored) == scale else x.new_tensor(scale).float().fill_(scale)
+
+    def each(rows: "torch.Tensor") -> "torch.Tensor":
+        rounded = _fp8(rows if exact.dtype == rows.dtype else rows.float(), exact)
+        return rounded.to(rows.dtype).masked_fill_(rows.isnan(), float("nan"))
+
+    return _by_rows(each, x)
 
 
 def _fp8(x: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
-    """A code's seven low bits, moved into a bfloat16's exponent and mantissa, are its value times 2^-120."""
+    """Round `x` to multiples of `scale` that E4M3 has.
+
+    In bfloat16, a code's seven low bits, moved into exponent and mantissa, are its value times 2^-120.
+    """
     import torch
 
+    if x.dtype == torch.float32 and scale.dtype == torch.float32:
+        return _snap_fp8(x, scale)
     codes = (x / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     if x.dtype != torch.bfloat16:
         return codes.to(x.dtype).mul_(scale)
@@ -214,18 +236,51 @@ def _fp8(x: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
     return bits.view(torch.bfloat16).mul_(2.0**120).mul_(scale)
 
 
-def int8_round(x: "torch.Tensor") -> "torch.Tensor":
-    """`x` (…, features) rounded to INT8 with one scale for each token."""
+def _snap_fp8(x: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
+    """Round float32 by float32 arithmetic, several times faster than through PyTorch's 8-bit type and back.
+
+    Adding and subtracting 1.5 · 2^(e + 20) leaves three bits below the leading one of a number with exponent e, rounded
+    to nearest even as the hardware adds; e is at least -6, where E4M3's subnormal numbers begin.
+    """
     import torch
 
-    scale = x.abs().amax(dim=-1, keepdim=True) / 127.5
-    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
-    return (x / scale).clamp_(-128, 127).round_().mul_(scale)
+    scaled = (x / scale).clamp_(-FP8_MAX, FP8_MAX)
+    exponent = scaled.view(torch.int32).bitwise_and(0x7F800000).clamp_(min=(127 - 6) << 23)
+    shift = exponent.add_((20 << 23) | 0x400000).view(torch.float32)
+    return scaled.add_(shift).sub_(shift).mul_(scale)
+
+
+def _by_rows(change: "Callable[[torch.Tensor], torch.Tensor]", x: "torch.Tensor") -> "torch.Tensor":
+    """Apply `change` to rows of `x` (…, features), on a CPU as many at a time as its cache holds: what lies between the
+    steps of `change` then never travels to memory."""
+    import torch
+
+    if x.device.type != "cpu" or x.numel() <= CACHED:
+        return change(x)
+    rows, result = x.reshape(-1, x.shape[-1]), torch.empty_like(x, memory_format=torch.contiguous_format)
+    step = max(1, CACHED // x.shape[-1])
+    for first in range(0, len(rows), step):
+        result.view(rows.shape)[first : first + step] = change(rows[first : first + step])
+    return result
+
+
+def int8_round(x: "torch.Tensor") -> "torch.Tensor":
+    """`x` (…, features) rounded to INT8 with one scale for each token."""
+
+    def each(rows: "torch.Tensor") -> "torch.Tensor":
+        scale = _token_scale(rows, 127.5)
+        return (rows / scale).clamp_(-128, 127).round_().mul_(scale)
+
+    return _by_rows(each, x)
 
 
 def int8_static_round(x: "torch.Tensor", scale: float) -> "torch.Tensor":
     """`x` rounded to INT8 with the scale that was measured, in float32."""
-    return (x.float() / scale).round_().clamp_(-128, 127).mul_(scale).to(x.dtype)
+
+    def each(rows: "torch.Tensor") -> "torch.Tensor":
+        return (rows.float() / scale).round_().clamp_(-128, 127).mul_(scale).to(rows.dtype)
+
+    return _by_rows(each, x)
 
 
 def nvfp4_round(x: "torch.Tensor", tensor_scale: float, size: int) -> "torch.Tensor":

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from pydantic import Field
 
+from pipelines.device import ComputeDtype
 from pipelines.recipe import Suite
 from pipelines.schema import Frozen
 from pipelines.store import Result
@@ -78,6 +79,8 @@ class Evaluation(Frozen):
     suite: Suite
     runtime: str
     device: str
+    dtype: ComputeDtype | None
+    """What the model computed in; None where the runtime chooses for each product."""
     tasks: tuple[TaskResult, ...]
 
     @property

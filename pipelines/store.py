@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
+from pipelines import progress
 from pipelines.schema import Frozen
 
 
@@ -188,10 +189,8 @@ def file_digest(path: Path) -> str:
 
 
 def _sha256(path: Path, size: int) -> str:
-    from tqdm import tqdm
-
     state = hashlib.sha256()
-    with path.open("rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=2) as bar:
+    with path.open("rb") as file, progress.bar(size, path.name, "B") as bar:
         while chunk := file.read(HASH_CHUNK):
             state.update(chunk)
             bar.update(len(chunk))

@@ -111,6 +111,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
+def roughly(seconds: float) -> str:
+    """`8 s`, `11 min`, `2 h 5 min`: as exact as a forecast is."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else duration(seconds)
+
+
 def percent(value: float) -> str:
     """`98.5%`, with as many digits as it has, three at most after the point."""
     return f"{100 * value:.3f}".rstrip("0").rstrip(".") + "%"

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ from rich.text import Text
 
 from pipelines.bundle import Checked
 from pipelines.card import bounds, changed, distance_line, measure_line, serve_line, verdict_line, verdict_name
+from pipelines.device import fits
 from pipelines.errors import QuantgateError
+from pipelines.estimate import Expected
 from pipelines.flow import Run
 from pipelines.gate import Verdict
 from pipelines.gguf_plan import GgufTensor
@@ -24,7 +26,7 @@ from pipelines.recipe import Recipe
 from pipelines.record import GateRecord, Manifest, StageRecord
 from pipelines.release import Foreseen, Outcome
 from pipelines.secrets import redact
-from pipelines.svg import duration, size
+from pipelines.svg import duration, roughly, size
 from pipelines.verify import Verification
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(highlight=False, markup=False, width=140)
 
 
-def show_plan(plan: Plan, seen: Sight | None) -> None:
-    """Every module and what becomes of it, equal ones on one line; size; needs."""
+def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None:
+    """Every module and what becomes of it, equal ones on one line; size; needs; time."""
     out = console()
     table = Table(title=f"{plan.recipe.name} on {plan.checkpoint.label}", title_justify="left")
     for column in ("tensors" if plan.tensors else "modules", "count", "shape", "becomes", "why"):
@@ -59,12 +61,22 @@ def show_plan(plan: Plan, seen: Sight | None) -> None:
         out.print(
             f"{need.stage}: about {size(need.needed)} of {need.resource}, {size(need.available)} free {need.where}"
         )
+    narrow = ", because float32 would not fit this machine's memory" if _is_narrow(plan) else ""
+    out.print(f"models compute in {plan.dtype}{narrow}")
+    for basis in dict.fromkeys(expected.basis for expected in times):
+        said = [f"{one.stage} {roughly(one.seconds)}" for one in times if one.basis == basis]
+        out.print(f"expected time, by {basis}: {', '.join(said)}")
     if plan.checkpoint.left_behind:
         out.print(f"not copied into the artifact: {', '.join(plan.checkpoint.left_behind)}")
     for note in plan.checkpoint.notes:
         out.print(note)
     if seen:
         out.print(seen.sentence(plan.recipe.gate.suite))
+
+
+def _is_narrow(plan: Plan) -> bool:
+    """Whether the type was chosen for want of memory."""
+    return plan.dtype != "float32" and not fits(plan.checkpoint, "float32")
 
 
 def _grouped(plan: Plan) -> dict[tuple[str, str, str, str], int]:
@@ -195,7 +207,8 @@ def _size_and_quality(run: Manifest) -> tuple[str | Text, ...]:
 
 def show_ranking(ranking: Ranking) -> None:
     """Finished runs that share a baseline, the smallest first."""
-    title = f"{ranking.model}, suite {ranking.suite}, {ranking.runtime} on {ranking.device}"
+    computed = f" in {ranking.dtype}" if ranking.dtype else ""
+    title = f"{ranking.model}, suite {ranking.suite}, {ranking.runtime}{computed} on {ranking.device}"
     table = _comparison(title, "")
     for number, run in enumerate(ranking.runs):
         mark = "recommended" if number == ranking.recommended else "" if run.efficient else "another beats it"

@@ -10,17 +10,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import progress
+from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
 from pipelines.harness import Ends, HubLM, Question, Score, batches
+from pipelines.plan import EVALUATION_LOGITS_BYTES
 from pipelines.prefixes import Ask, Row, Tokens, lay_out, shared
-from pipelines.runtime import load_for_inference
+from pipelines.runtime import load_for_inference, unrounded
 
 if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 """In one forward pass, padding included. More is no faster; where memory is short, it is halved until it suffices."""
-LOGITS_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
+LOGITS_BYTES = {"cpu": EVALUATION_LOGITS_BYTES, "cuda": 4 << 30}
 """Of a forward pass, in float32."""
 BUSY = {"cpu": 0, "cuda": 8192}
 """Tokens in a forward pass below which it takes as long with fewer: a GPU waits for Python then."""
@@ -37,8 +40,10 @@ SOFTMAX_ROWS = 64
 WRITE_BATCH = 16
 """Prompts continued at once."""
 ALIKE = 0.05
-"""Nats: the mean difference that sharing may make in `shares_prefixes`. Rounding makes a tenth of it in bfloat16; a
-model that does not look at the mask, or at positions, a multiple."""
+"""Nats: the mean difference that sharing may make in `shares_prefixes`. The order of sums makes a tenth of it in
+bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are not
+rounded to 8 bits while it is tried: that alone makes 0.1 of a difference in the last bit, and says nothing of the mask.
+"""
 OTHER_ATTENTION = ("sliding_window", "attention_chunk_size", "local_attention_window")
 """Settings of models whose layers do not see all that comes before."""
 
@@ -49,39 +54,39 @@ class TransformersLM(HubLM):
     name = "transformers"
     samples = True
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, dtype: ComputeDtype | None = None) -> None:
         super().__init__(folder)
-        self._model = load_for_inference(folder, device)
+        self._model = load_for_inference(folder, device, dtype)
         self._where = device
         self._kind = device.partition(":")[0]
         self._budget = BATCH_TOKENS[self._kind]
         self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE))
 
-    def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
+    def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         first: dict[Tokens, int] = {}
         for _, context, answer in questions:
             sequence = tuple(context + answer)
             first[sequence] = min(len(context), first.get(sequence, len(context)))
         sequences = sorted(first)
-        scores = self._score(sequences, [first[sequence] for sequence in sequences], quiet)
+        scores = self._score(sequences, [first[sequence] for sequence in sequences])
         number = {sequence: index for index, sequence in enumerate(sequences)}
         return [scores[number[tuple(context + answer)]][-len(answer) :] for _, context, answer in questions]
 
-    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
+    def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
         import torch
 
         settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": self.eot_token_id}
         settings |= {"stop_strings": list(ends.stop), "tokenizer": self.tokenizer} if ends.stop else {}
         settings |= {"do_sample": ends.temperature is not None, "temperature": ends.temperature, "top_p": None}
         with torch.inference_mode():
-            for batch in batches(prompts, self.name, quiet, WRITE_BATCH):
+            for batch in batches(prompts, self.name, WRITE_BATCH):
                 longest = max(map(len, batch))
                 ids = torch.tensor([[self.eot_token_id] * (longest - len(prompt)) + prompt for prompt in batch])
                 mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
                 output = self._model.generate(ids.to(self._where), attention_mask=mask.to(self._where), **settings)
                 yield from self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
 
-    def _score(self, sequences: list[Tokens], first: list[int], quiet: bool) -> list[list[Score]]:
+    def _score(self, sequences: list[Tokens], first: list[int]) -> list[list[Score]]:
         """Of each of the sorted `sequences`, the scores from its `first` token on."""
         import torch
 
@@ -92,7 +97,7 @@ class TransformersLM(HubLM):
         scores: list[list[Score]] = [[(0.0, False)] * len(sequence) for sequence in sequences]
         with torch.inference_mode():
             past = _past(self._model, sequences[0][:common]) if common else None
-            for ask, score in self._read(rows, sequences, past, quiet):
+            for ask, score in self._read(rows, sequences, past):
                 scores[ask.sequence][ask.position] = score
         return scores
 
@@ -101,7 +106,6 @@ class TransformersLM(HubLM):
         rows: list[Row],
         sequences: list[Tokens],
         past: "list[tuple[torch.Tensor, torch.Tensor]] | None",
-        quiet: bool,
     ) -> Iterator[tuple[Ask, Score]]:
         """What `rows`, the longest first, ask of the `sequences`, and its scores; in batches.
 
@@ -109,12 +113,11 @@ class TransformersLM(HubLM):
             QuantgateError: a single row does not fit the GPU's memory.
         """
         import torch
-        from tqdm import tqdm
 
         vocabulary = self._model.get_output_embeddings().weight.shape[0]
         most_asks = max(1, LOGITS_BYTES[self._kind] // (4 * vocabulary))
         left = list(rows)
-        with tqdm(total=len(rows), desc=self.name, unit="row", disable=quiet) as bar:
+        with progress.bar(sum(len(row.tokens) for row in rows), self.name, "token") as bar:
             while left:
                 count = _fitting(left, self._budget, most_asks, BUSY[self._kind])
                 asks = [ask for row in left[:count] for ask in row.asks]
@@ -127,7 +130,7 @@ class TransformersLM(HubLM):
                     self._budget //= 2
                     continue
                 yield from zip(asks, scores, strict=True)
-                bar.update(count)
+                bar.update(sum(len(row.tokens) for row in left[:count]))
                 left = left[count:]
 
 
@@ -265,7 +268,7 @@ def shares_prefixes(model: Any, tokens: list[int]) -> bool:
     half = len(tokens) // 2
     pair = sorted([tuple(tokens), (*tokens[:half], *reversed(tokens[half:]))])
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), unrounded(model):
             plain = forward(model, lay_out(pair, [half, half]))
             branched = forward(model, lay_out(pair, [half, half], 0, LONGEST))
             after = forward(model, lay_out(pair, [half, half], half - 2, LONGEST), _past(model, tokens[: half - 2]))

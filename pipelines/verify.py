@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import progress
 from pipelines.calibrate import held_out, load_tokenizer
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype
 from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
 from pipelines.errors import QuantgateError
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
 from pipelines.quantize import Artifact
-from pipelines.runtime import choose_device, load_for_inference
+from pipelines.runtime import load_for_inference
 from pipelines.schema import Frozen
 from pipelines.scores import Distance
 from pipelines.store import Result, keep
@@ -71,14 +73,15 @@ class Verification(Result):
     """On held-out text; losses and agreement are those of this."""
 
 
-def verify(artifact: Artifact, device: str | None = None) -> Verification:
-    """Check an artifact against its plan and its source.
+def verify(artifact: Artifact, device: str | None = None, dtype: Dtype = "auto") -> Verification:
+    """Check an artifact against its plan and its source. Both compute in `dtype` (`pipelines.device.choose_dtype`).
 
     Raises:
         QuantgateError: with everything that is wrong with it.
     """
     device = choose_device(device)
-    inputs = {"artifact": artifact.files, "source": artifact.source.digest}
+    computes = choose_dtype(dtype, device, artifact.source)
+    inputs = {"artifact": artifact.files, "source": artifact.source.digest, "device": device, "dtype": computes}
     if artifact.gguf:
         from pipelines import gguf_verify
 
@@ -96,7 +99,7 @@ def verify(artifact: Artifact, device: str | None = None) -> Verification:
         if stored.weight_bytes != artifact.plan.bytes_after:
             problems.append(f"holds {stored.weight_bytes} bytes of tensors, the plan says {artifact.plan.bytes_after}")
         fail(artifact, problems)
-        spoken = _speak(artifact, device, folder)
+        spoken = _speak(artifact, device, computes, folder)
         problems += worst_loss(spoken["loss_before"], spoken["loss_after"])
         fail(artifact, problems)
         return {
@@ -180,13 +183,11 @@ def _same_bytes(artifact: Artifact, ours: TensorInfo, theirs: TensorInfo) -> boo
 
 
 def _layer_errors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> Iterator[LayerError]:
-    from tqdm import tqdm
-
     source = {tensor.name: tensor for tensor in artifact.source.tensors}
     target = {tensor.name: tensor for tensor in stored.tensors}
     _check_scales(artifact, target, problems)
     smoothing = read_smoothing(artifact.folder)
-    for module in tqdm(artifact.plan.quantized.values(), desc="verify", unit="layer", delay=1):
+    for module in progress.track(artifact.plan.quantized.values(), "verify", "layer"):
         yield _layer_error(artifact, module, source, target, smoothing, problems)
 
 
@@ -263,7 +264,7 @@ def _dequantized(
     return rounding.dequantize(codes, scales)
 
 
-def _speak(artifact: Artifact, device: str, scratch: Path) -> dict[str, Any]:
+def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path) -> dict[str, Any]:
     """Load source and artifact in transformers, one after the other: how far apart they are on held-out text, and what
     the artifact writes."""
     import torch
@@ -271,12 +272,12 @@ def _speak(artifact: Artifact, device: str, scratch: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.source)
     ids = tokenizer(held_out(artifact.calibration, 8 * DISTANCE_CHUNKS * DISTANCE_CONTEXT))["input_ids"]
     file = scratch / "logprobs"
-    model = load_for_inference(artifact.source.folder, device)
+    model = load_for_inference(artifact.source.folder, device, dtype)
     text = chunks(ids, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
     write_logprobs(model, text, file)
     del model
     gc.collect()  # a model is full of cycles, and two are not to be in memory
-    model = load_for_inference(artifact.checkpoint, device)
+    model = load_for_inference(artifact.checkpoint, device, dtype)
     distance = measure_distance(model, text, file)
     file.unlink()
     with torch.inference_mode():

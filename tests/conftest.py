@@ -30,6 +30,10 @@ policy: {decide: point, chance_correction: false}
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+SHARED = ("tasks", "default-model")
+"""Stages whose results take long, are the same for every cache, and are no test's subject but in one."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty cache for the session; only the fetched wheels (digest pinned) are shared with the user's."""
@@ -37,6 +41,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     fetched.mkdir(parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
     (folder / "wheels").symlink_to(fetched)
+    top = tmp_path_factory.getbasetemp()
+    common = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "stages"  # of all processes of this session
+    (folder / "stages").mkdir()
+    for stage in SHARED:
+        (common / stage).mkdir(parents=True, exist_ok=True)
+        (folder / "stages" / stage).symlink_to(common / stage)
     before = os.environ.get("QUANTGATE_CACHE")
     os.environ["QUANTGATE_CACHE"] = str(folder)
     yield folder
@@ -44,6 +54,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["QUANTGATE_CACHE"]
     else:
         os.environ["QUANTGATE_CACHE"] = before
+
+
+def own_cache(folder: Path, cache: Path) -> Path:
+    """Make `folder` a cache of a test's own, which has of the session's what `cache` has of the user's."""
+    (folder / "stages").mkdir(parents=True)
+    for name in ("wheels", *(f"stages/{stage}" for stage in SHARED)):
+        (folder / name).symlink_to((cache / name).resolve())
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -117,10 +135,20 @@ def vllm_python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def llama_cpp(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The programs of llama.cpp in the user's own cache, compiled there unless they are; the session's uses them."""
+    return _compiled("llama-cpp", cache, monkeypatch)
+
+
+@pytest.fixture
+def llama_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with llama.cpp's server and its own `llama-imatrix`, which quantgate does not run."""
+    return _compiled("llama-server", cache, monkeypatch)
+
+
+def _compiled(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = (cache / "wheels").resolve().parent
     with monkeypatch.context() as patch:
         patch.setenv("QUANTGATE_CACHE", str(own))
-        programs = environments.make("llama-cpp")
+        programs = environments.make(name)
     if not (cache / "environments").exists():
         (cache / "environments").symlink_to(own / "environments")
     return programs

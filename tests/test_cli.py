@@ -507,12 +507,13 @@ def test_names_in_brackets_are_no_markup(cli: Cli, model: Path) -> None:
 def test_env_lists_what_there_is_and_knows_no_other(cli: Cli, tmp_path: Path) -> None:
     own = {"QUANTGATE_CACHE": str(tmp_path / "cache")}
     assert json.loads(cli("env", "list", "--json", **own).stdout) == [
-        {"name": name, "place": None} for name in ("vllm", "gptqmodel", "modelopt", "auto-gptq", "autoawq", "llama-cpp")
+        {"name": name, "place": None}
+        for name in ("vllm", "gptqmodel", "modelopt", "auto-gptq", "autoawq", "llama-cpp", "llama-server")
     ]
     assert re.search(r"│ vllm +│ not made +│", cli("env", "list", **own).stdout)
     for command in ("make", "check", "remove"):
         told = refused(cli, tmp_path, "env", command, "vlm", **own)
-        known = "vllm, gptqmodel, modelopt, auto-gptq, autoawq, llama-cpp"
+        known = "vllm, gptqmodel, modelopt, auto-gptq, autoawq, llama-cpp, llama-server"
         assert told == f"error: vlm: is not an environment\n    known: {known}\n"
 
 

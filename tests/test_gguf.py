@@ -189,7 +189,7 @@ def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(QuantgateError, match=r"no C\+\+ compiler: install"):
-        llama_build.build(tmp_path / "llama-cpp")
+        llama_build.build(tmp_path / "llama-cpp", ["llama-worker"])
     assert not (tmp_path / "llama-cpp").exists()
 
 
@@ -329,12 +329,13 @@ def by_hand(programs: Path, plan: Plan, folder: Path) -> Path:
 
 @pytest.mark.llama
 @pytest.mark.parametrize("kind", ["llama", "qwen2_moe"])
-def test_the_importance_matrix_is_llama_cpps_own(kind: str, family: Any, tmp_path: Path, llama_cpp: Path) -> None:
+@pytest.mark.usefixtures("llama_cpp")
+def test_the_importance_matrix_is_llama_cpps_own(kind: str, family: Any, tmp_path: Path, llama_server: Path) -> None:
     checkpoint = family(kind)
     _run_converter(checkpoint, tmp_path / "f16.gguf")
     text, chunk = held_out(None, 8000), 128
     (tmp_path / "text.txt").write_text(text)
-    command = [str(llama_cpp / "llama-imatrix"), "-m", "f16.gguf", "-f", "text.txt", "-o", "theirs.gguf"]
+    command = [str(llama_server / "llama-imatrix"), "-m", "f16.gguf", "-f", "text.txt", "-o", "theirs.gguf"]
     options = ["-c", str(chunk), "--chunks", "8", "-t", "2", "--no-ppl"]
     subprocess.run([*command, *options], cwd=tmp_path, check=True, capture_output=True)
     with process(tmp_path / "f16.gguf") as llama:
@@ -390,8 +391,9 @@ def test_a_broken_conversion_is_found(smollm2: Checkpoint, tmp_path: Path, llama
 
 
 @pytest.mark.llama
+@pytest.mark.usefixtures("llama_cpp")
 def test_from_checkpoint_to_published_gguf(
-    cli: Cli, tmp_path: Path, cache: Path, smollm2: Checkpoint, llama_cpp: Path
+    cli: Cli, tmp_path: Path, cache: Path, smollm2: Checkpoint, llama_server: Path
 ) -> None:
     suite, to = little(tmp_path, 8, 8), tmp_path / "out"
     lenient = ("--set", "gate.retention=0.51", "--set", suite, *(word for s in SHORT for word in ("--set", s)))
@@ -418,7 +420,7 @@ def test_from_checkpoint_to_published_gguf(
     path = suite.removeprefix("gate.suite=")
     alone = cli("evaluate", to, "--suite", path, "--json")
     assert alone.returncode == 0, alone.stderr
-    serve_and_ask(llama_cpp, to / "SmolLM2-135M-Instruct-Q4_K_M.gguf")
+    serve_and_ask(llama_server, to / "SmolLM2-135M-Instruct-Q4_K_M.gguf")
 
 
 def serve_and_ask(programs: Path, file: Path) -> None:

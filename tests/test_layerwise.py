@@ -352,7 +352,7 @@ def test_activations_that_overflow_are_refused(prepare: Prepare, tmp_path: Path)
     broken = Path(shutil.copytree(plan.checkpoint.folder, tmp_path / "broken"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(QuantgateError, match=r"layers.1.mlp.down_proj holds NaN or infinite weights or activations"):
-        run(make_plan(plan.recipe, broken), tokens, tmp_path)
+        run(make_plan(plan.recipe, broken, dtype="float16"), tokens, tmp_path)
 
 
 def test_layers_that_read_more_than_hidden_states_are_refused(prepare: Prepare, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_norms_are_divided_in_their_own_arithmetic(module: str, name: str) -> No
     x, factors = torch.randn(32, 64, dtype=torch.bfloat16), torch.logspace(-4, 4, 64)
     with torch.inference_mode():
         before = norm(x).float()
-        divided = layerwise._divide(norm, factors)
+        divided = layerwise._divide(norm, factors, torch.bfloat16)
         after = norm(x).float() * divided
     assert torch.allclose(after, before, rtol=0.02, atol=0.02)
     assert divided[factors < 50] == pytest.approx(factors[factors < 50], rel=0.2)

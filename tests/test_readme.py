@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.checkpoint import Checkpoint
+from tests.conftest import EASY
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_notebook_lines_run(smollm2: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_notebook_lines_run(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = tmp_path / "suite.yaml"
-    suite.write_text("version: 1\nname: little\nsummary: of the test\ntasks: [{task: sciq, limit: 24}]\n")
+    suite.write_text(EASY)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 1
     lines = [line for line in blocks[0].splitlines() if line]
     assert len(lines) <= 10
     code = blocks[0]
     for written, here in (
-        ('"path/to/checkpoint"', repr(str(smollm2.folder))),
+        ('"path/to/checkpoint"', repr(str(tiny))),
         ('"smoke"', repr(str(suite))),
         ('load_recipe("fp8")', 'load_recipe("fp8", ["gate.retention=0.6"])'),
         ('"artifacts/mine"', repr(str(tmp_path / "out"))),

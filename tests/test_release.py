@@ -19,7 +19,7 @@ from pipelines.publish import check_published
 from pipelines.quantize import Artifact
 from pipelines.release import Outcome, foresee_release, load_release, prepare_release, run_release
 from pipelines.store import cache_dir
-from tests.conftest import EASY, Cli, make_tiny
+from tests.conftest import EASY, Cli, make_tiny, own_cache
 from tests.servers import Registry
 
 QUANTIZE = "quantize: {method: rtn, scheme: %s, ignore: [lm_head]}\n"
@@ -138,7 +138,7 @@ def test_a_killed_release_goes_on_where_it_was(models: tuple[Path, Path], tmp_pa
 
 
 def test_a_dry_run_computes_nothing(models: tuple[Path, Path], cli: Cli, tmp_path: Path) -> None:
-    own = tmp_path / "cache"
+    own = own_cache(tmp_path / "cache", cache_dir())
     file = write_release(tmp_path, models, ("out/{model}/{recipe}",), "[eight.yaml, fp.yaml]")
     done = cli("release", file, "--dry-run", QUANTGATE_CACHE=str(own))
     assert done.returncode == 0, done.stderr
@@ -253,9 +253,7 @@ def test_no_secret_reaches_a_log_a_record_a_card_or_a_report(
     }
     targets = ("out/{recipe}", docker.target("tiny"), "s3://planted-secret-access-key/{recipe}")
     file = write_release(tmp_path, models[:1], targets)
-    cache, out = tmp_path / "cache", tmp_path / "reports"
-    cache.mkdir()
-    (cache / "wheels").symlink_to((cache_dir() / "wheels").resolve())
+    cache, out = own_cache(tmp_path / "cache", cache_dir()), tmp_path / "reports"
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "release", str(file), "--out", str(out)],
         env={**os.environ, **planted, "QUANTGATE_CACHE": str(cache)}, capture_output=True, text=True, check=False,

@@ -1,9 +1,9 @@
 """Looks at the data: the order of documents, what the looks spend, and, where the truth is known, what they cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipelines import flow
 from pipelines.gate import Verdict, judge
 from pipelines.plan import Plan
 from pipelines.recipe import Policy, Suite, load_recipe
-from pipelines.scores import Document, Evaluation
+from pipelines.scores import Document
 from pipelines.sequential import BLOCK, FEWEST, LOOKS, blocks, look_confidence, seen
 from tests.test_gate import documents, within_alpha
 
@@ -93,38 +93,60 @@ def test_the_looks_spend_alpha_and_no_more(confidence: float) -> None:
 verdicts = st.lists(st.booleans(), min_size=len(LOOKS), max_size=len(LOOKS))
 
 
-def sequential_verdict(shown: Sequence[bool]) -> Verdict:
-    """What a run takes for its verdict, if that of each look is shown or not."""
+class Looked(NamedTuple):
+    """What a run takes for its verdict, and how many looks each side had when it did."""
+
+    verdict: Verdict
+    looks: dict[str, int]
+
+
+def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
+    """What a run does if its verdict is shown, or not, at each look."""
+    seen: dict[str, int] = {"baseline": 0, "artifact": 0}
+
+    def looked(model: str, *_: object, **__: object) -> Iterator[int]:
+        for look in range(len(LOOKS)):
+            seen[model] += 1
+            yield look
 
     def answer(_baseline: object, candidate: int, _gate: object, _distance: object, confidence: float) -> Verdict:
+        assert seen["baseline"] == seen["artifact"] == candidate + 1, "one side was evaluated further than the other"
         return Verdict.model_construct(
-            shown=shown[candidate], confidence=confidence, spared=0, reasons=(str(candidate),)
+            shown=shown[candidate], confidence=confidence, spared=0, reasons=(str(candidate),), retention=None
         )
 
+    plan = Plan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
     job = flow.Job.model_construct(
-        plan=cast(Any, Plan.model_construct(recipe=load_recipe("fp8"))),
-        suite=CORE,
-        targets=(),
-        device="cpu",
-        runtime="transformers",
-        full=False,
+        plan=plan, suite=CORE, targets=(), device="cpu", dtype="auto", runtime="transformers", full=full
     )
-    baseline = Evaluation.model_construct(suite=CORE)
-    with patch.object(flow, "gate", answer), patch.object(flow, "looks", lambda *_: range(len(LOOKS))):
-        return flow._judge(job, cast(Any, None), baseline, None, None)
+    with (
+        patch.object(flow, "gate", answer),
+        patch.object(flow, "looks", looked),
+        patch.object(flow, "fits", lambda *_, **__: True),
+        patch.object(flow, "foresee", lambda *_: None),
+    ):
+        return Looked(flow._judge(job, cast(Any, "artifact"), None, None), seen)
 
 
 @quick
 @given(verdicts)
 def test_the_first_verdict_that_is_shown_stands_and_else_the_last(shown: list[bool]) -> None:
     stop = shown.index(True) if any(shown) else LAST
-    verdict = sequential_verdict(shown)
+    verdict, looks = sequential_verdict(shown)
     assert verdict.reasons == (str(stop),)
     assert verdict.confidence == look_confidence(stop, CORE.policy.confidence)
+    assert looks == {"baseline": stop + 1, "artifact": stop + 1}, "neither side is evaluated any further"
+
+
+def test_in_full_everything_is_evaluated_whatever_was_shown() -> None:
+    verdict, looks = sequential_verdict([True] * len(LOOKS), full=True)
+    assert (verdict.reasons, verdict.confidence) == ((str(LAST),), CORE.policy.confidence)
+    assert looks == {"baseline": len(LOOKS), "artifact": len(LOOKS)}
 
 
 def test_a_verdict_that_is_never_shown_is_that_of_all_documents_at_the_last_confidence() -> None:
-    assert sequential_verdict([False] * len(LOOKS)).confidence == pytest.approx(0.955, abs=1e-12)
+    verdict, _ = sequential_verdict([False] * len(LOOKS))
+    assert verdict.confidence == pytest.approx(0.955, abs=1e-12)
 
 
 # Simulations: their moments are the gate's, their errors stay within α

@@ -61,7 +61,7 @@ def test_every_score_is_that_of_plain_lm_eval(wide: Path, tmp_path: Path, exampl
         asked = requests(name, tmp_path)
         asked = _with_common(asked, ours) if examples else asked
         with _quiet():
-            expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked, disable_tqdm=True)
+            expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
         assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
         assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
 
@@ -84,7 +84,7 @@ def test_a_model_that_sees_only_a_window_shares_nothing_and_scores_alike(wide: P
     assert not ours._shares
     asked = requests("sciq", tmp_path)
     with _quiet():
-        expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked, disable_tqdm=True)
+        expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
 
 
@@ -110,7 +110,7 @@ def test_memory_that_runs_out_halves_the_batch(wide: Path, tmp_path: Path, monke
 
     asked = requests("sciq", tmp_path)
     model = TransformersLM(wide, "cpu")
-    expected = model.loglikelihood(asked, disable_tqdm=True)
+    expected = model.loglikelihood(asked)
     real, most = transformers_lm.forward, 1
 
     def forward(model: Any, rows: Any, past: Any = None) -> Any:
@@ -119,13 +119,11 @@ def test_memory_that_runs_out_halves_the_batch(wide: Path, tmp_path: Path, monke
         return real(model, rows, past)
 
     monkeypatch.setattr(transformers_lm, "forward", forward)
-    assert [s for s, _ in model.loglikelihood(asked, disable_tqdm=True)] == pytest.approx(
-        [s for s, _ in expected], abs=2e-4
-    )
+    assert [s for s, _ in model.loglikelihood(asked)] == pytest.approx([s for s, _ in expected], abs=2e-4)
     assert model._budget < transformers_lm.BATCH_TOKENS["cpu"]
     most = 0
     with pytest.raises(QuantgateError, match="does not hold the longest question"):
-        model.loglikelihood(asked, disable_tqdm=True)
+        model.loglikelihood(asked)
 
 
 def test_what_follows_a_prompt_is_what_plain_lm_eval_writes(smollm2: Checkpoint) -> None:
@@ -137,8 +135,8 @@ def test_what_follows_a_prompt_is_what_plain_lm_eval_writes(smollm2: Checkpoint)
         for number, prompt in enumerate(["The capital of France is", "Water is made of hydrogen and", "1 + 1 ="])
     ]
     with _quiet():
-        found = TransformersLM(smollm2.folder, "cpu").generate_until(asked, disable_tqdm=True)
-        expected = plain(smollm2.folder).generate_until(asked, disable_tqdm=True)
+        found = TransformersLM(smollm2.folder, "cpu").generate_until(asked)
+        expected = plain(smollm2.folder).generate_until(asked)
     assert found == expected
 
 
@@ -184,11 +182,11 @@ def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
     few = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=12),))
     real, calls = TransformersLM.score_answers, []
 
-    def stop(self: TransformersLM, questions: Any, quiet: bool) -> Any:
+    def stop(self: TransformersLM, questions: Any) -> Any:
         calls.append(len(questions))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, questions, quiet)
+        return real(self, questions)
 
     with monkeypatch.context() as patch:
         patch.setattr(TransformersLM, "score_answers", stop)

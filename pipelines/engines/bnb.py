@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
+from pipelines import progress
 from pipelines.calibrate import CalibrationTokens
+from pipelines.device import choose_device
 from pipelines.engines import Written, named_kept
 from pipelines.engines.files import ArtifactFiles, copy_kept, read_rows
 from pipelines.packings import TORCH_NAMES, bitsandbytes_config
 from pipelines.plan import HEAD, Plan
-from pipelines.runtime import choose_device
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
@@ -22,7 +21,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writ
     source = {tensor.name: tensor for tensor in plan.checkpoint.tensors}
     with ArtifactFiles(plan, folder) as files:
         copy_kept(plan, files)
-        for module in tqdm(plan.quantized.values(), desc="quantize", unit="layer", delay=1):
+        for module in progress.track(plan.quantized.values(), "quantize", "layer"):
             weight = read_rows(plan.checkpoint.folder, source[f"{module.name}.weight"]).to(device)
             packed, state = quantize_4bit(weight, blocksize=module.group_size, quant_type="nf4")
             files.write(f"{module.name}.weight", packed.cpu())

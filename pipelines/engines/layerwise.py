@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from pipelines import rounding
+from pipelines import progress, rounding
 from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
 from pipelines.engines.files import ArtifactFiles, copy_kept
@@ -52,11 +51,12 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
         model = _load(plan)
         work = _Work(plan, model, files)
         batches = list(equal_batches(read_tokens(tokens)))
-        stream = _Stream(model, work.layers, batches, device)
+        with _copied(_before_layers(model, work.layers), torch.device("cpu"), work.dtype):
+            stream = _Stream(model, work.layers, batches, device)
         for parameter in model.parameters():  # transformers looked at all of them, and embeddings are done with
             _let_go(parameter.data)
-        for number, layer in enumerate(tqdm(work.layers, desc="quantize", unit="layer")):
-            with _copied(layer, device):
+        for number, layer in enumerate(progress.track(work.layers, "quantize", "layer")):
+            with _copied([*layer.parameters(), *layer.buffers()], device, work.dtype):
                 work.layer(number, layer, stream)
         copy_kept(plan, files, frozenset(work.rescaled))
     write_smoothing(work.smoothing, folder)
@@ -64,20 +64,31 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
 
 
 @contextlib.contextmanager
-def _copied(layer: Any, device: torch.device) -> Iterator[None]:
-    """Give `layer` memory of its own, on `device`, for as long as it is worked on.
+def _copied(tensors: list[torch.Tensor], device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Give `tensors` memory of their own, on `device`, for as long as they are worked on; parameters as `dtype`.
 
-    Its tensors are pages of the source's file: what is read or written there stays in memory, layer after layer.
+    They are pages of the source's file: what is read or written there stays in memory, layer after layer.
     """
-    tensors = [*layer.parameters(), *layer.buffers()]
     originals = [tensor.data for tensor in tensors]
     for tensor in tensors:
-        tensor.data = tensor.data.to(device, copy=True)
+        own = dtype if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point() else tensor.dtype
+        tensor.data = tensor.data.to(device, own, copy=True)
     for original in originals:
         _let_go(original)
     yield
     for tensor, original in zip(tensors, originals, strict=True):
         tensor.data = original
+
+
+def _before_layers(model: Any, layers: list[Any]) -> list[torch.Tensor]:
+    """Return the parameters that hidden states of the first of the decoder `layers` depend on, itself included: all
+    but those of other layers and of a head of its own."""
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        inside |= {id(parameter) for parameter in head.parameters()}
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    return [*outside, *layers[0].parameters()]
 
 
 def _let_go(tensor: torch.Tensor) -> None:
@@ -95,6 +106,10 @@ class _Work:
     def __init__(self, plan: Plan, model: Any, files: ArtifactFiles) -> None:
         self.plan, self.model, self.files = plan, model, files
         self.method = plan.recipe.quantize
+        self.dtype: torch.dtype = getattr(torch, plan.dtype)
+        """What layers compute in."""
+        self.stored = {tensor.name: rounding.DTYPES[tensor.dtype] for tensor in plan.checkpoint.tensors}
+        """Tensor of the checkpoint → what it is stored in."""
         self.names = _model_names(plan, model)
         """Quantized or attention module of the checkpoint → its name in the model."""
         self.layers = _decoder_layers(model, self.names)
@@ -170,7 +185,7 @@ class _Work:
         self, source: str, module: Any, factors: torch.Tensor, weights: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """Divide what writes the input by `factors`, and return what it was divided by after rounding to its dtype."""
-        rows = _divide(module, factors)
+        rows = _divide(module, factors, self.stored[f"{source}.weight"])
         if source in weights:
             weights[source] = weights[source] / rows[:, None]
             self.smoothing[f"{source}.rows"] = rows.cpu()
@@ -203,7 +218,7 @@ class _Work:
         for link in links:
             columns = modules[link.readers[0]].weight.shape[1]
             factors = 1.0 + torch.arange(columns, device=modules[link.source].weight.device) % 2
-            _divide(modules[link.source], factors)
+            _divide(modules[link.source], factors, modules[link.source].weight.dtype)
             for name in link.readers:
                 modules[name].weight.mul_(factors)
         yield
@@ -212,7 +227,7 @@ class _Work:
 
     def _keep(self, name: str, value: torch.Tensor) -> None:
         self.rescaled.add(name)
-        self.files.write(name, value.cpu())
+        self.files.write(name, value.cpu().to(self.stored[name]))
 
     def _scales(self, name: str, weight: torch.Tensor, shrink: float, largest: torch.Tensor | None) -> Any:
         module = self.plan.quantized[name]
@@ -514,11 +529,11 @@ def _each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     return value
 
 
-def _divide(module: Any, factors: torch.Tensor) -> torch.Tensor:
+def _divide(module: Any, factors: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
     """Divide what a norm, or a linear module in its last rows, writes by `factors`.
 
-    Returns what each row was divided by, after rounding to its dtype: 1 where so little would be left of a norm's
-    weight that it would round to nothing.
+    Returns what each row was divided by, after rounding to the dtype it is `stored` in: 1 where so little would be left
+    of a norm's weight that it would round to nothing.
     """
     weight = module.weight
     rows = torch.ones(len(weight), device=factors.device)
@@ -528,12 +543,12 @@ def _divide(module: Any, factors: torch.Tensor) -> torch.Tensor:
     else:
         offset = _offset(module)
         before = weight.float() + offset
-        divided = (before / rows - offset).to(weight.dtype)
+        divided = (before / rows - offset).to(stored).to(weight.dtype)
         after = divided.float() + offset
         rows = torch.where(after == 0, 1.0, before / after)
         weight.copy_(torch.where(after == 0, weight, divided))
     if getattr(module, "bias", None) is not None:
-        module.bias.copy_(module.bias.float() / rows)
+        module.bias.copy_((module.bias.float() / rows).to(stored))
     return rows
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from pipelines import environments
+from pipelines import environments, progress
 from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from pipelines.device import choose_device
 from pipelines.engines import Written, named_kept, packed_config, worker_module, write_smoothing
 from pipelines.engines.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.errors import QuantgateError
@@ -25,7 +25,6 @@ from pipelines.processes import Worker, clean_variables, serve
 from pipelines.recipe import Gptq
 from pipelines.repack import check_exact, unpack
 from pipelines.rounding import DTYPES, dequantize
-from pipelines.runtime import choose_device
 
 FIT_ROUNDS = 4
 """Of fitting the factors of columns and of rows in turn."""
@@ -61,12 +60,11 @@ def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str]
     variables = {**clean_variables(), **OFFLINE}
     variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
     job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
-    with tqdm(desc=engine, unit="step", delay=1) as bar:
+    with progress.bar(None, engine, "step") as bar:
 
         def see(done: int, total: int, what: str) -> None:
-            bar.total = total
-            bar.set_postfix_str(what, refresh=False)
-            bar.update(done - bar.n)
+            bar.reach(done, total)
+            progress.note(what)
 
         with Worker(engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw) as worker:
             said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan), device=choose_device(None))
@@ -101,7 +99,7 @@ def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
         copy_kept(plan, files, changed)
         for name in changed:
             files.write(name, read_rows(raw.folder, theirs[name]).to(DTYPES[ours[name].dtype]))
-        for module in tqdm(plan.quantized.values(), desc="take", unit="layer", delay=1):
+        for module in progress.track(plan.quantized.values(), "take", "layer"):
             parts = {suffix: _part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
             for suffix, part in parts.items():
                 files.write(f"{module.name}.{suffix}", part)

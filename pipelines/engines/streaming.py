@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from pipelines import rounding
+from pipelines import progress, rounding
 from pipelines.checkpoint import TensorInfo
 from pipelines.engines import Written, fused_names, rows_at_a_time, written_config
 from pipelines.engines.files import ArtifactFiles, quantized_module
@@ -27,7 +26,7 @@ def quantize(plan: Plan, tokens: None, folder: Path) -> Written:
     tensor_scales = _tensor_scales(plan)
     with (
         ArtifactFiles(plan, folder) as files,
-        tqdm(total=plan.bytes_before, unit="B", unit_scale=True, desc="quantize", delay=1) as bar,
+        progress.bar(plan.bytes_before, "quantize", "B") as bar,
     ):
         for file in plan.checkpoint.weight_files:
             source = os.open(plan.checkpoint.folder / file, os.O_RDONLY)
@@ -79,7 +78,7 @@ def _tensor_scales(plan: Plan) -> dict[str, torch.Tensor]:
         return {}
     tensors = {tensor.name: tensor for tensor in plan.checkpoint.tensors}
     largest: dict[str, torch.Tensor] = {}
-    for module in tqdm(wanted, desc="scales", unit="layer", delay=1):
+    for module in progress.track(wanted, "scales", "layer"):
         tensor = tensors[f"{module.name}.weight"]
         source = os.open(plan.checkpoint.folder / tensor.file, os.O_RDONLY)
         try:

@@ -195,10 +195,3 @@ def asking(target: object, remedy: str) -> Iterator[None]:
 def _cause(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]} …"
-
-
-def progress(files: Iterable[T], what: str) -> Iterable[T]:
-    """`files`, with a bar on standard error if it takes a while."""
-    from tqdm import tqdm
-
-    return tqdm(files, desc=what, unit="file", delay=1)

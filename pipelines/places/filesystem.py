@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import SUMS, FilesystemTarget, asking, files_of, path_for, progress, sha256
+from pipelines.places import SUMS, FilesystemTarget, asking, files_of, path_for, sha256
 from pipelines.store import HASH_CHUNK, file_digest
 
 REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"
@@ -55,7 +56,7 @@ class Filesystem:
             if foreign := [name for name in sorted(there) if name not in names or not self._holds(folder, name)]:
                 what = f"holds other files already, like {foreign[0]}"
                 raise bad_input(self._target, what, "give another prefix, or remove them")
-            for name in progress([name for name in names if name not in there], "publish"):
+            for name in progress.track([name for name in names if name not in there], "publish", "file"):
                 fs.put_file(str(folder / name), f"{root}/{name}")
                 if not self._holds(folder, name):
                     raise QuantgateError(f"{self._target}/{name} did not arrive as it was sent\n    publish again")
@@ -87,6 +88,6 @@ class Filesystem:
                     self._target, "holds no published artifact", "an upload that was cut off has no SHA256SUMS"
                 )
             fs, root = self._root
-            for name in progress(sorted(names), "pull"):
+            for name in progress.track(sorted(names), "pull", "file"):
                 path = path_for(name, folder)
                 fs.get_file(f"{root}/{name}", str(path))

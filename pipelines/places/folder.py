@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, SUMS, files_of, progress
+from pipelines.places import NOT_OURS, SUMS, files_of
 from pipelines.store import file_digest
 
 REMEDY = "give another folder with TO= or --to"
@@ -39,7 +40,7 @@ class Folder:
         staging.replace(self._path)
 
     def _copy(self, folder: Path, staging: Path) -> None:
-        for name in progress(files_of(folder), "publish"):
+        for name in progress.track(files_of(folder), "publish", "file"):
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, staging / name)
             if file_digest(staging / name) != file_digest(folder / name):

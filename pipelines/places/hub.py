@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, SUMS, HubTarget, asking, files_of, path_for, progress
+from pipelines.places import NOT_OURS, SUMS, HubTarget, asking, files_of, path_for
 from pipelines.store import file_digest
 
 REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"
@@ -80,7 +81,7 @@ class Hub:
             files = self._files() or {}
             if SUMS not in files:
                 raise bad_input(self._target, "holds no published artifact", "check the name, the branch and HF_TOKEN")
-            for name in progress(sorted(files), "pull"):
+            for name in progress.track(sorted(files), "pull", "file"):
                 path = path_for(name, folder)
                 shutil.copyfile(self._fetch(name), path)
 

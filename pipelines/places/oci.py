@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, OciTarget, asking, files_of, path_for, progress
+from pipelines.places import NOT_OURS, OciTarget, asking, files_of, path_for
 from pipelines.record import RECORD, Manifest
 from pipelines.store import HASH_CHUNK, file_digest
 
@@ -66,7 +67,7 @@ class Oci:
     def upload(self, folder: Path) -> None:
         with asking(self._target, REMEDY):
             layers = [_layer(folder, name) for name in files_of(folder)]
-            for layer in progress(layers, "publish"):
+            for layer in progress.track(layers, "publish", "file"):
                 self._send(layer, folder / layer["annotations"][FILE_PATH])
             config = _config(folder, layers)
             described = _descriptor(CONFIG, hashlib.sha256(config).hexdigest(), len(config))
@@ -111,7 +112,7 @@ class Oci:
         with asking(self._target, REMEDY):
             if (manifest := self._manifest()) is None:
                 raise bad_input(self._target, "holds no published artifact", "is there such a tag?")
-            for name, layer in progress(sorted(_layers(manifest).items()), "pull"):
+            for name, layer in progress.track(sorted(_layers(manifest).items()), "pull", "file"):
                 path = path_for(name, folder)
                 with self._registry.get_blob(self._container, layer["digest"], stream=True) as answer:
                     answer.raise_for_status()
