@@ -98,7 +98,7 @@ def test_a_failed_install_shows_the_end_of_its_log(own_cache: Path, monkeypatch:
         "uv": "there-is-no-such-package was not found in the provided package locations",
         "pip": "No matching distribution found for there-is-no-such-package==1",
     }
-    assert said[own_cache.name] in str(failed.value)
+    assert said[own_cache.name] in " ".join(str(failed.value).split()), "but for where uv breaks its lines"
     assert environments.find("small") is None
     assert not list(own_cache.glob("environments/small-*/"))
 
