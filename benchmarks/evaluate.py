@@ -1,12 +1,14 @@
 """quantgate's evaluation against plain `lm_eval --model hf`: the same model, tasks, documents and machine.
 
-    python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype bfloat16] [--device cpu]
+    python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype float32] [--device cpu]
+                                  [--artifacts fp8 int8-weight-only …]
 
-A line for each task: seconds of either, one process after the other, the model's loading included and imports not; peak
-memory (of the GPU, on one); and how far each document's score and margin are apart. In float32 (--dtype) the scores are
+First a line for each task: seconds of either, one process after the other, the model's loading included and imports
+not; peak memory (of the GPU, on one); and how far each document's score and margin are apart. In float32 the scores are
 the same, and margins differ by the order of sums. In bfloat16 plain lm-eval also rounds log-probabilities, to steps of
 1/8 from 16 nats on, so that some near ties fall otherwise. The last column is what another batch size changes in plain
-lm-eval.
+lm-eval. Then, over all tasks, what an artifact of each recipe takes relative to the model that it is made of, and what
+the model takes in bfloat16 relative to float32.
 """
 
 import argparse
@@ -31,26 +33,51 @@ def main() -> None:
     parser.add_argument("--model", help="a checkpoint folder; the default model unless given")
     parser.add_argument("--tasks", nargs="*", default=TASKS)
     parser.add_argument("--limit", type=int, default=300, help="documents of each task")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"])
     parser.add_argument("--device", default="cpu", choices=BATCHES)
+    parser.add_argument("--artifacts", nargs="*", default=["fp8", "int8-weight-only"], metavar="RECIPE")
     parser.add_argument("--one", nargs=4, metavar="WAY TASK LIMIT MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         way, task, limit, model = options.one
-        return print(json.dumps(one(way, task, int(limit), model, options.device)))
+        return print(json.dumps(one(way, task, int(limit), model, options.device, options.dtype)))
     with tempfile.TemporaryDirectory() as scratch:
         model = in_dtype(options.model, options.dtype, Path(scratch))
-        print_table(options.tasks, options.limit, model, options.device)
+        print_table(options.tasks, options.limit, model, options.device, options.dtype)
+    print_ratios(options)
 
 
-def print_table(tasks: list[str], limit: int, model: str, device: str) -> None:
+def print_ratios(options: argparse.Namespace) -> None:
+    """Artifacts against their source, and bfloat16 against float32, in seconds over all tasks."""
+    from pipelines.models import load_model
+    from pipelines.plan import make_plan
+    from pipelines.quantize import quantize
+
+    source = load_model(options.model)
+    folders = {name: quantize(make_plan(name, source)).checkpoint for name in options.artifacts}
+
+    def seconds(model: Path, dtype: str) -> float:
+        runs = (measure("ours", task, options.limit, str(model), options.device, dtype) for task in options.tasks)
+        return sum(float(run["seconds"]) for run in runs)
+
+    baseline = seconds(source.folder, "float32")
+    print(
+        "\n| evaluated | time, relative to the model in float32 |\n|---|---|\n| the model in float32 | 1.00 |",
+        flush=True,
+    )
+    for name, folder in folders.items():
+        print(f"| `{name}` in float32 | {seconds(folder, 'float32') / baseline:.2f} |", flush=True)
+    print(f"| the model in bfloat16 | {seconds(source.folder, 'bfloat16') / baseline:.2f} |", flush=True)
+
+
+def print_table(tasks: list[str], limit: int, model: str, device: str, dtype: str) -> None:
     """Both ways, task by task, and their sum."""
     print("| task | documents | plain lm-eval, s | quantgate, s | ratio | peak memory | scores that differ | largest "
           "difference of margins | scores that differ in plain lm-eval with another batch size |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     total = {"plain": 0.0, "ours": 0.0}
     for task in tasks:
-        plain, ours, other = (measure(way, task, limit, model, device) for way in ("plain", "ours", "other"))
+        plain, ours, other = (measure(way, task, limit, model, device, dtype) for way in ("plain", "ours", "other"))
         total = {"plain": total["plain"] + plain["seconds"], "ours": total["ours"] + ours["seconds"]}
         margins = zip(plain["margins"], ours["margins"], strict=True)
         apart = max((abs(a - b) for a, b in margins if a is not None), default=float("nan"))
@@ -68,7 +95,7 @@ def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
     return sum(a != b for a, b in zip(one["scores"], other["scores"], strict=True))
 
 
-def measure(way: str, task: str, limit: int, model: str, device: str) -> dict[str, Any]:
+def measure(way: str, task: str, limit: int, model: str, device: str, dtype: str) -> dict[str, Any]:
     """`one` in a process of its own, with a cache of its own but for what is fetched."""
     from pipelines.store import cache_dir
 
@@ -76,14 +103,26 @@ def measure(way: str, task: str, limit: int, model: str, device: str) -> dict[st
     with tempfile.TemporaryDirectory() as cache:
         if fetched.is_dir():
             (Path(cache) / "wheels").symlink_to(fetched)
-        command = [sys.executable, __file__, "--device", device, "--one", way, task, str(limit), model]
+        command = [
+            sys.executable,
+            __file__,
+            "--device",
+            device,
+            "--dtype",
+            dtype,
+            "--one",
+            way,
+            task,
+            str(limit),
+            model,
+        ]
         environment = {**os.environ, "QUANTGATE_CACHE": cache}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def one(way: str, name: str, limit: int, model: str, device: str) -> dict[str, Any]:
+def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) -> dict[str, Any]:
     """Seconds, peak memory in bytes, and each document's score and margin."""
     import lm_eval.evaluator
     import lm_eval.models.huggingface  # noqa: F401  # imports are not counted, in either way
@@ -102,7 +141,7 @@ def one(way: str, name: str, limit: int, model: str, device: str) -> dict[str, A
         meter, start = Meter(), time.perf_counter()
         if way == "ours":
             suite = Suite(version=1, name="benchmark", summary="", tasks=(wanted,))
-            documents = list(evaluate(model, suite, device).scores()[name])
+            documents = list(evaluate(model, suite, device, dtype=dtype).scores()[name])
         else:
             documents = plain(model, task, limit, loaded, device, BATCHES[device][way])
         seconds = time.perf_counter() - start

@@ -47,7 +47,7 @@ def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Dista
     rows: list[torch.Tensor] = []
     place = 0
     for targets, after in zip(scored, _logprobs(model, text), strict=True):
-        wanted = torch.tensor(targets, device=after.device)[:, None]
+        wanted: Any = torch.tensor(targets, device=after.device)[:, None]
         for some, target in zip(after.split(ROWS), wanted.split(ROWS), strict=True):
             ours = torch.from_numpy(before[place : place + len(some)].astype(np.float32)).to(after.device)
             place += len(some)

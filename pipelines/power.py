@@ -120,8 +120,9 @@ def _needed(lacking: Callable[[float], float], documents: Mapping[str, int]) -> 
 
 
 def foresee(recipe: Recipe, suite: Suite, discordance: Discordance, baseline: Evaluation | None = None) -> Sight | None:
-    """What the gate will be able to see with `suite`: by the baseline's documents and score above chance when it is
-    there, else by what the tasks' definitions say. None where nothing says how many documents a task has.
+    """What the gate will be able to see with all of `suite`: by the documents and the score above chance of the
+    baseline when it is there, however far it is evaluated, else by what the tasks' definitions say. None where nothing
+    says how many documents a task has.
     """
     if baseline is None:
         counts = {wanted.task: task_documents(wanted) for wanted in suite.tasks}
@@ -129,8 +130,8 @@ def foresee(recipe: Recipe, suite: Suite, discordance: Discordance, baseline: Ev
         return sight(known, suite, recipe.gate.retention, discordance) if len(known) == len(counts) else None
     scores = baseline.scores()
     above = sum(share * _above_chance(suite, scores[task]) for task, share in suite.shares.items())
-    seen = {task.about.task: task.documents for task in baseline.tasks}
-    return sight(seen, suite, recipe.gate.retention, discordance, max(above, 0.01))
+    asked = {task.about.task: task.of for task in baseline.tasks}
+    return sight(asked, suite, recipe.gate.retention, discordance, max(above, 0.01))
 
 
 def _above_chance(suite: Suite, documents: tuple[Document, ...]) -> float:

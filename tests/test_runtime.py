@@ -15,7 +15,7 @@ from pipelines import rounding
 from pipelines.engines import fused_names, written_config
 from pipelines.plan import make_plan
 from pipelines.recipe import Calibrate, Recipe, Rtn
-from pipelines.runtime import _rounder, load_for_inference
+from pipelines.runtime import _rounder, load_for_inference, unrounded
 from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from tests.conftest import edit_json
 
@@ -55,6 +55,7 @@ def activations(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     given |= {"zeros": torch.zeros(1, 2, 256), "nothing": torch.zeros(1, 0, 256)}
     if dtype != torch.float16:
         given["wide"] = wide
+    given["many"] = torch.randn(3, 401, 256, generator=generator)  # more than are rounded at once, and no multiple
     return {kind: values.to(dtype) for kind, values in given.items()}
 
 
@@ -180,6 +181,19 @@ def test_all_of_a_model_goes_to_the_device_it_is_sent_to(name: SchemeName, tiny:
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
     with torch.inference_mode():
         assert model(IDS.to("meta")).logits.device.type == "meta"
+
+
+def test_rounding_can_be_left_out_and_comes_back(tiny: Path, tmp_path: Path) -> None:
+    """Then only the weights are those of the artifact."""
+    made = artifact("FP8_DYNAMIC", in_dtype(torch.float32, tiny, tmp_path / "source"), tmp_path / "artifact")
+    model = load_for_inference(made, "cpu")
+    rounded = logits(model)
+    with unrounded(model):
+        plain = logits(model)
+    assert torch.equal(logits(model), rounded) and not torch.equal(plain, rounded)
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    assert torch.equal(logits(model), plain)
 
 
 def test_layers_that_read_one_input_share_its_rounding_and_no_other(tiny: Path, tmp_path: Path) -> None:

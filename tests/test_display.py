@@ -1,0 +1,122 @@
+"""What a person sees while a run lasts: in a CI job's log, on a real terminal, and in the run's own log."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import display, progress
+from pipelines.display import Display
+from tests.conftest import EASY, Cli
+
+LIBRARIES = ("Loading weights", "Compressing model", "Dispatching model", "it/s]", "UserWarning")
+"""What the bars and warnings of libraries say."""
+STAGES = ("quantize", "verify", "evaluate", "package", "publish")
+
+
+def arguments(tiny: Path, folder: Path) -> list[str]:
+    """A run of a small model that passes."""
+    suite = folder / "easy.yaml"
+    suite.write_text(EASY)
+    settings = ["--set", f"gate.suite={suite}", "--set", "gate.retention=0.51"]
+    return ["run", "fp8", "--model", str(tiny), *settings, "--to", str(folder / "out")]
+
+
+def test_without_a_terminal_a_stage_is_a_line_when_it_begins_and_one_when_it_ends(
+    cli: Cli, tiny: Path, tmp_path: Path
+) -> None:
+    done = cli(*arguments(tiny, tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    for stage in STAGES:
+        begun = [number for number, line in enumerate(lines) if line.startswith(f"{stage}: begins")]
+        ended = [number for number, line in enumerate(lines) if re.match(rf"{stage}: (\d|reused)", line)]
+        assert len(begun) == len(ended) == 1 and begun[0] < ended[0], done.stderr
+    assert lines[0].endswith("in float32 on cpu")
+    assert not any(told in done.stderr or told in done.stdout for told in LIBRARIES)
+    (log,) = (Path(line.split(maxsplit=1)[1]) for line in lines if line.startswith("log  "))
+    assert "Loading weights" in log.read_text()
+
+
+def test_on_a_terminal_a_run_is_one_picture(tiny: Path, tmp_path: Path) -> None:
+    """A terminal of the system's own, of 100 columns."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pipelines.cli", *arguments(tiny, tmp_path), "--full"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = bytearray()
+    while True:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert running.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert all(f"✓ {stage}" in text for stage in STAGES)
+    assert "· publish" in text, "stages to come are shown from the beginning"
+    assert re.search(r"━.* of 96 documents", text), "an evaluation is one bar over all documents of both sides"
+    assert not any(told in text for told in LIBRARIES)
+
+
+def test_what_is_written_below_python_goes_to_the_log_and_the_rest_comes_back(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys; from pathlib import Path; from pipelines.display import Display\n"
+        "with Display('title', ['one'], {}, Path(sys.argv[1])).shown() as display:\n"
+        "    with display.stage('one'):\n"
+        "        os.write(2, b'from C\\n'); subprocess.run(['sh', '-c', 'echo from a child >&2'])\n"
+        "        print('from print'); print('to standard error', file=sys.stderr)\n"
+        "print('after', file=sys.stderr); print('result')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "result\n"
+    assert done.stderr.splitlines() == ["title", f"log        {tmp_path / 'log'}", "one: begins", "one: 0 s", "after"]
+    logged = (tmp_path / "log").read_text()
+    assert all(text in logged for text in ("from C", "from a child", "from print", "to standard error"))
+
+
+def test_secrets_do_not_stay_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_SecretTokenOfSomebody")
+    with Display("title", [], {}, tmp_path / "log").shown():
+        print("refused: hf_SecretTokenOfSomebody", file=sys.stderr)
+    assert (tmp_path / "log").read_text() == "refused: (hidden)\n"
+
+
+def test_a_long_stage_tells_how_far_it_is_and_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(display, "STEADY", 0.0)
+    monkeypatch.setattr(display, "SOONEST", 0.0)
+    shown = Display("title", ["evaluate", "publish"], {"evaluate": 600.0}, tmp_path / "log")
+    with shown.shown(), shown.stage("evaluate"), progress.bar(400, "evaluate", "document") as bar:
+        progress.note("so far 99.1% of the baseline kept")
+        time.sleep(0.01)
+        bar.update(100)
+        shown.finish("reused")
+    lines = capsys.readouterr().err.splitlines()
+    assert "evaluate: begins, about 10 min" in lines
+    assert "evaluate: 100 of 400 documents, 0 s left; so far 99.1% of the baseline kept" in lines
+    assert lines[-1] == "evaluate: reused"
+
+
+def test_an_error_in_a_stage_reaches_the_caller_and_the_terminal_is_whole_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sys.stderr
+    shown = Display("title", ["one"], {}, tmp_path / "log")
+    with pytest.raises(ZeroDivisionError), shown.shown(), shown.stage("one"):
+        raise ZeroDivisionError
+    assert sys.stderr is before
+    print("after", file=sys.stderr)
+    assert capsys.readouterr().err.splitlines()[-1] == "after"

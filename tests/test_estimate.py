@@ -1,0 +1,70 @@
+"""How long a run will take: from a probe, from finished runs, or guessed and called so."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import estimate, run
+from pipelines.checkpoint import Checkpoint
+from pipelines.estimate import expected_times, probe
+from pipelines.plan import make_plan
+from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite
+from tests.conftest import EASY, Cli
+
+
+def by_stage(found: tuple[estimate.Expected, ...]) -> dict[str, estimate.Expected]:
+    return {one.stage: one for one in found}
+
+
+def test_every_stage_that_takes_long_is_foretold(smollm2: Checkpoint) -> None:
+    plan = make_plan("fp8", smollm2, device="cpu")
+    found = by_stage(expected_times(plan, load_suite("smoke"), "transformers", "cpu"))
+    assert found.keys() == {"quantize", "verify", "evaluate"}
+    assert {one.basis for one in found.values()} == {"a probe of this machine"}
+    assert 0 < found["quantize"].seconds < found["verify"].seconds < found["evaluate"].seconds
+
+
+def test_more_documents_take_longer_and_calibration_longer_than_none(smollm2: Checkpoint) -> None:
+    def foretold(recipe: str, suite: str) -> dict[str, estimate.Expected]:
+        plan = make_plan(recipe, smollm2, device="cpu")
+        return by_stage(expected_times(plan, load_suite(suite), "transformers", "cpu"))
+
+    small, large = foretold("fp8", "smoke"), foretold("int4-gptq", "core")
+    assert large["evaluate"].seconds > 4 * small["evaluate"].seconds
+    assert large["quantize"].seconds > small["quantize"].seconds
+
+
+def test_what_nothing_is_known_of_is_called_a_guess(smollm2: Checkpoint) -> None:
+    unknown = Suite(version=1, name="own", summary="", tasks=(SuiteTask(task="mmlu_anatomy", limit=10),))
+    plan = make_plan("fp8", smollm2, device="cpu")
+    assert by_stage(expected_times(plan, unknown, "transformers", "cpu"))["evaluate"].basis == "a guess"
+    gguf = by_stage(expected_times(make_plan("gguf-q8_0", smollm2), load_suite("smoke"), "llama.cpp", "cpu"))
+    assert gguf["evaluate"].basis == gguf["quantize"].basis == "a guess"
+
+
+def test_the_machine_is_probed_once(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(width: int, dtype: str, device: str) -> float:
+        calls.append(dtype)
+        return probe(width, dtype, device)
+
+    monkeypatch.setattr(estimate, "probe", counted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # a setting of no other test
+    for _ in range(2):
+        expected_times(make_plan("fp8", smollm2, device="cpu"), load_suite("smoke"), "transformers", "cpu")
+    assert calls == ["float32"]
+
+
+def test_finished_runs_say_it_better(tiny: Path, tmp_path: Path, cli: Cli) -> None:
+    suite = tmp_path / "easy.yaml"
+    suite.write_text(EASY.replace("limit: 48", "limit: 44"))  # of no other test
+    recipe = load_recipe("fp8", [f"gate.suite={suite}", "gate.retention=0.51"])
+    done = run(recipe, tiny, tmp_path / "out", "cpu")
+    plan = make_plan(recipe, tiny, device="cpu")
+    found = by_stage(expected_times(plan, load_suite(str(suite)), "transformers", "cpu"))
+    assert {one.basis for one in found.values()} == {"finished runs"}
+    took = sum(stage.seconds for stage in done.stages if stage.stage.startswith("evaluate"))
+    assert found["evaluate"].seconds == pytest.approx(took)
+    told = cli("plan", "fp8", "--model", tiny, "--set", f"gate.suite={suite}", "--device", "cpu").stdout
+    assert "expected time, by finished runs: quantize " in told
