@@ -25,8 +25,8 @@ EFFICIENCY = 0.9
 """What a whole evaluation reaches of the probe's rate: attention, norms and short batches take the rest."""
 START = 8.0
 """Seconds that loading libraries and a model takes beside what grows with the model."""
-ROUNDING_RATE = 20e6
-"""Weights that are read, rounded, written, and compared with the source by verification, in a second."""
+ROUNDING_RATE = 100e6
+"""Weights that are read, rounded and written, or compared with the source by verification, in a second."""
 VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -61,7 +61,7 @@ def expected_times(plan: Plan, suite: Suite, runtime: str, device: str) -> tuple
     guessed = runtime != "transformers"  # whose products the probe does not run
     found: list[Expected] = []
     for stage, operations, more, is_guess in (
-        ("quantize", _quantize_operations(plan), START + _weights(plan) / ROUNDING_RATE, _other_engine(plan)),
+        ("quantize", _quantize_operations(plan), _quantize_seconds(plan), _other_engine(plan)),
         ("verify", _verify_operations(plan), 2 * START + _weights(plan) / ROUNDING_RATE, False),
         ("evaluate", *_evaluate_operations(plan, suite), guessed or not _known(suite)),
     ):
@@ -69,6 +69,11 @@ def expected_times(plan: Plan, suite: Suite, runtime: str, device: str) -> tuple
         one = Expected(stage=stage, seconds=more + operations / (rate * EFFICIENCY), basis=basis)
         found.append(one if stage not in seen else Expected(stage=stage, seconds=seen[stage], basis="finished runs"))
     return tuple(found)
+
+
+def _quantize_seconds(plan: Plan) -> float:
+    """Seconds that come on top of calibrating."""
+    return (START if plan.recipe.calibrate else 0.0) + _weights(plan) / ROUNDING_RATE
 
 
 def _other_engine(plan: Plan) -> bool:
