@@ -5,8 +5,10 @@ does not accept it, or this device cannot tell, 1 anything unexpected. Several r
 over 3 over 4 over 0. Records go to standard output, progress and errors to standard error.
 """
 
+import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,12 +40,24 @@ class _Commands(click.Group):
         except QuantgateError as error:
             _complain(str(error))
             ctx.exit(error.exit_code)
+        except OSError as error:  # a disk that is full or read-only, a folder that is not ours, a reader that has gone
+            what = f"{error.filename}: " if error.filename else ""
+            _complain(f"{what}{error.strerror or error}")
+            _leave_standard_output()
+            ctx.exit(1)
 
 
 def _complain(text: str) -> None:
     from pipelines.secrets import redact
 
-    click.echo(redact(f"error: {text}"), err=True)
+    with contextlib.suppress(OSError):
+        click.echo(redact(f"error: {text}"), err=True)
+
+
+def _leave_standard_output() -> None:
+    """Keep Python from writing at its end what could not be written before."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:

@@ -6,12 +6,14 @@ ends, and one a minute. What libraries write meanwhile goes to the run's log.
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -27,7 +29,7 @@ from pipelines.svg import roughly, size
 
 REMEMBERED = 120.0
 """Seconds of the past that the time left is reckoned from."""
-SOONEST = 5.0
+SOONEST = 20.0
 """Seconds of work before the time left is told."""
 STEADY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -92,18 +94,26 @@ class Display:
     @contextlib.contextmanager
     def shown(self) -> Iterator["Display"]:
         """Show it, and listen to the progress of what runs inside this block."""
-        with _captured(self._log) as (stream, log_name):
-            self._console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
+        with _captured(self._log) as (stream, log_name), _ended_orderly():
+            self._console = Console(file=cast(IO[str], _Patient(stream)), highlight=False, markup=False, soft_wrap=True)
             self._console.print(redact(f"{self._title}\nlog        {log_name}"))
             with progress.told_to(self), self._drawn():
                 yield self
 
     @contextlib.contextmanager
     def _drawn(self) -> Iterator[None]:
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield
             return
-        with Live(console=self._console, get_renderable=self._picture, refresh_per_second=4) as self._live:
+        # rich would otherwise show what libraries write above the picture
+        live = Live(
+            console=self._console,
+            get_renderable=self._picture,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with live as self._live:
             yield
         self._live = None
 
@@ -192,6 +202,42 @@ def command_display(command: str, *stages: str) -> Iterator[Display]:
         yield display
 
 
+class _Patient:
+    """A text stream whose reader may have gone, or whose disk may be full: a run goes on though nobody can see it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _ended_orderly() -> Iterator[None]:
+    """Let a SIGTERM end the process by way of all `finally` clauses: the terminal gets its cursor back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def _captured(log: Path) -> Iterator[tuple[IO[str], str]]:
     """Send to `log` what anything writes to standard output and error; yield the real standard error.
@@ -217,10 +263,12 @@ def _captured(log: Path) -> Iterator[tuple[IO[str], str]]:
             real.flush()
             kept = os.dup(2)
             os.dup2(file.fileno(), 2)
+            terminal = os.fdopen(os.dup(kept), "w", encoding=real.encoding or "utf-8", errors="replace")
             try:
-                with os.fdopen(os.dup(kept), "w", encoding=real.encoding or "utf-8", errors="replace") as terminal:
-                    yield terminal, str(log)
+                yield terminal, str(log)
             finally:
+                with contextlib.suppress(OSError):
+                    terminal.close()
                 os.dup2(kept, 2)
                 os.close(kept)
     finally:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import progress
 from pipelines.bounds import clustered_mean
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.scores import Distance
@@ -33,7 +34,7 @@ def chunks(ids: Sequence[int], most: int | None) -> list[list[int]]:
 def write_logprobs(model: Any, text: Sequence[list[int]], file: Path) -> None:
     """The log-probabilities (tokens, vocabulary) of all tokens at each scored place of `text`, as float16."""
     with file.open("wb") as stream:
-        for logprobs in _logprobs(model, text):
+        for logprobs in progress.track(_logprobs(model, text), "source on held-out text", "piece", len(text)):
             stream.write(logprobs.half().cpu().numpy().tobytes())
 
 
@@ -46,7 +47,8 @@ def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Dista
     before = np.memmap(file, dtype=np.float16, mode="r").reshape(sum(map(len, scored)), -1)
     rows: list[torch.Tensor] = []
     place = 0
-    for targets, after in zip(scored, _logprobs(model, text), strict=True):
+    found = progress.track(_logprobs(model, text), "artifact on held-out text", "piece", len(text))
+    for targets, after in zip(scored, found, strict=True):
         wanted: Any = torch.tensor(targets, device=after.device)[:, None]
         for some, target in zip(after.split(ROWS), wanted.split(ROWS), strict=True):
             ours = torch.from_numpy(before[place : place + len(some)].astype(np.float32)).to(after.device)

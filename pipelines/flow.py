@@ -195,7 +195,7 @@ def _through(job: Job, python: Path | None, journal: "_Journal", display: Displa
         baseline, candidate = verdict.evaluations
         journal.add("evaluate baseline", *baseline.results)
         journal.add("evaluate artifact", *candidate.results)
-        display.finish(_cost(stage_record("evaluate", (*baseline.results, *candidate.results))))
+        display.finish(_cost((*baseline.results, *candidate.results)))
     if plan.tensors:  # what the runtime itself changes is no matter of the gate, but of the report
         with display.stage("evaluate source in transformers"):
             source = _as_far_as(candidate, looks(plan.checkpoint, suite, job.device, dtype=plan.dtype))
@@ -222,14 +222,18 @@ class _Steps:
         """Return the result of `work`, which is the stage `name`."""
         with self._display.stage(name):
             result = work()
-            self._display.finish(_cost(stage_record(name, (result,))))
+            self._display.finish(_cost((result,)))
         self._journal.add(name, result)
         return result
 
 
-def _cost(record: StageRecord) -> str:
-    """What a stage cost, for a person."""
-    return "reused" if record.reused else f"{duration(record.seconds)}, {size(record.peak_memory)} of memory"
+def _cost(results: Sequence[Result]) -> str:
+    """What a stage cost now, for a person: what was found finished cost nothing."""
+    made = [result for result in results if not result.reused]
+    if not made:
+        return "reused"
+    cost = f"{duration(sum(result.seconds for result in made))}, {size(max(r.peak_memory for r in made))} of memory"
+    return cost if len(made) == len(results) else f"{cost}, the rest reused"
 
 
 def _as_far_as(seen: Evaluation, looked: Iterator[Evaluation]) -> Evaluation:

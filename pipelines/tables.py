@@ -66,6 +66,7 @@ def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None
     for basis in dict.fromkeys(expected.basis for expected in times):
         said = [f"{one.stage} {roughly(one.seconds)}" for one in times if one.basis == basis]
         out.print(f"expected time, by {basis}: {', '.join(said)}")
+    out.print("what is finished already takes none")
     if plan.checkpoint.left_behind:
         out.print(f"not copied into the artifact: {', '.join(plan.checkpoint.left_behind)}")
     for note in plan.checkpoint.notes:

@@ -120,3 +120,42 @@ def test_an_error_in_a_stage_reaches_the_caller_and_the_terminal_is_whole_again(
     assert sys.stderr is before
     print("after", file=sys.stderr)
     assert capsys.readouterr().err.splitlines()[-1] == "after"
+
+
+BROKEN = (
+    "import sys; from pathlib import Path; from pipelines.display import Display\n"
+    "with Display('title', ['one'], {}, Path(sys.argv[1])).shown() as display, display.stage('one'):\n"
+    "    print('a library')\n"
+    "print('result')\n"
+)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's disk that is always full")
+def test_a_run_does_not_end_because_nobody_can_see_it(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", BROKEN, str(tmp_path / "log")]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+    assert done.stdout == "result\n"
+    assert "a library" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's disk that is always full")
+def test_a_full_standard_output_is_one_line_and_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pipelines.cli", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_process_that_is_told_to_end_leaves_the_terminal_in_order(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    code = BROKEN.replace("print('a library')", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    command = [sys.executable, "-c", code, str(tmp_path / "log")]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
+    os.close(theirs)
+    assert running.wait() == 128 + 15
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is shown again"
+    assert "✗" in shown
