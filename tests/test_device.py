@@ -12,7 +12,7 @@ from pipelines.evaluate import evaluate
 from pipelines.gate import gate
 from pipelines.plan import make_plan
 from pipelines.recipe import Suite, SuiteTask
-from tests.conftest import EASY, PLAIN, Cli, edit_json
+from tests.conftest import PLAIN, Cli, edit_json
 
 FEW = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=8),))
 GIANT = 1 << 50
@@ -96,13 +96,11 @@ def test_a_calibrated_artifact_depends_on_it_and_a_data_free_one_does_not(tiny: 
     ], "what is stored stays the same"
 
 
-def test_the_record_and_the_plan_say_it(cli: Cli, tiny: Path, tmp_path: Path) -> None:
-    suite = tmp_path / "easy.yaml"
-    suite.write_text(EASY)
-    settings = ("--set", f"gate.suite={suite}", "--set", "gate.retention=0.51", *PLAIN, "--dtype", "bfloat16")
-    done = cli("run", "fp8", "--model", tiny, *settings, "--to", tmp_path / "out", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["evaluation"]["dtype"] == "bfloat16"
+def test_the_plan_and_the_evaluation_say_it(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "few.yaml"
+    suite.write_text("{version: 1, name: few, summary: x, tasks: [{task: copa, limit: 8}]}")
+    done = cli("evaluate", tiny, "--suite", suite, "--device", "cpu", "--json")
+    assert json.loads(done.stdout)["dtype"] == "float32", done.stderr
     assert "models compute in float32\n" in cli("plan", "fp8", "--model", tiny, *PLAIN, "--device", "cpu").stdout
     told = json.loads(cli("plan", "fp8", "--model", tiny, *PLAIN, "--dtype", "float16", "--json").stdout)
     assert told["dtype"] == "float16"

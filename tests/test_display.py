@@ -1,5 +1,6 @@
 """What a person sees while a run lasts: in a CI job's log, on a real terminal, and in the run's own log."""
 
+import json
 import os
 import pty
 import re
@@ -38,6 +39,8 @@ def test_without_a_terminal_a_stage_is_a_line_when_it_begins_and_one_when_it_end
         ended = [number for number, line in enumerate(lines) if re.match(rf"{stage}: (\d|reused)", line)]
         assert len(begun) == len(ended) == 1 and begun[0] < ended[0], done.stderr
     assert lines[0].endswith("in float32 on cpu")
+    record = json.loads((tmp_path / "out" / "quantgate.json").read_text())
+    assert (record["evaluation"]["dtype"], record["evaluation"]["device"]) == ("float32", "cpu")
     assert not any(told in done.stderr or told in done.stdout for told in LIBRARIES)
     (log,) = (Path(line.split(maxsplit=1)[1]) for line in lines if line.startswith("log  "))
     assert "Loading weights" in log.read_text()

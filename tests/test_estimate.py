@@ -9,13 +9,20 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.estimate import expected_times, probe
 from pipelines.plan import make_plan
 from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite
-from tests.conftest import EASY, Cli
+from tests.conftest import EASY, Cli, own_cache
+
+
+@pytest.fixture
+def no_runs(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in which nothing was ever run."""
+    monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache)))
 
 
 def by_stage(found: tuple[estimate.Expected, ...]) -> dict[str, estimate.Expected]:
     return {one.stage: one for one in found}
 
 
+@pytest.mark.usefixtures("no_runs")
 def test_every_stage_that_takes_long_is_foretold(smollm2: Checkpoint) -> None:
     plan = make_plan("fp8", smollm2, device="cpu")
     found = by_stage(expected_times(plan, load_suite("smoke"), "transformers", "cpu"))
@@ -24,6 +31,7 @@ def test_every_stage_that_takes_long_is_foretold(smollm2: Checkpoint) -> None:
     assert 0 < found["quantize"].seconds < found["verify"].seconds < found["evaluate"].seconds
 
 
+@pytest.mark.usefixtures("no_runs")
 def test_more_documents_take_longer_and_calibration_longer_than_none(smollm2: Checkpoint) -> None:
     def foretold(recipe: str, suite: str) -> dict[str, estimate.Expected]:
         plan = make_plan(recipe, smollm2, device="cpu")
@@ -34,6 +42,7 @@ def test_more_documents_take_longer_and_calibration_longer_than_none(smollm2: Ch
     assert large["quantize"].seconds > small["quantize"].seconds
 
 
+@pytest.mark.usefixtures("no_runs")
 def test_what_nothing_is_known_of_is_called_a_guess(smollm2: Checkpoint) -> None:
     unknown = Suite(version=1, name="own", summary="", tasks=(SuiteTask(task="mmlu_anatomy", limit=10),))
     plan = make_plan("fp8", smollm2, device="cpu")

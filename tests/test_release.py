@@ -70,7 +70,9 @@ def test_a_release_reaches_every_place_from_one_file(
             assert checked.manifest.artifact_digest == item["artifact_digest"]
             assert checked.manifest.recipe.name == item["recipe"]
     assert "s3://releases/spring/tiny/eight" in done.stdout
-    evaluated = re.findall(r"^fp: \d of 4.*?^evaluate: (\d.*?)$", done.stderr, re.MULTILINE | re.DOTALL)
+    evaluated = re.findall(
+        r"^fp: \d of 4.*?^evaluate: ([\d.]+ (?:s|min|h)\b.*?)$", done.stderr, re.MULTILINE | re.DOTALL
+    )
     assert len(evaluated) == 2, done.stderr
     assert all(line.endswith(", the rest reused") for line in evaluated), "the recipes of a model share its baseline"
     (suite, other) = ElementTree.parse(tmp_path / "reports" / "junit.xml").getroot()
