@@ -288,14 +288,14 @@ def plan(
     as_json: bool,
 ) -> None:
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
-    from pipelines.device import choose_device, has_cuda
+    from pipelines.device import choose_device, default_device
     from pipelines.estimate import expected_times
     from pipelines.history import discordance
     from pipelines.plan import make_plan
     from pipelines.power import foresee
     from pipelines.recipe import load_recipe, load_suite
 
-    device = choose_device(device) if device else "cuda" if has_cuda() else "cpu"
+    device = choose_device(device) if device else default_device()
     chosen = load_recipe(recipe, _overrides(overrides, experimental_cpu))
     made = make_plan(chosen, model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)

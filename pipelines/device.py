@@ -68,6 +68,11 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def default_device() -> str:
+    """Return what `choose_device` chooses unless told, without importing torch where that can be known without it."""
+    return "cuda" if has_cuda() else "cpu"
+
+
 def choose_dtype(wanted: Dtype, device: str, checkpoint: Checkpoint) -> ComputeDtype:
     """Return the type that `checkpoint`, and what is made of it, computes in on `device`.
 

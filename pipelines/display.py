@@ -94,9 +94,9 @@ class Display:
     @contextlib.contextmanager
     def shown(self) -> Iterator["Display"]:
         """Show it, and listen to the progress of what runs inside this block."""
-        with _captured(self._log) as (stream, log_name), _ended_orderly():
+        with _captured(self._log) as stream, _ended_orderly():
             self._console = Console(file=cast(IO[str], _Patient(stream)), highlight=False, markup=False, soft_wrap=True)
-            self._console.print(redact(f"{self._title}\nlog        {log_name}"))
+            self._console.print(redact(f"{self._title}\nlog        {self._log}"))
             with progress.told_to(self), self._drawn():
                 yield self
 
@@ -239,7 +239,7 @@ def _ended_orderly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _captured(log: Path) -> Iterator[tuple[IO[str], str]]:
+def _captured(log: Path) -> Iterator[IO[str]]:
     """Send to `log` what anything writes to standard output and error; yield the real standard error.
 
     That of the whole process, where `sys.stderr` is it: what C code and child processes write, too. Secrets in the log
@@ -258,14 +258,14 @@ def _captured(log: Path) -> Iterator[tuple[IO[str], str]]:
             contextlib.redirect_stderr(file),
         ):
             if not whole:
-                yield real, str(log)
+                yield real
                 return
             real.flush()
             kept = os.dup(2)
             os.dup2(file.fileno(), 2)
             terminal = os.fdopen(os.dup(kept), "w", encoding=real.encoding or "utf-8", errors="replace")
             try:
-                yield terminal, str(log)
+                yield terminal
             finally:
                 with contextlib.suppress(OSError):
                     terminal.close()

@@ -57,7 +57,6 @@ def expected_times(plan: Plan, suite: Suite, runtime: str, device: str) -> tuple
     seen = seconds_of_runs(plan, suite, runtime, device)
     if {"evaluate baseline", "evaluate artifact"} <= seen.keys():
         seen["evaluate"] = seen["evaluate baseline"] + seen["evaluate artifact"]
-    rate = _rate(plan, device)
     guessed = runtime != "transformers"  # whose products the probe does not run
     found: list[Expected] = []
     for stage, operations, more, is_guess in (
@@ -65,9 +64,12 @@ def expected_times(plan: Plan, suite: Suite, runtime: str, device: str) -> tuple
         ("verify", _verify_operations(plan), 2 * START + _weights(plan) / ROUNDING_RATE, False),
         ("evaluate", *_evaluate_operations(plan, suite), guessed or not _known(suite)),
     ):
+        if stage in seen:
+            found.append(Expected(stage=stage, seconds=seen[stage], basis="finished runs"))
+            continue
         basis: Basis = "a guess" if is_guess else "a probe of this machine"
-        one = Expected(stage=stage, seconds=more + operations / (rate * EFFICIENCY), basis=basis)
-        found.append(one if stage not in seen else Expected(stage=stage, seconds=seen[stage], basis="finished runs"))
+        seconds = more + operations / (_rate(plan, device) * EFFICIENCY)
+        found.append(Expected(stage=stage, seconds=seconds, basis=basis))
     return tuple(found)
 
 

@@ -15,7 +15,17 @@ import psutil
 
 from pipelines import environments
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
-from pipelines.device import SIZES, ComputeDtype, Dtype, choose_dtype, fits, has_cuda, model_bytes, own_dtype
+from pipelines.device import (
+    SIZES,
+    ComputeDtype,
+    Dtype,
+    choose_dtype,
+    default_device,
+    fits,
+    has_cuda,
+    model_bytes,
+    own_dtype,
+)
 from pipelines.errors import Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
@@ -184,7 +194,7 @@ def make_plan(
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
     refuse_quantized(checkpoint)
     problems: list[Problem] = []
-    computes = choose_dtype(dtype, device or ("cuda" if has_cuda() else "cpu"), checkpoint)
+    computes = choose_dtype(dtype, device or default_device(), checkpoint)
     if checkpoint.config.get("model_type") in TRANSPOSED:
         what = f"is a {checkpoint.config['model_type']} model, which keeps its weights transposed (Conv1D)"
         problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
