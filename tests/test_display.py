@@ -13,7 +13,8 @@ import pytest
 
 from pipelines import display, progress
 from pipelines.display import Display
-from tests.conftest import EASY, Cli
+from pipelines.store import cache_dir
+from tests.conftest import EASY, Cli, own_cache
 
 LIBRARIES = ("Loading weights", "Compressing model", "Dispatching model", "it/s]", "UserWarning")
 """What the bars and warnings of libraries say."""
@@ -31,7 +32,8 @@ def arguments(tiny: Path, folder: Path) -> list[str]:
 def test_without_a_terminal_a_stage_is_a_line_when_it_begins_and_one_when_it_ends(
     cli: Cli, tiny: Path, tmp_path: Path
 ) -> None:
-    done = cli(*arguments(tiny, tmp_path))
+    own = own_cache(tmp_path / "cache", cache_dir())
+    done = cli(*arguments(tiny, tmp_path), QUANTGATE_CACHE=str(own))
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     for stage in STAGES:
@@ -50,7 +52,8 @@ def test_on_a_terminal_a_run_is_one_picture(tiny: Path, tmp_path: Path) -> None:
     """A terminal of the system's own, of 100 columns."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "pipelines.cli", *arguments(tiny, tmp_path), "--full"]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    own = own_cache(tmp_path / "cache", cache_dir())
+    environment = {**os.environ, "QUANTGATE_CACHE": str(own), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
     os.close(theirs)
     shown = bytearray()
@@ -153,7 +156,8 @@ def test_a_full_standard_output_is_one_line_and_no_traceback() -> None:
 def test_a_process_that_is_told_to_end_leaves_the_terminal_in_order(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     code = BROKEN.replace("print('a library')", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
-    environment = {**os.environ, "TERM": "xterm-256color"}
+    own = own_cache(tmp_path / "cache", cache_dir())
+    environment = {**os.environ, "QUANTGATE_CACHE": str(own), "TERM": "xterm-256color"}
     command = [sys.executable, "-c", code, str(tmp_path / "log")]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
     os.close(theirs)

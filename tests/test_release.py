@@ -51,8 +51,9 @@ def write_release(
 
 @pytest.mark.usefixtures("s3")
 def test_a_release_reaches_every_place_from_one_file(
-    models: tuple[Path, Path], docker: Registry, cli: Cli, tmp_path: Path
+    models: tuple[Path, Path], docker: Registry, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache_dir())))
     targets = ("out/{model}/{recipe}", "s3://releases/{release}/{model}/{recipe}", docker.target("{model}", "{recipe}"))
     file = write_release(tmp_path, models, targets, "[eight.yaml, ./fp.yaml]")
     done = cli("release", file, "--out", tmp_path / "reports")
