@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # with what is needed only to develop
 READY_DEV := $(VENV)/.ready-dev
-# pip compiles no byte code: Python does where it imports, which is a tenth of it
 INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt --editable
+# On all cores, which pip's own is not, and where PYTHONDONTWRITEBYTECODE is set, too: without byte code, each command
+# takes twice as long to start. Some packages hold templates that are no Python.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,11 +21,13 @@ setup: $(READY) ## make the environment in .venv, from pinned versions
 $(READY): pyproject.toml constraints.txt
 	$(call environment,1.6 GB; a minute or two,once)
 	$(INSTALL) .
+	@$(COMPILE)
 	@touch $@
 
 $(READY_DEV): pyproject.toml constraints.txt
 	$(call environment,2.5 GB; two or three minutes,once)
 	$(INSTALL) '.[dev]'
+	@$(COMPILE)
 	@touch $@ $(READY)
 
 define environment

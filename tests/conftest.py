@@ -13,7 +13,7 @@ import pytest
 from pipelines import environments, store
 from pipelines.checkpoint import Checkpoint
 from pipelines.models import load_model
-from tests import servers
+from tests import servers, warm
 from tests.servers import Registry, Store
 
 PLAIN = ("--set", "quantize.ignore=[lm_head]")
@@ -111,15 +111,16 @@ def tiny_copy(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Runs the real command in an empty folder, as a user would."""
+    """Runs the real command in an empty folder, as a user would, in a process of its own."""
     workplace = tmp_path / "workplace"
     workplace.mkdir()
 
     def call(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=workplace, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-        )
+        words, whole = [*map(str, arguments)], {**os.environ, **environment}
+        if warm.is_current(whole):
+            return subprocess.CompletedProcess(words, *warm.call(words, workplace, whole))
+        command = [sys.executable, "-m", "pipelines.cli", *words]
+        return subprocess.run(command, cwd=workplace, env=whole, capture_output=True, text=True, check=False)
 
     return call
 

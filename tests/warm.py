@@ -1,0 +1,70 @@
+"""The command in a process of its own that need not import PyTorch and its like anew: forked from one that has.
+
+Nine tenths of what a short command costs are imports. That these work, and which command needs which, other tests show.
+"""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipelines.cli import main
+
+IMPORTED = (
+    "pipelines.flow",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "lm_eval.models.utils",
+    "datasets",
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.integrations.compressed_tensors",
+    "compressed_tensors.offload",
+    "compressed_tensors.modeling.kvcache",
+)
+"""What commands import that do something with a model."""
+READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "PYTHON")
+"""How the names of environment variables begin that libraries read once, when they are imported."""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([*IMPORTED])
+_began = dict(os.environ)
+
+
+def is_current(environment: dict[str, str]) -> bool:
+    """Tell whether the libraries that are imported already would read the same in `environment`."""
+    names = {name for name in {*environment, *_began} if name.startswith(READ_ON_IMPORT)}
+    return all(environment.get(name) == _began.get(name) for name in names)
+
+
+def call(arguments: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Run the command in `folder`; return its exit code and what it wrote to standard output and error."""
+    with TemporaryDirectory() as scratch:
+        files = Path(scratch, "out"), Path(scratch, "err")
+        process = _context.Process(target=_command, args=(arguments, str(folder), environment, *map(str, files)))
+        process.start()
+        process.join()
+        out, err = (file.read_text(encoding="utf-8") for file in files)
+    assert process.exitcode is not None
+    return process.exitcode, out, err
+
+
+def _command(arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
+    """Be the command: its arguments, folder, environment, and standard output and error."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, (name, file) in enumerate((("stdout", out), ("stderr", err)), 1):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+        setattr(sys, name, open(number, "w", encoding="utf-8", buffering=1, closefd=False))  # noqa: SIM115
+    sys.argv = ["quantgate", *arguments]
+    try:
+        main(arguments, prog_name="quantgate")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
