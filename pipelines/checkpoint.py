@@ -207,7 +207,7 @@ def _target(path: Path) -> Path | None:
 def _misleading(folder: Path, config: dict[str, Any]) -> Iterator[Problem]:
     """What would make a runtime load something else than the weights that are read here."""
     where = str(folder / "config.json")
-    for key, value in _entries(config):
+    for key, value in entries(config):
         if key in OTHER_WEIGHTS:
             yield Problem(where, f"its '{key}' sends runtimes to other weights than those here", "remove the key")
         if key.endswith("attn_implementation") and "/" in str(value):
@@ -221,7 +221,7 @@ def _misleading(folder: Path, config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(str(folder / ADAPTER), what, "merge it into the weights, or remove this file")
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
     """Every key of a JSON value with what it holds, at any depth."""
     left = [value]
     while left:

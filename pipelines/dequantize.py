@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipelines import rounding
+from pipelines.anatomy import model_class
 from pipelines.checkpoint import read_checkpoint
 from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
@@ -54,7 +55,6 @@ def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
     attaches them to other models; keys and values are rounded where the artifact says so.
     """
     from compressed_tensors.quantization import QuantizationScheme
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from pipelines.engines.layerwise import linearize_experts, named_alike
 
@@ -68,9 +68,8 @@ def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
     for name, stored in parts.items():
         state[f"{name}.weight"] = _dequantize(stored, groups.get(name), form).to(config.dtype)
     del config.quantization_config
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, dtype=config.dtype
-    )
+    _, chosen = model_class(config, folder)
+    model = chosen.from_pretrained(None, config=config, state_dict=state, dtype=config.dtype)
     if any(EXPERTS.match(name) for name in parts):
         linearize_experts(model)
     modules = dict(model.named_modules())

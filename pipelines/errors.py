@@ -43,3 +43,8 @@ def refuse(problems: Iterable[Problem]) -> None:
     found = tuple(problems)
     if found:
         raise BadInput(found)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what another library's `error` says, cut to a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

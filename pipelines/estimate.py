@@ -6,13 +6,14 @@ it found is kept for the machine, so that a plan is asked for it once.
 
 import math
 import os
+import re
 import time
 from typing import Literal
 
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import processor
 from pipelines.history import seconds_of_runs
-from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, EXPERTS, Plan, is_linear
+from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, EXPERTS, Plan
 from pipelines.recipe import Suite, load_task, task_documents
 from pipelines.schema import Frozen
 from pipelines.store import Result, keep
@@ -35,6 +36,8 @@ VARIABLES = (
     "MKL_ENABLE_INSTRUCTIONS",
 )
 """Of the environment, that change how fast products are."""
+OUTSIDE = re.compile(r"(^|[._])(lm_head|embed\w*|wte|wpe)(\.|$)")
+"""Tensors that are no layer's: of the embedding and the head."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """What configs call the number of a layer's experts."""
 DOCUMENTS, TOKENS = 1000, 100
@@ -102,7 +105,7 @@ def _token_operations(checkpoint: Checkpoint) -> tuple[float, float]:
     body = sum(
         tensor.elements * (share if EXPERTS.match(tensor.name) else 1.0)
         for tensor in checkpoint.tensors
-        if is_linear(tensor) and not tensor.name.startswith("lm_head")
+        if tensor.name.endswith(".weight") and len(tensor.shape) > 1 and not OUTSIDE.search(tensor.name)
     )
     return 2.0 * body, 2.0 * int(config.get("vocab_size") or 32000) * int(config.get("hidden_size") or 4096)
 

@@ -6,7 +6,7 @@ Nothing here imports torch where there is no GPU: `quantgate plan` answers in a 
 import math
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 
 from pipelines import environments
+from pipelines.anatomy import Anatomy, Family, Place, check_complete, examine
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
 from pipelines.device import (
     SIZES,
@@ -26,17 +27,16 @@ from pipelines.device import (
     model_bytes,
     own_dtype,
 )
-from pipelines.errors import Problem, refuse
+from pipelines.errors import BadInput, Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
 from pipelines.packings import Form, Packing, cannot_hold, layout
 from pipelines.recipe import Gguf, Recipe, Rule, load_recipe
+from pipelines.rehearsal import unreadable
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName
 from pipelines.store import cache_dir
 
-NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
-"""Last name components of two-dimensional weights that are not linear modules."""
 ROUTER = re.compile(
     r"(^|\.)(router(\.\w+)?|(mlp|block_sparse_moe|feed_forward|moe|mixer)\.gate(\.wg)?|shared_expert_gate)$"
 )
@@ -44,14 +44,11 @@ NOT_TEXT = re.compile(
     r"(^|\.)(vision\w*|visual|image_\w+|audio\w*|multi_modal_projector|mm_projector|embed_vision|embed_audio|mtp\w*)\."
 )
 """Towers beside the language model and multi-token prediction: kept as they are."""
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 HEAD = "lm_head"
 FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Modules that read the same input, and that runtimes load as one matrix."""
 EXPERTS = re.compile(r"(.*\.experts)(\.|$)")
-
-TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-"""Model types whose layers are transformers' Conv1D: (input, output) features, and not linear modules."""
 
 LIBRARIES_BYTES = 700 << 20  # torch, transformers and lm-eval resident, as measured
 STREAM_BYTES = 600 << 20  # the above and a block of rows in float32, as measured
@@ -68,6 +65,8 @@ class Module(Frozen):
     """One linear module and what becomes of it."""
 
     name: str
+    address: str
+    """Its name in transformers' model, where that has such a module; that of the checkpoint may be shorter or older."""
     shape: tuple[int, ...]
     """(output features, input features)"""
     dtype: str
@@ -121,6 +120,8 @@ class Plan(Frozen):
 
     recipe: Recipe
     checkpoint: Checkpoint
+    family: Family
+    """The class of transformers that loads the model."""
     dtype: ComputeDtype
     """What models compute in on this machine, where they calibrate, are verified and evaluated; nothing is stored in
     it."""
@@ -166,6 +167,18 @@ class Plan(Frozen):
         return self.bytes_before + changed + layout_bytes(self.cache_scales)
 
     @cached_property
+    def stored(self) -> Layout:
+        """Every tensor that the artifact holds: dtype and shape."""
+        stored: Layout = {}
+        for tensor in self.checkpoint.tensors:
+            module = self.quantized.get(tensor.name.removesuffix(".weight"))
+            if module and tensor.name.endswith(".weight"):
+                stored |= {f"{module.name}.{suffix}": part for suffix, part in module.parts.items()}
+            else:
+                stored[tensor.name] = (tensor.dtype, tensor.shape)
+        return stored | self.cache_scales
+
+    @cached_property
     def cache_scales(self) -> Layout:
         """The tensors that a quantized KV cache adds, by full name."""
         dtype = next((module.dtype for module in self.modules), "BF16")
@@ -184,8 +197,8 @@ def make_plan(
     device: str | None = None,
     dtype: Dtype = "auto",
 ) -> Plan:
-    """Decide, from headers alone, what `recipe` does to `model` (the default model unless given), and what it computes
-    in on `device` (a GPU where there is one, unless given) when `dtype` is asked for.
+    """Decide, before any weight is read, what `recipe` does to `model` (the default model unless given), and what it
+    computes in on `device` (a GPU where there is one, unless given) when `dtype` is asked for.
 
     Raises:
         BadInput: everything that makes the recipe impossible for this model or machine, at once.
@@ -193,33 +206,81 @@ def make_plan(
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
     refuse_quantized(checkpoint)
-    problems: list[Problem] = []
-    computes = choose_dtype(dtype, device or default_device(), checkpoint)
-    if checkpoint.config.get("model_type") in TRANSPOSED:
-        what = f"is a {checkpoint.config['model_type']} model, which keeps its weights transposed (Conv1D)"
+    anatomy = examine(checkpoint)
+    problems = [*check_complete(checkpoint, anatomy)]
+    if any(place.kind == "transposed" for place in anatomy.places.values()):
+        what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
         problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
-    if isinstance(recipe.quantize, Gguf):
-        tensors = gguf_tensors(recipe, checkpoint, problems)
         refuse(problems)
-        plan = Plan(recipe=recipe, checkpoint=checkpoint, dtype=computes, modules=(), tensors=tensors, needs=())
-    else:
-        plan = _plan_modules(recipe, checkpoint, computes, problems)
+    computes = choose_dtype(dtype, device or default_device(), checkpoint)
+    plan = _plan(recipe, checkpoint, computes, anatomy, problems)
     plan = plan.model_copy(update={"needs": _needs(plan, to)})
     problems += _lacks(plan.needs, plan)
     refuse(problems)
+    refuse(_unreadable(plan, anatomy))
     return plan
 
 
-def _plan_modules(recipe: Recipe, checkpoint: Checkpoint, dtype: ComputeDtype, problems: list[Problem]) -> Plan:
+def _plan(
+    recipe: Recipe, checkpoint: Checkpoint, computes: ComputeDtype, anatomy: Anatomy, problems: list[Problem]
+) -> Plan:
+    """The plan, but for what it needs of the machine."""
+    tensors: tuple[GgufTensor, ...] = ()
+    modules: tuple[Module, ...] = ()
+    attentions: tuple[str, ...] = ()
+    if isinstance(recipe.quantize, Gguf):
+        tensors = gguf_tensors(recipe, checkpoint, problems)
+        refuse(problems)
+    else:
+        modules, attentions = _plan_modules(recipe, checkpoint, anatomy, problems)
+    return Plan(
+        recipe=recipe,
+        checkpoint=checkpoint,
+        family=anatomy.family,
+        dtype=computes,
+        modules=modules,
+        attentions=attentions,
+        tensors=tensors,
+        needs=(),
+    )
+
+
+READABLE = ("fp8", "int8-weight-only", "gguf-q8_0")
+"""Recipes without data that are tried when transformers could not load what another one makes."""
+
+
+def _unreadable(plan: Plan, anatomy: Anatomy) -> Iterator[Problem]:
+    """Yield that transformers, which the card names, could not load the artifact, and which recipes would do."""
+    if not (why := unreadable(plan)):
+        return
+    others = [name for name in READABLE if name != plan.recipe.name and _is_readable(name, plan, anatomy)]
+    what = f"transformers cannot load what it makes of {plan.checkpoint.label}: {why}"
+    remedy = f"it could load what {' or '.join(others)} makes" if others else "no recipe here does better"
+    yield Problem(f"recipe {plan.recipe.name}", what, remedy)
+
+
+def _is_readable(name: str, plan: Plan, anatomy: Anatomy) -> bool:
+    problems: list[Problem] = []
+    try:
+        other = _plan(load_recipe(name), plan.checkpoint, plan.dtype, anatomy, problems)
+    except BadInput:
+        return False
+    return not problems and not unreadable(other)
+
+
+def _plan_modules(
+    recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: list[Problem]
+) -> tuple[tuple[Module, ...], tuple[str, ...]]:
+    """The modules of a plan, and the attentions whose cache it quantizes."""
     assert not isinstance(recipe.quantize, Gguf)
-    modules = tuple(_decide(recipe, checkpoint, problems))
+    modules = tuple(_decide(recipe, checkpoint, anatomy, problems))
     if not problems and not any(module.quantized for module in modules):
         problems.append(Problem(str(checkpoint.folder), "has no linear module left to quantize"))
     attentions = _attentions(recipe, checkpoint, modules)
     if recipe.quantize.kv_cache and not attentions:
         what = f"quantize.kv_cache is set, but no attention module of {checkpoint.label} is known"
         problems.append(Problem(f"recipe {recipe.name}", what, "leave kv_cache out"))
-    return Plan(recipe=recipe, checkpoint=checkpoint, dtype=dtype, modules=modules, attentions=attentions, needs=())
+    return modules, attentions
 
 
 def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
@@ -266,10 +327,11 @@ def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, .
     return tuple(sorted({name.rpartition(".")[0] for name in inside}))
 
 
-def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> list[Module]:
-    linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if is_linear(t)}
+def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: list[Problem]) -> list[Module]:
+    places = anatomy.places
+    linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if is_linear(t, places.get(t.name))}
     names = set(linear)
-    if checkpoint.config.get("tie_word_embeddings") or HEAD not in linear:
+    if anatomy.head_is_embedding or HEAD not in linear:
         names.add(HEAD)  # the head exists in the model, though the checkpoint holds no tensor for it
     layers = _decoder_layers(checkpoint)
     last = max(
@@ -288,11 +350,14 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
     ignored, ruled = asked[0], asked[1:]
     indivisible: dict[tuple[int, int], list[str]] = {}
     modules = []
-    tied = HEAD if checkpoint.config.get("tie_word_embeddings") else None
+    tied = HEAD if anatomy.head_is_embedding else None
     for name, tensor in sorted(linear.items()):
         rule = next((rule for rule, hits in zip(quantize.rules, ruled, strict=True) if name in hits), None)
-        reason = "ignored by the recipe" if name in ignored else _kept(name, tensor, layers, tied)
-        modules.append(_module(name, tensor, reason, rule, recipe, indivisible))
+        address = places[tensor.name].module
+        used = address not in anatomy.unused
+        reason = "ignored by the recipe" if name in ignored else _kept(name, tensor, layers, tied, used)
+        module = _module(name, tensor, reason, rule, recipe, indivisible)
+        modules.append(module.model_copy(update={"address": address}) if len(tensor.shape) == 2 else module)
     for (size, width), affected in sorted(indivisible.items()):
         who = affected[0] if len(affected) == 1 else f"{len(affected)} modules, like {affected[0]}"
         what = f"group size {size} does not divide the width {width} of {who}"
@@ -345,7 +410,7 @@ INSTEAD = {"gptq": "recipe int4-gptq can", "awq": "recipe int4-awq can"}
 CLIPPED_TOGETHER = 64
 
 
-def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
+def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None, used: bool) -> str:
     """Why a module that no pattern speaks of is kept; empty when it is not."""
     if name == tied:
         return "is tied to the embedding"
@@ -357,6 +422,8 @@ def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
         return "predicts further tokens (MTP)"
     if len(tensor.shape) != 2:
         return "experts stored as one tensor"
+    if not used:
+        return "its model reads the weight itself"
     return "" if tensor.dtype in FLOAT else f"is {tensor.dtype}"
 
 
@@ -415,12 +482,13 @@ def layer_number(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def is_linear(tensor: TensorInfo) -> bool:
-    """Whether it is a linear module's weight, or those of all experts in one."""
-    name = tensor.name.removesuffix(".weight")
+def is_linear(tensor: TensorInfo, place: Place | None) -> bool:
+    """Tell whether a tensor that goes to `place` is a linear module's weight, an expert's or those of all experts."""
+    if place is None or place.kind not in ("linear", "experts"):
+        return False
     if len(tensor.shape) == 3:
-        return EXPERTS.match(name) is not None
-    return tensor.name.endswith(".weight") and len(tensor.shape) == 2 and not NOT_LINEAR.search(name)
+        return EXPERTS.match(tensor.name.removesuffix(".weight")) is not None
+    return tensor.name.endswith(".weight") and len(tensor.shape) == 2
 
 
 def _module(
@@ -452,6 +520,7 @@ def _module(
             scheme, reason = None, f"group size {told}"
     return Module(
         name=name,
+        address=name,
         shape=tensor.shape,
         dtype=tensor.dtype,
         scheme=scheme,

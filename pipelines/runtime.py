@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.anatomy import auto_class, load_config
 from pipelines.device import NO_ROOM, ComputeDtype, keep_freed_memory
 from pipelines.errors import QuantgateError
 from pipelines.schemes import FP4_MAX, FP8_MAX
@@ -31,15 +32,14 @@ def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = N
         QuantgateError: the GPU's memory does not hold the model.
     """
     import torch
-    from transformers import AutoConfig
 
     from pipelines import dequantize
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(folder)
     described = getattr(config, "quantization_config", None)
     quantized = described is not None
     apart = described is not None and dequantize.is_needed(folder, described)
-    model = dequantize.load(folder, config, dtype) if apart else _load(folder, quantized, dtype)
+    model = dequantize.load(folder, config, dtype) if apart else _load(folder, config, quantized, dtype)
     if device == "cpu":
         keep_freed_memory()
     try:
@@ -51,16 +51,15 @@ def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = N
     return model
 
 
-def _load(folder: Path, quantized: bool, dtype: ComputeDtype | None) -> Any:
+def _load(folder: Path, config: Any, quantized: bool, dtype: ComputeDtype | None) -> Any:
     """As transformers reads it; the weights of a quantized one come dequantized, on their grid."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
     extra: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
     extra |= {"dtype": dtype or "auto", "use_safetensors": True, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that we pass `dequantize`, which we do
-        model, loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **extra)
+        model, loaded = auto_class(config, folder).from_pretrained(folder, trust_remote_code=False, **extra)
     unread = [name for name in loaded["unexpected_keys"] if name.endswith(("weight_scale", "weight_packed"))]
     if quantized and unread:
         what = f"transformers does not read {len(unread)} of its quantized tensors, like {min(unread)}"

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from pipelines import progress
+from pipelines.errors import BadInput
 from pipelines.schema import Frozen
 
 
@@ -88,7 +89,11 @@ def keep(
         shutil.rmtree(folder, ignore_errors=True)
         staging.mkdir()
         meter = Meter()
-        made = make(staging)
+        try:
+            made = make(staging)
+        except BadInput:  # nothing was begun
+            shutil.rmtree(staging)
+            raise
         fields = {"stage": stage, "key": key, "inputs": plain, "versions": versions, **meter.read(), **made}
         finished = result.model_validate({**fields, "folder": folder})  # where it will be in a moment
         write_json(staging / "result.json", finished.model_dump(mode="json"))

@@ -136,20 +136,8 @@ def _check_companions(artifact: Artifact, problems: list[str]) -> None:
             problems.append(f"{name} differs from the source's")
 
 
-def _expected(artifact: Artifact) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Every tensor the artifact must hold: dtype and shape."""
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for tensor in artifact.source.tensors:
-        module = artifact.plan.quantized.get(tensor.name.removesuffix(".weight"))
-        if module and tensor.name.endswith(".weight"):
-            expected |= {f"{module.name}.{suffix}": part for suffix, part in module.parts.items()}
-        else:
-            expected[tensor.name] = (tensor.dtype, tensor.shape)
-    return expected | artifact.plan.cache_scales
-
-
 def _check_tensors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> None:
-    expected = _expected(artifact)
+    expected = artifact.plan.stored
     found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in stored.tensors}
     problems += [f"tensor {name} is missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"tensor {name} is not in the plan" for name in sorted(found.keys() - expected.keys())]

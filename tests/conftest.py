@@ -14,6 +14,7 @@ from pipelines import environments, store
 from pipelines.checkpoint import Checkpoint
 from pipelines.models import load_model
 from tests import servers, warm
+from tests.fakes import anatomy_of, unreadable_unless_fake
 from tests.servers import Registry, Store
 
 PLAIN = ("--set", "quantize.ignore=[lm_head]")
@@ -123,6 +124,13 @@ def cli(tmp_path: Path) -> Cli:
         return subprocess.run(command, cwd=workplace, env=whole, capture_output=True, text=True, check=False)
 
     return call
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of checkpoints that are headers and no model: transformers is not asked about these."""
+    monkeypatch.setattr("pipelines.plan.examine", anatomy_of)
+    monkeypatch.setattr("pipelines.plan.unreadable", unreadable_unless_fake)
 
 
 @pytest.fixture

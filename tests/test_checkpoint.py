@@ -21,6 +21,19 @@ Break = Callable[[Path], object]
 
 EMBEDDING, LINEAR = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
 SMALL: Tensors = {EMBEDDING: ("BF16", (16, 8)), LINEAR: ("BF16", (32, 8))}
+LLAMA: Tensors = {
+    EMBEDDING: ("BF16", (16, 8)),
+    "model.layers.0.mlp.gate_proj.weight": ("BF16", (32, 8)),
+    "model.layers.0.mlp.down_proj.weight": ("BF16", (8, 32)),
+    **{f"model.layers.0.self_attn.{which}_proj.weight": ("BF16", (8, 8)) for which in "qkvo"},
+    **{f"model.layers.0.{which}_layernorm.weight": ("BF16", (8,)) for which in ("input", "post_attention")},
+    "model.norm.weight": ("BF16", (8,)),
+    LINEAR: ("BF16", (32, 8)),
+}
+"""All of a Llama, as transformers wants them."""
+SIZES = {
+    "hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16,
+}  # fmt: skip
 WEIGHTS = "model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -44,7 +57,9 @@ def write_safetensors(path: Path, tensors: Tensors, **entries: object) -> Path:
 def write_checkpoint(folder: Path, tensors: Tensors = SMALL, **config: object) -> Path:
     """A checkpoint folder with a config and one file of zeros."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True} | config))
+    sizes = SIZES if tensors is LLAMA else {}
+    told = {"model_type": "llama", "tie_word_embeddings": True} | sizes | config
+    (folder / "config.json").write_text(json.dumps(told))
     write_safetensors(folder / WEIGHTS, tensors)
     return folder
 

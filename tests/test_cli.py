@@ -16,7 +16,7 @@ from pipelines import library
 from pipelines.recipe import load_recipe
 from pipelines.tables import FAMILIES
 from tests.conftest import PLAIN, Cli
-from tests.test_checkpoint import LINEAR, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
+from tests.test_checkpoint import LINEAR, LLAMA, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
 from tests.test_plan import sparse_checkpoint
 
 COMMANDS = (
@@ -57,7 +57,7 @@ tasks: [{task: sciqq}]
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A sound checkpoint of zeros that no command gets as far as loading."""
-    return write_checkpoint(tmp_path / "model")
+    return write_checkpoint(tmp_path / "model", LLAMA)
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -289,7 +289,7 @@ def test_a_group_size_that_divides_nothing_is_refused(cli: Cli, tmp_path: Path, 
     overrides = ["--set", "quantize.scheme=W4A16", "--set", "quantize.group_size=12"]
     told = refused(cli, tmp_path, "run", "int8", "--model", model, *overrides)
     assert told.startswith("error: recipe int8: group size 12 does not divide the width 8 of ")
-    assert LINEAR.removesuffix(".weight") in told
+    assert "like model.layers.0.mlp.gate_proj\n" in told
 
 
 def test_a_path_that_is_no_checkpoint_is_refused(cli: Cli, tmp_path: Path) -> None:

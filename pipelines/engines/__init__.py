@@ -52,8 +52,8 @@ class Written(Frozen):
 def written_config(plan: Plan) -> dict[str, Any]:
     """The `quantization_config` of the artifact that `plan` describes."""
     address = _address_inside if any(NOT_TEXT.search(module.name) for module in plan.modules) else str
-    modules = {address(module.name): (module.scheme, module.group_size) for module in plan.modules if module.scheme}
-    kept = {address(module.name) for module in plan.modules if not module.scheme}
+    modules = {address(module.address): (module.scheme, module.group_size) for module in plan.modules if module.scheme}
+    kept = {address(module.address) for module in plan.modules if not module.scheme}
     head = set() if HEAD in {module.name for module in plan.modules} else {HEAD}
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
 
@@ -75,7 +75,7 @@ def worker_module(engine: Engine) -> str:
 
 def named_kept(plan: Plan) -> list[str]:
     """The kept modules that engines and runtimes must be told of: at heads and towers they do not look."""
-    kept = (module.name for module in plan.modules if not module.quantized)
+    kept = (module.address for module in plan.modules if not module.quantized)
     return [name for name in kept if name != HEAD and not NOT_TEXT.search(name)]
 
 

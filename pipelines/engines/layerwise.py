@@ -385,9 +385,10 @@ class _CacheRange:
 
 
 def _load(plan: Plan) -> Any:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(plan.checkpoint.folder, dtype="auto", trust_remote_code=False).eval()
+    chosen = getattr(transformers, plan.family)
+    model = chosen.from_pretrained(plan.checkpoint.folder, dtype="auto", trust_remote_code=False).eval()
     if _has_experts(plan):
         linearize_experts(model)
     return model

@@ -1,0 +1,206 @@
+"""What becomes of every causal language model that transformers knows: `make models` builds a tiny one of each class,
+takes it through three recipes, and writes docs/models.md (half an hour).
+
+Whatever is found is what transformers' own classes do with random weights: an artifact that loads with logits near the
+source's, or a refusal before any weight is read.
+"""
+
+import contextlib
+import gc
+import io
+import json
+import math
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import BadInput, QuantgateError, first_line
+
+HERE = Path(__file__).parent
+SIZES: dict[int, tuple[str, ...]] = {
+    64: ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "embedding_size", "word_embed_proj_dim", "lru_width"),
+    128: (
+        "intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size",
+        "intermediate_size_mlp", "dense_intermediate_size", "shared_expert_intermediate_size",
+    ),
+    32: ("moe_intermediate_size", "expert_dim", "moe_shared_expert_intermediate_size", "kv_lora_rank", "q_lora_rank"),
+    3: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_blocks"),
+    4: (
+        "num_attention_heads", "n_head", "n_heads", "encoder_attention_heads", "decoder_attention_heads", "num_heads",
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "mamba_n_heads", "mamba_num_heads",
+        "state_size", "ssm_state_size", "mamba_d_state",
+    ),
+    2: ("num_key_value_heads", "num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token"),
+    1: (
+        "n_group", "n_groups", "topk_group", "mamba_n_groups", "mamba_ngroups", "n_shared_experts",
+        "first_k_dense_replace", "num_mem_blocks",
+    ),
+    16: (
+        "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "mamba_d_head", "mamba_head_dim", "rotary_dim",
+        "linear_key_head_dim", "linear_value_head_dim", "qk_head_dim",
+    ),
+    258: ("vocab_size", "vocab_size_per_layer_input"),
+    512: ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"),
+}  # fmt: skip
+"""Size → the keys of configs that get it."""
+TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+RECIPES = ("fp8", "int4-gptq", "gguf-q8_0")
+NEAR = {"fp8": 0.25, "int4-gptq": 0.8}
+"""How far the logits of an artifact may be from the source's, relative to their size."""
+
+
+class Outcome(NamedTuple):
+    """What became of a model type."""
+
+    kind: str
+    architecture: str
+    results: tuple[str, ...]
+    """For each of `RECIPES`: `yes`, or why not."""
+
+
+def tiny_settings(default: Any) -> dict[str, Any]:
+    """Return settings that make a `default` config small."""
+    known = default.to_dict()
+    settings: dict[str, Any] = {key: size for size, keys in SIZES.items() for key in keys if known.get(key) is not None}
+    settings |= {key: value for key, value in TOKENS.items() if key in known}
+    layers = next((settings[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in settings), 3)
+    for key in ("layer_types", "layers_block_type", "mlp_layer_types", "block_types"):
+        if isinstance(known.get(key), list) and known[key]:
+            kinds = list(dict.fromkeys(known[key]))
+            settings[key] = [kinds[number % len(kinds)] for number in range(layers)]
+    if "kv_lora_rank" in settings and "num_key_value_heads" in settings:
+        settings["num_key_value_heads"] = settings.get("num_attention_heads", 4)  # latent attention has no groups
+    for key, inner in known.items():
+        if key.endswith("text_config") and isinstance(inner, dict):
+            settings[key] = {**inner, **tiny_settings(getattr(default, key))}
+    return settings
+
+
+def build(kind: str, folder: Path) -> str:
+    """Write a tiny checkpoint of model type `kind`, of random weights, into `folder`; return its class.
+
+    Raises:
+        ValueError: no small model of this type can be built from its config alone.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    try:
+        default = AutoConfig.for_model(kind)
+        config = AutoConfig.for_model(kind, **tiny_settings(default))
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.08) if parameter.ndim > 1 else parameter.add_(0.1)
+        if sum(parameter.numel() for parameter in model.parameters()) > 30_000_000:
+            raise ValueError("is not small")
+        model.to(torch.bfloat16).save_pretrained(folder)
+    except Exception as error:
+        raise ValueError(first_line(error)) from None
+    write_tokenizer(folder)
+    return type(model).__name__
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of bytes into `folder`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def outcome(kind: str, scratch: Path) -> Outcome:
+    """Take a tiny model of type `kind` through all recipes."""
+    folder = scratch / kind
+    try:
+        with quietly():
+            architecture = build(kind, folder)
+    except ValueError as error:
+        return Outcome(kind, "-", (f"not built: {error}",) * len(RECIPES))
+    with quietly():
+        results = tuple(attempt(recipe, folder, scratch) for recipe in RECIPES)
+    gc.collect()
+    return Outcome(kind, architecture, results)
+
+
+def attempt(recipe: str, folder: Path, scratch: Path) -> str:
+    """Return `yes` for an artifact that transformers loads with logits near the source's, or why there is none."""
+    from pipelines import make_plan, quantize
+    from pipelines.recipe import load_recipe
+    from pipelines.verify import verify
+
+    settings = ["quantize.on_indivisible=skip", f"calibrate={{set: {calibration(scratch)}, samples: 4, seq_len: 32}}"]
+    try:
+        plan = make_plan(load_recipe(recipe, settings if recipe == "int4-gptq" else []), folder)
+        if plan.tensors:
+            return "yes"
+        artifact = quantize(plan)
+        verify(artifact, "cpu")
+        far = distance(folder, artifact.checkpoint)
+    except BadInput as error:
+        return f"refused: {first_line(error).removeprefix(str(folder))}"
+    except QuantgateError as error:
+        return f"FAILED: {first_line(error)}"
+    except Exception as error:
+        return f"BUG: {type(error).__name__}: {first_line(error)}"
+    return "yes" if far < NEAR[recipe] else f"FAR: {far:.2f}"
+
+
+def calibration(scratch: Path) -> Path:
+    """Return a calibration set of a few sentences."""
+    (scratch / "ships.txt").write_text(
+        "\n\n".join(f"In the year {1500 + n} the ship left with {n * n} barrels." for n in range(60))
+    )
+    path = scratch / "ships.yaml"
+    path.write_text("{version: 1, name: ships, summary: x, source: {kind: files, paths: [ships.txt]}}")
+    return path
+
+
+def distance(source: Path, artifact: Path) -> float:
+    """Return how far plain transformers' logits of `artifact` are from those of `source`, relative to their size."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.randint(2, 250, (1, 48), generator=torch.Generator().manual_seed(1))
+    found = []
+    for folder in (source, artifact):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        with torch.inference_mode():
+            found.append(model(ids).logits.float())
+    before, after = found
+    far = float((after - before).norm() / before.norm())
+    return far if math.isfinite(far) else math.inf
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what libraries say of models that nobody uses to themselves."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def kinds() -> list[str]:
+    """Return every model type of which transformers has a causal language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def main() -> None:
+    """Print the outcome of the model types given, or write the table of all."""
+    chosen = sys.argv[1:] or kinds()
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind in chosen:
+            print(json.dumps(outcome(kind, Path(scratch))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

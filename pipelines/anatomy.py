@@ -1,0 +1,294 @@
+"""What transformers makes of a checkpoint: its class built on the meta device, where nothing has weights, and told the
+names and shapes that the headers give.
+
+Headers alone do not say which module holds a tensor, which of them are linear and called as such, which tensors a
+model lacks, and whether its head is the embedding by default. What was found is kept, so that a plan imports
+transformers once for each config.
+"""
+
+import contextlib
+import copy
+import functools
+import importlib.metadata
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.checkpoint import Checkpoint, TensorInfo, entries
+from pipelines.errors import Problem, bad_input, first_line, refuse
+from pipelines.schema import Frozen
+from pipelines.schemes import Layout
+from pipelines.store import Result, keep
+
+Kind = Literal["linear", "transposed", "experts", "other"]
+"""Of a module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all experts
+of a layer in one tensor; anything else."""
+Family = Literal["AutoModelForCausalLM", "AutoModelForImageTextToText"]
+FAMILIES: tuple[Family, ...] = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+"""The classes of transformers that load a language model, in the order in which they are asked."""
+TORCH_DTYPES = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
+"""Keys of a config that say how many layers there are: each holds at least one tensor."""
+TOKENS = 8
+"""Tokens that pass through the model on the meta device, to see what is called."""
+
+
+class Place(Frozen):
+    """Where a tensor of the checkpoint goes in the model."""
+
+    module: str
+    """Name of the module that holds it, in the model."""
+    kind: Kind
+
+
+class Anatomy(Result):
+    """What transformers makes of a checkpoint."""
+
+    family: Family
+    architecture: str
+    """Name of the class."""
+    places: dict[str, Place]
+    """Tensor of the checkpoint → where it goes; without those that no module takes."""
+    missing: tuple[str, ...]
+    """Tensors of the model that the checkpoint does not have, and that are not tied to one that it has."""
+    unexpected: tuple[str, ...]
+    """Tensors of the checkpoint that the model does not read."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    """Name, shape in the checkpoint, shape in the model."""
+    unused: tuple[str, ...]
+    """Linear modules that the model does not use as such: it reads their weights itself, or not at all."""
+    head_is_embedding: bool
+
+
+def examine(checkpoint: Checkpoint) -> Anatomy:
+    """Return what transformers makes of `checkpoint`, or what was found before.
+
+    Raises:
+        BadInput: its config is of no language model that transformers knows, or makes none.
+    """
+    inputs = {
+        "config": checkpoint.config,
+        "tensors": [[tensor.name, tensor.dtype, tensor.shape] for tensor in checkpoint.tensors],
+        "transformers": importlib.metadata.version("transformers"),
+    }
+    return keep("anatomy", inputs, Anatomy, lambda _: _examine(checkpoint))
+
+
+def check_complete(checkpoint: Checkpoint, anatomy: Anatomy) -> Iterator[Problem]:
+    """Yield what is wrong with the tensors of a checkpoint: missing, of another shape, or read by nobody."""
+    where, who = str(checkpoint.folder), f"a {anatomy.architecture}"
+    if anatomy.missing:
+        remedy = "copy the checkpoint again"
+        if any("head" in name for name in anatomy.missing):
+            remedy += '; if its head is the embedding, set "tie_word_embeddings": true in config.json'
+        yield Problem(where, f"lacks {_named(anatomy.missing)} of {who}, which would be made up at random", remedy)
+    for name, stored, wanted in anatomy.mismatched[:3]:
+        what = f"tensor {name} is {list(stored)}, and {list(wanted)} in {who} of its config"
+        yield Problem(where, what, "give the config.json that belongs to these weights")
+    if anatomy.unexpected:
+        what = f"holds {_named(anatomy.unexpected)} that {who} does not read"
+        yield Problem(where, what, "remove them from the weights, or name the model's real class in config.json")
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors, like {names[0]},"
+
+
+def load_config(folder: Path) -> Any:
+    """Return transformers' config of the checkpoint in `folder`.
+
+    Raises:
+        BadInput: it makes none of `config.json`.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of transformers, of its checks of types, of what computes with wrong values
+        what = f"transformers makes no config of it: {first_line(error)}"
+        raise bad_input(folder / "config.json", what, "give the config.json that belongs to these weights") from None
+
+
+def model_class(config: Any, folder: Path) -> tuple[Family, Any]:
+    """Return the auto class that loads a language model of `config`, and the class of the model.
+
+    Raises:
+        BadInput: there is none.
+    """
+    import transformers
+
+    mappings = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    for family, mapping in zip(FAMILIES, mappings, strict=True):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return family, found[0] if isinstance(found, tuple | list) else found
+    what = f"is of model type {config.model_type}, of which transformers has no language model"
+    remedy = "give a causal language model, or one that sees images and writes text"
+    raise bad_input(folder / "config.json", what, remedy)
+
+
+def auto_class(config: Any, folder: Path) -> Any:
+    """Return the auto class of transformers that loads a language model of `config`.
+
+    Raises:
+        BadInput: there is none.
+    """
+    import transformers
+
+    return getattr(transformers, model_class(config, folder)[0])
+
+
+def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
+    refuse(_endless(checkpoint))
+    config = load_config(checkpoint.folder)
+    family, chosen = model_class(config, checkpoint.folder)
+    try:
+        with quiet():
+            tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in checkpoint.tensors}
+            model, info = load_on_meta(chosen, config, tensors)
+            places = dict(_places(checkpoint, model))
+            head_is_embedding = _head_is_embedding(model)
+            unused = _unused(model)
+    except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
+        what = f"transformers cannot make a {chosen.__name__} of it: {first_line(error)}"
+        remedy = "give the config.json that belongs to these weights"
+        raise bad_input(checkpoint.folder / "config.json", what, remedy) from None
+    return {
+        "family": family,
+        "architecture": chosen.__name__,
+        "places": places,
+        "missing": tuple(sorted(info["missing_keys"])),
+        "unexpected": tuple(sorted(info["unexpected_keys"])),
+        "mismatched": tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]),
+        "unused": unused,
+        "head_is_embedding": head_is_embedding,
+    }
+
+
+def _endless(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Yield numbers of layers that cannot be: building so many modules would not end."""
+    most = len(checkpoint.tensors)
+    for key, value in entries(checkpoint.config):
+        if COUNTS.fullmatch(key) and isinstance(value, int) and not isinstance(value, bool) and value > most:
+            what = f"says {key} {value}, and its weights have {most} tensors"
+            yield Problem(str(checkpoint.folder / "config.json"), what, "give the config that belongs to these weights")
+
+
+def load_on_meta(chosen: Any, config: Any, tensors: Layout) -> tuple[Any, dict[str, Any]]:
+    """Return the model of class `chosen` without weights, and what transformers says of the names and shapes that it
+    was given."""
+    import torch
+
+    state = {
+        name: torch.empty(shape, dtype=getattr(torch, TORCH_DTYPES[dtype]), device="meta")
+        for name, (dtype, shape) in tensors.items()
+    }
+    loaded: tuple[Any, dict[str, Any]] = chosen.from_pretrained(
+        None,
+        config=copy.deepcopy(config),
+        state_dict=state,
+        device_map={"": "meta"},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    return loaded
+
+
+def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
+    """Each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    parameters, modules = model.state_dict(), dict(model.named_modules())
+    for tensor in checkpoint.tensors:
+        name, _ = rename_source_key(tensor.name, renamings, converters, model.base_model_prefix, parameters)
+        if name in parameters:
+            holder = name.rpartition(".")[0]
+            yield tensor.name, Place(module=holder, kind=_kind(modules[holder], name, parameters[name], tensor))
+
+
+def _kind(module: Any, name: str, parameter: Any, tensor: TensorInfo) -> Kind:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if not name.endswith("weight") and parameter.ndim == 3:
+        return "experts"
+    if not name.endswith(".weight") or parameter.ndim != 2:
+        return "other"
+    if isinstance(module, Conv1D):
+        return "transposed"
+    alike = tuple(parameter.shape) == tensor.shape  # else the weights of several modules become one while they load
+    return "linear" if isinstance(module, torch.nn.Linear) and alike else "other"
+
+
+def _unused(model: Any) -> tuple[str, ...]:
+    """The linear modules that a forward pass of text does not call, or whose weight the model reads itself."""
+    import torch
+
+    linear = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    watch = _Watch(linear)
+    for module in model.modules():  # a loader calls this for modules with parts that it does not find
+        if not isinstance(module, torch.nn.Linear):
+            with contextlib.suppress(Exception), torch.no_grad():
+                model._init_weights(module)
+        if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
+            module.forward = lambda hidden, *_, **__: hidden  # which expert a token goes to, only weights tell
+    ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    except Exception:  # what depends on values fails, and where, depends on the model
+        watch.called |= linear.keys()
+    return tuple(sorted((linear.keys() - watch.called) | watch.read))
+
+
+class _Watch:
+    """Notes which linear modules are called, and of which the weight is read from outside."""
+
+    def __init__(self, linear: dict[str, Any]) -> None:
+        self.called: set[str] = set()
+        self.read: set[str] = set()
+        for name, module in linear.items():
+            weight = module._parameters.pop("weight")
+            module.forward = functools.partial(self._call, name, weight, module)
+            module.__class__ = type(
+                "Linear", (type(module),), {"weight": property(functools.partial(self._read, name, weight))}
+            )
+
+    def _call(self, name: str, weight: Any, module: Any, x: Any) -> Any:
+        import torch
+
+        self.called.add(name)
+        return torch.nn.functional.linear(x, weight, module.bias)
+
+    def _read(self, name: str, weight: Any, _: Any) -> Any:
+        self.read.add(name)
+        return weight
+
+
+def _head_is_embedding(model: Any) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to themselves what transformers and compressed-tensors report of loading, and their bars."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(before)

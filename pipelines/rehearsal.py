@@ -1,0 +1,64 @@
+"""The artifact of a plan, loaded by transformers before it exists: the names and shapes that will be in its files, on
+the meta device, with the config that it will have."""
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from pipelines.anatomy import load_config, load_on_meta, model_class, quiet
+from pipelines.errors import first_line
+from pipelines.store import Result, keep
+
+if TYPE_CHECKING:
+    from pipelines.plan import Plan
+
+
+class Rehearsal(Result):
+    """What transformers says of an artifact that is not made yet."""
+
+    failed: str
+    """The first line of what it raised; empty when it loaded."""
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    """Names of tensors that it would make up at random, not read, or read in another shape."""
+
+
+def rehearse(plan: "Plan") -> Rehearsal:
+    """Let transformers load the artifact that `plan` describes, without its weights; what was found is kept."""
+    from pipelines.engines import written_config
+
+    described = written_config(plan)
+    inputs = {
+        "config": {**plan.checkpoint.config, "quantization_config": described},
+        "tensors": plan.stored,
+        "versions": [importlib.metadata.version(name) for name in ("transformers", "compressed-tensors")],
+    }
+    return keep("rehearsal", inputs, Rehearsal, lambda _: _rehearse(plan, described))
+
+
+def unreadable(plan: "Plan") -> str:
+    """Return why transformers could not load the artifact of `plan`; empty if it could, or is not to."""
+    if not plan.modules or plan.recipe.packing != "compressed-tensors":
+        return ""
+    found = rehearse(plan)
+    if lost := found.missing or found.unexpected or found.mismatched:
+        return f"it would not find or not read {len(lost)} of its tensors, like {lost[0]}"
+    return found.failed
+
+
+def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
+    config = load_config(plan.checkpoint.folder)
+    config.quantization_config = described
+    _, chosen = model_class(config, plan.checkpoint.folder)
+    try:
+        with quiet():
+            _, info = load_on_meta(chosen, config, plan.stored)
+    except Exception as error:  # of transformers or compressed-tensors, which share no class
+        return {"failed": first_line(error)}
+    mismatched = (name for name, *_ in info["mismatched_keys"])
+    return {
+        "failed": "",
+        "missing": tuple(sorted(info["missing_keys"])),
+        "unexpected": tuple(sorted(info["unexpected_keys"])),
+        "mismatched": tuple(sorted(mismatched)),
+    }

@@ -1,0 +1,41 @@
+"""Checkpoints that are headers and no model: for what a plan makes of names and shapes that no small model has."""
+
+import re
+
+from pipelines.anatomy import Anatomy, Kind, Place, examine
+from pipelines.checkpoint import Checkpoint, TensorInfo
+from pipelines.plan import Plan
+from pipelines.rehearsal import unreadable
+from pipelines.store import cache_dir
+
+NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
+
+
+def is_fake(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint is headers alone."""
+    return not (checkpoint.folder / "tokenizer.json").exists()
+
+
+def unreadable_unless_fake(plan: Plan) -> str:
+    """What transformers says of an artifact; of one of headers alone, which it could not load, nothing."""
+    return "" if is_fake(plan.checkpoint) else unreadable(plan)
+
+
+def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
+    """What transformers makes of a real checkpoint; for headers alone, a model that has a module of every name."""
+    if not is_fake(checkpoint):
+        return examine(checkpoint)
+    places = {t.name: Place(module=t.name.removesuffix(".weight"), kind=_kind(t)) for t in checkpoint.tensors}
+    tied = bool(checkpoint.config.get("tie_word_embeddings"))
+    return Anatomy(
+        stage="anatomy", key="", inputs={}, versions={}, seconds=0, peak_memory=0, folder=cache_dir(),
+        family="AutoModelForCausalLM", architecture="LlamaForCausalLM", places=places, missing=(), unexpected=(),
+        mismatched=(), unused=(), head_is_embedding=tied,
+    )  # fmt: skip
+
+
+def _kind(tensor: TensorInfo) -> Kind:
+    if len(tensor.shape) == 3:
+        return "experts"
+    linear = tensor.name.endswith(".weight") and not NOT_LINEAR.search(tensor.name.removesuffix(".weight"))
+    return "linear" if linear else "other"
