@@ -1,5 +1,6 @@
 """The streaming engine: every data-free scheme in files that others read, and its memory against the model's size."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -28,6 +29,7 @@ from tests.test_checkpoint import split, write_checkpoint
 DATA_FREE: list[SchemeName] = [name for name in OWN_SCHEMES if not SCHEMES[name].calibrated]
 Tensors = dict[str, torch.Tensor]
 
+pytestmark = pytest.mark.usefixtures("fakes")
 every_scheme = pytest.mark.parametrize("name", DATA_FREE)
 every_dtype = pytest.mark.parametrize("dtype", rounding.DTYPES)
 
@@ -198,7 +200,12 @@ def test_tensors_are_those_of_llmcompressor_and_as_close_to_the_source(
         assert error <= 1.005 * reference  # their scales are rounded twice, which is at times a lucky shot
 
 
-def test_kept_tensors_may_be_called_scales_and_be_anything(smollm2: Checkpoint, tmp_path: Path) -> None:
+def test_kept_tensors_may_be_called_scales_and_be_anything(
+    smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a model that has such; this one has not, and the plan is to take them."""
+    for name in ("pipelines.plan.check_complete", "pipelines.plan.unreadable"):
+        monkeypatch.setattr(name, lambda *_: ())
     source = make_tiny(tmp_path / "source", smollm2, num_hidden_layers=1)
     others = {"model.logit_scale": torch.tensor(-1.0), "model.layers.0.attn_scale": torch.zeros(4)}
     save_file(load_file(source / "model.safetensors") | others, source / "model.safetensors", metadata={"format": "pt"})
@@ -275,10 +282,13 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
+import pipelines.plan
 from pipelines import rounding
 from pipelines.engines import streaming
 from pipelines.plan import make_plan
 from pipelines.recipe import load_recipe
+from tests.fakes import anatomy_of
+pipelines.plan.examine, pipelines.plan.unreadable = anatomy_of, lambda _: ""
 recipe = load_recipe("fp8", ["quantize.scheme=" + sys.argv[3], "quantize.ignore=[lm_head]"])
 plan = make_plan(recipe, sys.argv[1])
 warm = torch.ones(64, 64, dtype=torch.bfloat16)  # what torch allocates once
@@ -299,7 +309,8 @@ def test_memory_does_not_grow_with_the_model(name: SchemeName, layers: int, part
     source = write_checkpoint(tmp_path / "source", {f"{module}.weight": ("BF16", (8192, 4096)) for module in modules})
     (tmp_path / "ours").mkdir()
     command = [sys.executable, "-c", LIMITED, str(source), str(tmp_path / "ours"), name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == layers * (192 << 20)
     assert len(read_header(tmp_path / "ours" / "model.safetensors", "")) == parts * len(modules)
