@@ -348,9 +348,17 @@ def _indexed_files(folder: Path, problems: list[Problem]) -> tuple[list[str], se
     for file in files:
         if Path(file).name != file:
             problems.append(Problem(str(index), f"names a file outside its folder: {file}"))
-        elif not (folder / file).is_file():
+        elif not _is_file(folder / file):
             problems.append(Problem(str(folder / file), "missing shard, named by the index", "copy it again"))
-    return [file for file in files if Path(file).name == file and (folder / file).is_file()], set(weight_map)
+    return [file for file in files if Path(file).name == file and _is_file(folder / file)], set(weight_map)
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether there is such a file; there is none of a name that no file system takes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _other_files(folder: Path, weights: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
