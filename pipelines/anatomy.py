@@ -63,6 +63,8 @@ class Anatomy(Result):
     """Name, shape in the checkpoint, shape in the model."""
     unused: tuple[str, ...]
     """Linear modules that the model does not use as such: it reads their weights itself, or not at all."""
+    head: str
+    """The module that makes logits of hidden states; empty where the class does not say which."""
     head_is_embedding: bool
 
 
@@ -153,7 +155,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
             tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in checkpoint.tensors}
             model, info = load_on_meta(chosen, config, tensors)
             places = dict(_places(checkpoint, model))
-            head_is_embedding = _head_is_embedding(model)
+            head, head_is_embedding = _head(model)
             unused = _unused(model)
     except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
         what = f"transformers cannot make a {chosen.__name__} of it: {first_line(error)}"
@@ -167,6 +169,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
         "unexpected": tuple(sorted(info["unexpected_keys"])),
         "mismatched": tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]),
         "unused": unused,
+        "head": head,
         "head_is_embedding": head_is_embedding,
     }
 
@@ -275,9 +278,11 @@ class _Watch:
         return weight
 
 
-def _head_is_embedding(model: Any) -> bool:
+def _head(model: Any) -> tuple[str, bool]:
+    """The name of the module that makes logits, and whether its weight is the embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is embedding.weight
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    return name, bool(name) and head.weight is getattr(embedding, "weight", None)
 
 
 @contextlib.contextmanager

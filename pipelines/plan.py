@@ -122,6 +122,8 @@ class Plan(Frozen):
     checkpoint: Checkpoint
     family: Family
     """The class of transformers that loads the model."""
+    head: str
+    """The module of that model which makes logits."""
     dtype: ComputeDtype
     """What models compute in on this machine, where they calibrate, are verified and evaluated; nothing is stored in
     it."""
@@ -237,6 +239,7 @@ def _plan(
         recipe=recipe,
         checkpoint=checkpoint,
         family=anatomy.family,
+        head=anatomy.head or HEAD,
         dtype=computes,
         modules=modules,
         attentions=attentions,
@@ -330,9 +333,8 @@ def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, .
 def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: list[Problem]) -> list[Module]:
     places = anatomy.places
     linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if is_linear(t, places.get(t.name))}
-    names = set(linear)
-    if anatomy.head_is_embedding or HEAD not in linear:
-        names.add(HEAD)  # the head exists in the model, though the checkpoint holds no tensor for it
+    head = next((name for name, tensor in linear.items() if places[tensor.name].module == anatomy.head), HEAD)
+    names = {*linear, head}  # the head exists in the model, though the checkpoint may hold no tensor for it
     layers = _decoder_layers(checkpoint)
     last = max(
         (layer_number(name) for name in names if not NOT_TEXT.search(name) and layer_number(name) < layers), default=-1
@@ -340,7 +342,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: 
     quantize, asked = recipe.quantize, []
     assert not isinstance(quantize, Gguf)
     for patterns, what in ((quantize.ignore, "ignore"), *((rule.match, "rule") for rule in quantize.rules)):
-        hits = {pattern: {name for name in names if matches(pattern, name, last)} for pattern in patterns}
+        hits = {pattern: {name for name in names if _means(pattern, name, head, last)} for pattern in patterns}
         for pattern in (pattern for pattern, found in hits.items() if not found):
             what_is = f"{what} pattern '{pattern}' matches no linear module of {checkpoint.label}"
             problems.append(
@@ -350,7 +352,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: 
     ignored, ruled = asked[0], asked[1:]
     indivisible: dict[tuple[int, int], list[str]] = {}
     modules = []
-    tied = HEAD if anatomy.head_is_embedding else None
+    tied = head if anatomy.head_is_embedding else None
     for name, tensor in sorted(linear.items()):
         rule = next((rule for rule, hits in zip(quantize.rules, ruled, strict=True) if name in hits), None)
         address = places[tensor.name].module
@@ -474,6 +476,11 @@ def matches(pattern: str, name: str, last_layer: int) -> bool:
         number = int(pattern.removeprefix("layer:"))
         return layer_number(name) == (number if number >= 0 else last_layer + 1 + number)
     return name == pattern or name.endswith(f".{pattern}")
+
+
+def _means(pattern: str, name: str, head: str, last_layer: int) -> bool:
+    """Tell whether `pattern` means module `name`; `lm_head` means the `head`, whatever a model calls it."""
+    return matches(pattern, name, last_layer) or (name == head and matches(pattern, HEAD, last_layer))
 
 
 def layer_number(name: str) -> int:

@@ -30,7 +30,7 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
     return Anatomy(
         stage="anatomy", key="", inputs={}, versions={}, seconds=0, peak_memory=0, folder=cache_dir(),
         family="AutoModelForCausalLM", architecture="LlamaForCausalLM", places=places, missing=(), unexpected=(),
-        mismatched=(), unused=(), head_is_embedding=tied,
+        mismatched=(), unused=(), head="lm_head", head_is_embedding=tied,
     )  # fmt: skip
 
 

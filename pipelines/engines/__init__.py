@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipelines import packings
-from pipelines.plan import FUSED, HEAD, LAYER, NOT_TEXT, Module, Plan
+from pipelines.plan import FUSED, LAYER, NOT_TEXT, Module, Plan
 from pipelines.recipe import Engine
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, quantization_config
@@ -54,7 +54,7 @@ def written_config(plan: Plan) -> dict[str, Any]:
     address = _address_inside if any(NOT_TEXT.search(module.name) for module in plan.modules) else str
     modules = {address(module.address): (module.scheme, module.group_size) for module in plan.modules if module.scheme}
     kept = {address(module.address) for module in plan.modules if not module.scheme}
-    head = set() if HEAD in {module.name for module in plan.modules} else {HEAD}
+    head = set() if plan.head in {module.address for module in plan.modules} else {plan.head}
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
 
 
@@ -76,7 +76,7 @@ def worker_module(engine: Engine) -> str:
 def named_kept(plan: Plan) -> list[str]:
     """The kept modules that engines and runtimes must be told of: at heads and towers they do not look."""
     kept = (module.address for module in plan.modules if not module.quantized)
-    return [name for name in kept if name != HEAD and not NOT_TEXT.search(name)]
+    return [name for name in kept if name != plan.head and not NOT_TEXT.search(name)]
 
 
 def _address_inside(name: str) -> str:

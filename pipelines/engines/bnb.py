@@ -8,7 +8,7 @@ from pipelines.device import choose_device
 from pipelines.engines import Written, named_kept
 from pipelines.engines.files import ArtifactFiles, copy_kept, read_rows
 from pipelines.packings import TORCH_NAMES, bitsandbytes_config
-from pipelines.plan import HEAD, Plan
+from pipelines.plan import Plan
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
@@ -28,5 +28,5 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writ
             for name, part in state.as_dict(packed=True).items():
                 files.write(f"{module.name}.weight.{name}", part.cpu())
     dtype = TORCH_NAMES[next(iter(plan.quantized.values())).dtype]
-    config = bitsandbytes_config([*named_kept(plan), HEAD], dtype)
+    config = bitsandbytes_config([*named_kept(plan), plan.head], dtype)
     return Written(quantization_config=config, engine=f"bitsandbytes {bitsandbytes.__version__}")
