@@ -19,6 +19,7 @@ from pipelines import llama_build
 from pipelines.calibrate import CalibrationTokens, held_out, load_tokenizer
 from pipelines.checkpoint import INDEX, Checkpoint
 from pipelines.errors import QuantgateError, bad_input
+from pipelines.finite import check_finite
 from pipelines.llama_cpp import LlamaProcess, measure_distance, write_logits
 from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.processes import run_logged
@@ -81,6 +82,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
     """The F16 GGUF of `checkpoint`, made with llama.cpp's converter and held against the checkpoint.
 
     Raises:
+        BadInput: a tensor of the checkpoint holds NaN or infinities.
         QuantgateError: the converter does not take the checkpoint, its tokens differ from the checkpoint's tokenizer's,
             or the file computes something else than the checkpoint: a broken conversion.
     """
@@ -94,6 +96,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
             raise
 
     def make_file(file: Path) -> dict[str, Any]:
+        check_finite(checkpoint, checkpoint.tensors)
         _run_converter(checkpoint, file)
         with LlamaProcess(file) as llama:
             texts = _compare_tokens(checkpoint, llama)
