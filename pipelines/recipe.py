@@ -238,7 +238,7 @@ class Calibrate(Frozen):
     set: str
     """A calibration set by name (`quantgate list sets`), or the file of one."""
     samples: int = Field(default=512, gt=0, le=65536)
-    """How many texts."""
+    """How many samples."""
     seq_len: int = Field(default=2048, gt=7, le=131072)
     """Tokens of each sample; fewer where the model has fewer positions."""
     seed: int = 42
