@@ -117,9 +117,9 @@ The files lie beside it or below its folder, are UTF-8, and are looked at before
 | `.jsonl` | a line like `{{"text": "…"}}` or `{{"messages": [{{"role": "user", "content": "…"}}]}}` |
 | `.parquet` | a row of the column `text` or `messages` |
 
-Messages are rendered with the model's own chat template. Texts of fewer than {SHORTEST} tokens are left out. Samples are
-cut to the positions that a model has, where those are fewer than `seq_len`, and a run says so. A text with a token that
-the model has no embedding for is refused.
+Messages are rendered with the model's own chat template. Texts of fewer than {SHORTEST} tokens are left out. Samples
+are cut to the positions that a model has, where those are fewer than `seq_len`, and a run says so. A text with a token
+that the model has no embedding for is refused.
 """
 
 

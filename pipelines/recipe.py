@@ -277,7 +277,8 @@ class Recipe(Frozen):
         if self.calibrated and self.calibrate is None:
             what = f"method {self.quantize.method}" if self._by_method else "the scale of activations"
             what = "an importance matrix" if isinstance(self.quantize, Gguf) else what
-            raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {{set: self}}")
+            example = "{set: passages, samples: 128, seq_len: 512}"
+            raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {example}")
         if not self.calibrated and self.calibrate is not None:
             what = "method rtn uses no data with this scheme"
             what = "without imatrix: true, no data is used" if isinstance(self.quantize, Gguf) else what
