@@ -206,3 +206,13 @@ def spoil(folder: Path, tensor: str, value: float) -> None:
     weights = load_file(folder / "model.safetensors")
     weights[tensor].view(-1)[-1] = value
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_token(model: Path, **special: str) -> Path:
+    """Give the tokenizer of `model` special tokens, with numbers that the embedding has no rows for."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(model)
+    return model

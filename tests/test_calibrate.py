@@ -14,7 +14,7 @@ from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import load_recipe, load_suite
-from tests.conftest import BEAMS, edit_json, spoil
+from tests.conftest import BEAMS, edit_json, spoil, with_token
 
 WORDS = (
     "the quick brown fox jumps over the lazy dog while a small grey cat looks on from a wall and says nothing at all"
@@ -181,16 +181,6 @@ def test_a_missing_file_is_named(tiny: Path, tmp_path: Path) -> None:
 
 
 # What a model knows and reads
-
-
-def with_token(model: Path, **special: str) -> Path:
-    """Give the tokenizer of `model` special tokens, with numbers that the embedding has no rows for."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_special_tokens(special)
-    tokenizer.save_pretrained(model)
-    return model
 
 
 def without_end(model: Path) -> Path:

@@ -28,8 +28,8 @@ from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
 from pipelines.engines.files import ArtifactFiles, copy_kept
 from pipelines.engines.statistics import Collector, InputStatistics
-from pipelines.errors import BadInput, QuantgateError, bad_input, refuse
-from pipelines.finite import not_finite
+from pipelines.errors import BadInput, QuantgateError, bad_input
+from pipelines.finite import check_finite
 from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan, layer_number
 from pipelines.recipe import Awq, Gptq, Rtn
 from pipelines.schemes import FP8_MAX, SCHEMES
@@ -145,14 +145,14 @@ class _Work:
             self._write_cache_scales(name, cache)
 
     def _check_finite(self, weights: dict[str, torch.Tensor], statistics: dict[str, InputStatistics]) -> None:
-        """Raise `BadInput` for weights, or `QuantgateError` for activations, that are NaN or infinite."""
+        """Raise an error if a module holds or reads NaN or infinities: `BadInput` if the source does."""
+        numbers = {name: (weight, statistics[name].largest) for name, weight in weights.items()}
+        odd = [name for name, pair in numbers.items() if not all(torch.isfinite(part).all() for part in pair)]
         tensors = {tensor.name: tensor for tensor in self.plan.checkpoint.tensors}
-        broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
-        refuse(not_finite(tensors[f"{name}.weight"]) for name in broken)
-        for name, measured in statistics.items():
-            if not torch.isfinite(measured.largest).all():
-                why = "--dtype float32 may hold them" if self.dtype.itemsize < 4 else "the source is broken"
-                raise QuantgateError(f"{name} reads NaN or infinite activations in {self.plan.dtype}; {why}")
+        check_finite(self.plan.checkpoint, [tensors[f"{name}.weight"] for name in odd])
+        if odd:
+            why = "try --dtype float32" if self.dtype.itemsize < 4 else "the source is broken"
+            raise QuantgateError(f"{odd[0]} holds or reads NaN or infinite numbers in {self.plan.dtype}; {why}")
 
     def _watch(self, attentions: list[str]) -> dict[str, "_CacheRange"]:
         for name in attentions:
