@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipelines import library
+from pipelines.calibrate import SHORTEST
 from pipelines.card import listed, loader, vllm_line
 from pipelines.gguf_types import DEFAULTS
 from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
@@ -96,6 +97,29 @@ quantize: {{method: gptq, scheme: W4A16, group_size: 128, on_indivisible: shrink
 ```
 
 `quantgate plan` shows what each layer got and why, and so do the artifact's card and record.
+
+## Text of your own: `calibrate.set`
+
+A set is a file of a few lines, which a recipe names by its path: `--set calibrate.set=mine.yaml`.
+
+```yaml
+version: 1
+name: mine
+summary: Our support tickets.
+source: {{kind: files, paths: [tickets.jsonl, notes.txt]}}
+```
+
+The files lie beside it or below its folder, are UTF-8, and are looked at before anything is computed:
+
+| file | a text is |
+|---|---|
+| `.txt` | what lies between two blank lines |
+| `.jsonl` | a line like `{{"text": "…"}}` or `{{"messages": [{{"role": "user", "content": "…"}}]}}` |
+| `.parquet` | a row of the column `text` or `messages` |
+
+Messages are rendered with the model's own chat template. Texts of fewer than {SHORTEST} tokens are left out. Samples
+are cut to the positions that a model has, where those are fewer than `seq_len`, and a run says so. A text with a token
+that the model has no embedding for is refused.
 """
 
 

@@ -12,12 +12,11 @@ import json
 import math
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.errors import BadInput, QuantgateError, first_line
+from pipelines.errors import BadInput, QuantgateError, brief
 
 HERE = Path(__file__).parent
 SIZES: dict[int, tuple[str, ...]] = {
@@ -39,8 +38,8 @@ SIZES: dict[int, tuple[str, ...]] = {
         "first_k_dense_replace", "num_mem_blocks",
     ),
     16: (
-        "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "mamba_d_head", "mamba_head_dim", "rotary_dim",
-        "linear_key_head_dim", "linear_value_head_dim", "qk_head_dim",
+        "head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "mamba_d_head", "mamba_head_dim",
+        "linear_key_head_dim", "linear_value_head_dim", "qk_head_dim", "rotary_dim",
     ),
     258: ("vocab_size", "vocab_size_per_layer_input"),
     512: ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"),
@@ -100,7 +99,7 @@ def build(kind: str, folder: Path) -> str:
             raise ValueError("is not small")
         model.to(torch.bfloat16).save_pretrained(folder)
     except Exception as error:
-        raise ValueError(first_line(error)) from None
+        raise ValueError(brief(error)) from None
     write_tokenizer(folder)
     return type(model).__name__
 
@@ -146,11 +145,11 @@ def attempt(recipe: str, folder: Path, scratch: Path) -> str:
         verify(artifact, "cpu")
         far = distance(folder, artifact.checkpoint)
     except BadInput as error:
-        return f"refused: {first_line(error).removeprefix(str(folder))}"
+        return f"refused: {brief(error).removeprefix(str(folder))}"
     except QuantgateError as error:
-        return f"FAILED: {first_line(error)}"
+        return f"FAILED: {brief(error)}"
     except Exception as error:
-        return f"BUG: {type(error).__name__}: {first_line(error)}"
+        return f"BUG: {type(error).__name__}: {brief(error)}"
     return "yes" if far < NEAR[recipe] else f"FAR: {far:.2f}"
 
 

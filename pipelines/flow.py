@@ -16,6 +16,7 @@ from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refus
 from pipelines.estimate import expected_times
 from pipelines.evaluate import Runtime, check_tasks, looks
 from pipelines.gate import Verdict, gate
+from pipelines.generation import check_generation
 from pipelines.history import discordance
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
@@ -346,6 +347,8 @@ def prepare(
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [Problem(f"recipe {name}", "is given twice", "give it once, or another name") for name in twice]
     checkpoint = model if isinstance(model, Checkpoint) else _blame(problems, load_model, model)
+    if checkpoint:
+        _blame(problems, check_generation, checkpoint.folder)
     device = _blame(problems, choose_device, device)
     if signer:
         _blame(problems, check_signer, signer)

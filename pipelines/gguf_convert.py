@@ -5,6 +5,7 @@ It is as large as the checkpoint and lies in the cache while a run lasts; `disca
 process of its own with llama.cpp's own `gguf` package, which must not be imported beside the one on the package index.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -19,6 +20,8 @@ from pipelines import llama_build
 from pipelines.calibrate import CalibrationTokens, held_out, load_tokenizer
 from pipelines.checkpoint import INDEX, Checkpoint
 from pipelines.errors import QuantgateError, bad_input
+from pipelines.finite import check_finite
+from pipelines.limits import check_tokens, language_config
 from pipelines.llama_cpp import LlamaProcess, measure_distance, write_logits
 from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.processes import run_logged
@@ -81,6 +84,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
     """The F16 GGUF of `checkpoint`, made with llama.cpp's converter and held against the checkpoint.
 
     Raises:
+        BadInput: a tensor of the checkpoint holds NaN or infinities, or its tokenizer has tokens that it does not know.
         QuantgateError: the converter does not take the checkpoint, its tokens differ from the checkpoint's tokenizer's,
             or the file computes something else than the checkpoint: a broken conversion.
     """
@@ -94,6 +98,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
             raise
 
     def make_file(file: Path) -> dict[str, Any]:
+        check_finite(checkpoint, checkpoint.tensors)
         _run_converter(checkpoint, file)
         with LlamaProcess(file) as llama:
             texts = _compare_tokens(checkpoint, llama)
@@ -198,6 +203,7 @@ def _compare_tokens(checkpoint: Checkpoint, llama: LlamaProcess) -> list[list[in
     """The tokens of `TEXTS`, which both tokenizers agree on; each with a token before it."""
     tokenizer = load_tokenizer(checkpoint)
     theirs = [list(tokenizer(text)["input_ids"]) for text in TEXTS]
+    check_tokens(checkpoint.folder, tokenizer, itertools.chain.from_iterable(theirs), language_config(checkpoint))
     ours = llama.tokenize(TEXTS)
     for text, a, b in zip(TEXTS, theirs, ours, strict=True):
         if a != b:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.errors import bad_input
+from pipelines.errors import bad_input, brief
 
 DEFAULT = "SmolLM2-135M-Instruct"
 HUB_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -37,7 +37,12 @@ def load_model(model: str | Path | None = None) -> Checkpoint:
 def _from_hub(model: str) -> Checkpoint:
     import httpx
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     name, _, revision = model.partition("@")
     try:
@@ -52,11 +57,18 @@ def _from_hub(model: str) -> Checkpoint:
     except HFValidationError as error:
         raise bad_input(model, f"is not a name the hub allows: {error}") from None
     except RepositoryNotFoundError:
-        raise bad_input(model, "there is no such repository on the hub, or it needs a token", "set HF_TOKEN") from None
+        remedy = "check the name; for a private or a gated repository, set HF_TOKEN"
+        raise bad_input(model, "there is no such repository on the hub, or it needs a token", remedy) from None
+    except RevisionNotFoundError:
+        what = f"the repository has no revision '{revision}'"
+        raise bad_input(model, what, "give one of its branches, tags or commits") from None
     except LocalEntryNotFoundError:
         remedy = "there is no folder of this name either; check the name, or the network and HF_HUB_OFFLINE"
         raise bad_input(model, "the hub cannot be reached and the model is not in its local cache", remedy) from None
     except (httpx.HTTPError, ConnectionError) as error:
-        raise bad_input(model, f"the hub refused: {error}") from None
+        raise bad_input(model, f"the hub refused: {brief(error)}", "check HF_TOKEN and the network") from None
+    if not folder.is_dir():
+        remedy = f"give one that has {', '.join(HUB_FILES[:2])}"
+        raise bad_input(model, "the repository has none of the files of a checkpoint", remedy)
     checkpoint = read_checkpoint(folder, label=name)
     return checkpoint.model_copy(update={"hub_id": name, "revision": folder.name})

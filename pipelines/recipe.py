@@ -1,7 +1,7 @@
 """What a recipe, a suite, a task and a calibration set may say. A recipe says what, never where."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -11,8 +11,9 @@ from pipelines import library
 from pipelines.errors import BadInput, Problem, refuse
 from pipelines.gguf_types import NEEDS_IMATRIX, FileType, Mixture, TensorType
 from pipelines.packings import HOLDS, Packing
-from pipelines.schema import Frozen, fit, load, place, read
+from pipelines.schema import Document, Frozen, fit, load, place, read
 from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName
+from pipelines.text_files import refusals
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 ModulePattern = str
@@ -237,13 +238,13 @@ class Calibrate(Frozen):
     set: str
     """A calibration set by name (`quantgate list sets`), or the file of one."""
     samples: int = Field(default=512, gt=0, le=65536)
-    """How many texts."""
+    """How many samples."""
     seq_len: int = Field(default=2048, gt=7, le=131072)
-    """Tokens of each sample."""
+    """Tokens of each sample; fewer where the model has fewer positions."""
     seed: int = 42
     """Decides which texts, and their order."""
     pack: bool = True
-    """Join texts, separated by the end-of-sequence token, so that every sample has `seq_len` tokens;
+    """Join texts, separated by the end-of-sequence token if there is one, so that every sample has `seq_len` tokens;
     otherwise each text is one sample, cut at `seq_len`."""
 
 
@@ -276,7 +277,8 @@ class Recipe(Frozen):
         if self.calibrated and self.calibrate is None:
             what = f"method {self.quantize.method}" if self._by_method else "the scale of activations"
             what = "an importance matrix" if isinstance(self.quantize, Gguf) else what
-            raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {{set: self}}")
+            example = "{set: passages, samples: 128, seq_len: 512}"
+            raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {example}")
         if not self.calibrated and self.calibrate is not None:
             what = "method rtn uses no data with this scheme"
             what = "without imatrix: true, no data is used" if isinstance(self.quantize, Gguf) else what
@@ -477,11 +479,11 @@ class HubSource(Frozen):
 
 
 class FileSource(Frozen):
-    """Files of the user's own: `.txt` (blank-line separated) or `.jsonl` with `text` or `messages`."""
+    """Files of the user's own: `.txt` (texts between blank lines), `.jsonl` or `.parquet` (`text` or `messages`)."""
 
     kind: Literal["files"]
     paths: tuple[str, ...] = Field(min_length=1)
-    """Relative to the set's file."""
+    """Relative to the set's file, and below its folder."""
 
 
 class PackageSource(Frozen):
@@ -565,5 +567,28 @@ def task_documents(wanted: SuiteTask) -> int | None:
 
 
 def load_set(name: str | Path) -> CalibrationSet:
-    """The calibration set called `name` (or in the file `name`)."""
-    return load(library.find("set", str(name)), CalibrationSet)
+    """The calibration set called `name` (or in the file `name`).
+
+    Raises:
+        BadInput: with every problem of the set's file, and of those it names, as far as it shows without reading them.
+    """
+    document = read(library.find("set", str(name)))
+    chosen = fit(document, CalibrationSet)
+    if isinstance(chosen.source, FileSource):
+        refuse(_unreadable(document, chosen.source))
+    return chosen
+
+
+def _unreadable(document: Document, source: FileSource) -> Iterator[Problem]:
+    """What keeps the files of a set from being read."""
+    folder = document.path.parent
+    for number, name in enumerate(source.paths):
+        where, path = place(document, ("source", "paths", number)), folder / name
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except (OSError, RuntimeError, ValueError):  # a circle of links, or a name that no file system takes
+            inside = False
+        if inside:
+            yield from refusals(where, path)
+        else:  # a set from elsewhere is to read nothing else
+            yield Problem(where, f"names a file outside its folder: {path}", "copy the file beside the set's file")

@@ -5,7 +5,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from pipelines.anatomy import load_config, load_on_meta, model_class, quiet
-from pipelines.errors import first_line
+from pipelines.errors import brief
 from pipelines.store import Result, keep
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
         with quiet():
             _, info = load_on_meta(chosen, config, plan.stored)
     except Exception as error:  # of transformers or compressed-tensors, which share no class
-        return {"failed": first_line(error)}
+        return {"failed": brief(error)}
     mismatched = (name for name, *_ in info["mismatched_keys"])
     return {
         "failed": "",

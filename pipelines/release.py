@@ -141,7 +141,8 @@ def _escapes(document: Document, key: str, names: Sequence[str]) -> Iterator[Pro
         path = Path(name.removeprefix("file://"))
         local = "://" not in name or name.startswith("file:")
         if local and (path.parts[:1] == ("~",) or not (folder / path).resolve().is_relative_to(folder)):
-            remedy = "give a path below the file, or --to on the command line" if key == "targets" else "copy it there"
+            remedy = "give a path below the file; any is allowed to --to on the command line"
+            remedy = remedy if key == "targets" else "copy it there"
             yield Problem(place(document, (key, number)), f"{name} leads out of the release file's folder", remedy)
 
 
@@ -182,16 +183,24 @@ def prepare_release(
 
 def _shared(prepared: list[list[Job]]) -> Iterator[Problem]:
     """Targets, and names, that two jobs would have."""
-    owners: dict[str, str] = {}
+    owners: dict[str, Job] = {}
     for job in (job for jobs in prepared for job in jobs):
-        what = f"{job.recipe.name} on {job.plan.checkpoint.label}"
         for target in map(str, job.targets):
-            if target in owners:
-                yield Problem(target, f"would hold {owners[target]} and {what}", "put {model} and {recipe} into it")
-            owners[target] = what
+            if other := owners.get(target):
+                alike = _names(other) == _names(job)
+                remedy = "release them from two files" if alike else "put {model} and {recipe} into it"
+                what = " and ".join(f"{one.recipe.name} on {one.plan.checkpoint.label}" for one in (other, job))
+                yield Problem(target, f"would hold {what}", remedy)
+            owners[target] = job
     labels = [jobs[0].plan.checkpoint.label for jobs in prepared]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
-        yield Problem(f"model {label}", "is given twice", "give it once")
+        remedy = "give it once, or release the models of this name from two files"
+        yield Problem(f"model {label}", "is given twice", remedy)
+
+
+def _names(job: Job) -> tuple[str, str]:
+    """What stands for the job in a target: of `org/name`, only `name`."""
+    return job.plan.checkpoint.label.rpartition("/")[2], job.recipe.name
 
 
 def run_release(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.anatomy import auto_class, load_config
 from pipelines.device import NO_ROOM, ComputeDtype, keep_freed_memory
 from pipelines.errors import QuantgateError
+from pipelines.generation import check_generation, use_own_settings
 from pipelines.schemes import FP4_MAX, FP8_MAX
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = N
     would do it. Two things transformers does are left out, and neither changes a bit of the result: it would round the
     dequantized weights again in every forward pass, and it rounds the same input once for each layer that reads it.
 
+    What it generates is by its caller's settings, not by those that the checkpoint recommends (`pipelines.generation`).
+
     Raises:
+        BadInput: transformers cannot read its generation config.
         QuantgateError: the GPU's memory does not hold the model.
     """
     import torch
 
     from pipelines import dequantize
 
+    check_generation(folder)
     config = load_config(folder)
     described = getattr(config, "quantization_config", None)
     quantized = described is not None
@@ -48,6 +53,7 @@ def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = N
         raise QuantgateError(f"{folder}: the memory of {device} does not hold it dequantized; {NO_ROOM}") from None
     if quantized:
         _share_rounding(model)
+    use_own_settings(model)
     return model
 
 

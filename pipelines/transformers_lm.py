@@ -6,6 +6,7 @@ softmax over the vocabulary at every position. The scores here are the same, but
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pipelines import progress
 from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
 from pipelines.harness import Ends, HubLM, Question, Score, batches
+from pipelines.limits import check_tokens, known_token
 from pipelines.plan import EVALUATION_LOGITS_BYTES
 from pipelines.prefixes import Ask, Row, Tokens, lay_out, shared
 from pipelines.runtime import load_for_inference, unrounded
@@ -56,7 +58,9 @@ class TransformersLM(HubLM):
 
     def __init__(self, folder: Path, device: str, dtype: ComputeDtype | None = None) -> None:
         super().__init__(folder)
+        self._folder = folder
         self._model = load_for_inference(folder, device, dtype)
+        self._config = self._model.config.get_text_config(decoder=True)
         self._where = device
         self._kind = device.partition(":")[0]
         self._budget = BATCH_TOKENS[self._kind]
@@ -68,6 +72,7 @@ class TransformersLM(HubLM):
             sequence = tuple(context + answer)
             first[sequence] = min(len(context), first.get(sequence, len(context)))
         sequences = sorted(first)
+        self._check(sequences)
         scores = self._score(sequences, [first[sequence] for sequence in sequences])
         number = {sequence: index for index, sequence in enumerate(sequences)}
         return [scores[number[tuple(context + answer)]][-len(answer) :] for _, context, answer in questions]
@@ -75,16 +80,22 @@ class TransformersLM(HubLM):
     def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
         import torch
 
-        settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": self.eot_token_id}
+        self._check(prompts)
+        pad = known_token(self._config, self.eot_token_id) or 0
+        settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": pad}
         settings |= {"stop_strings": list(ends.stop), "tokenizer": self.tokenizer} if ends.stop else {}
         settings |= {"do_sample": ends.temperature is not None, "temperature": ends.temperature, "top_p": None}
         with torch.inference_mode():
             for batch in batches(prompts, self.name, WRITE_BATCH):
                 longest = max(map(len, batch))
-                ids = torch.tensor([[self.eot_token_id] * (longest - len(prompt)) + prompt for prompt in batch])
+                ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in batch])
                 mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
                 output = self._model.generate(ids.to(self._where), attention_mask=mask.to(self._where), **settings)
                 yield from self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+
+    def _check(self, texts: Sequence[Sequence[int]]) -> None:
+        """Raise `BadInput` if the model does not know a token of `texts`."""
+        check_tokens(self._folder, self.tokenizer, itertools.chain.from_iterable(texts), self._config)
 
     def _score(self, sequences: list[Tokens], first: list[int]) -> list[list[Score]]:
         """Of each of the sorted `sequences`, the scores from its `first` token on."""

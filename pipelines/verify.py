@@ -17,6 +17,7 @@ from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
 from pipelines.errors import QuantgateError
+from pipelines.limits import check_tokens, positions
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
 from pipelines.quantize import Artifact
 from pipelines.runtime import load_for_inference
@@ -261,7 +262,10 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path) 
     ids = tokenizer(held_out(artifact.calibration, 8 * DISTANCE_CHUNKS * DISTANCE_CONTEXT))["input_ids"]
     file = scratch / "logprobs"
     model = load_for_inference(artifact.source.folder, device, dtype)
-    text = chunks(ids, getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None))
+    config = model.config.get_text_config(decoder=True)
+    check_tokens(artifact.source.folder, tokenizer, ids, config)
+    most = positions(config) or len(ids)
+    text = chunks(ids, most)
     write_logprobs(model, text, file)
     del model
     gc.collect()  # a model is full of cycles, and two are not to be in memory
@@ -269,9 +273,10 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path) 
     distance = measure_distance(model, text, file)
     file.unlink()
     with torch.inference_mode():
-        prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(device)
+        prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"][:, : max(1, most - CONTINUATION)].to(device)
         mask = torch.ones_like(prompt)
-        output = model.generate(prompt, attention_mask=mask, max_new_tokens=CONTINUATION, do_sample=False)
+        written = min(CONTINUATION, most - prompt.shape[1])
+        output = model.generate(prompt, attention_mask=mask, max_new_tokens=written, do_sample=False)
     return {
         "loss_before": math.log(distance.perplexity_before),
         "loss_after": math.log(distance.perplexity_after),

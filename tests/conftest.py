@@ -201,3 +201,26 @@ def s3(environment: pytest.MonkeyPatch, s3_server: Store) -> Store:
 def edit_json(path: Path, **values: object) -> None:
     """Set keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+BEAMS = {"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_return_sequences": 2}
+"""A generation config for which transformers fetches code, and which writes two answers."""
+
+
+def spoil(folder: Path, tensor: str, value: float) -> None:
+    """Put `value` into a tensor of the checkpoint in `folder`."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights[tensor].view(-1)[-1] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_token(model: Path, **special: str) -> Path:
+    """Give the tokenizer of `model` special tokens, with numbers that the embedding has no rows for."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(model)
+    return model

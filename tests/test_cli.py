@@ -265,7 +265,8 @@ def test_a_method_that_needs_calibration_is_refused_without_one(cli: Cli, tmp_pa
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("version: 1\nname: mine\nsummary: mine\nquantize: {method: gptq, scheme: W8A8}\n")
     told = refused(cli, tmp_path, "run", recipe, "--model", model)
-    assert told.endswith("method gptq needs calibration: add a 'calibrate' block, for example {set: self}\n")
+    assert told.endswith("add a 'calibrate' block, for example {set: passages, samples: 128, seq_len: 512}\n")
+    assert "method gptq needs calibration: " in told
 
 
 def test_an_unknown_suite_is_told_with_the_nearest_names(cli: Cli, tmp_path: Path, model: Path) -> None:

@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from pipelines.engines import layerwise
+from pipelines.errors import BadInput
+from pipelines.limits import positions
 from pipelines.plan import Plan, make_plan
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, load_recipe
@@ -41,8 +44,17 @@ GEMMA = {"sliding_window": 32, "query_pre_attn_scalar": 16}
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "intermediate_size": 64}
 
+BLOOM = {"n_head": 4, "n_layer": 3}
+MPT = {"d_model": 64, "n_heads": 2, "n_layers": 3, "max_seq_len": 512}
+"""As many heads as samples are compared, which could be taken for one another."""
+FALCON = {"head_dim": None}
+"""Which it works out, and takes from nobody."""
+GPTJ = {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 512, "rotary_dim": 8, **UNTIED}
+OPT = {"word_embed_proj_dim": 64, "ffn_dim": 128}
+
 AWQ8 = ("quantize={method: awq, scheme: W8A16}",)
 """AWQ in a format that loses next to nothing, so that a smoothing that changes the model shows."""
+GROUPS = ("quantize.group_size=32",)
 EVERY_LAYER = ("quantize.ignore=[lm_head]",)
 TEXT = "\n\n".join(
     f"Chapter {n}. In the year {1500 + 7 * n} the {n}th ship left the harbour with {n * n} barrels of flour and salt."
@@ -94,7 +106,8 @@ def write_model(folder: Path, kind: str, dtype: str, shards: str | None, **setti
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**COMMON, **settings}))
+    told = {name: value for name, value in {**COMMON, **settings}.items() if value is not None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told))
     enliven(model)
     model.to(getattr(torch, dtype)).save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
     write_tokenizer(folder)
@@ -128,9 +141,10 @@ def recipe_for(name: str, text: tuple[str, ...], overrides: tuple[str, ...] = ()
 
 def logits(folder: Path) -> torch.Tensor:
     """Of a fixed text, longer than the sliding windows; (1, tokens, vocabulary) in float32."""
-    ids = torch.tensor([list(TEXT[:96].encode())])
+    model = load_for_inference(folder, "cpu")
+    ids = torch.tensor([list(TEXT[: min(96, positions(model.config) or 96)].encode())])
     with torch.inference_mode():
-        found: torch.Tensor = load_for_inference(folder, "cpu")(ids).logits.float()
+        found: torch.Tensor = model(ids).logits.float()
     return found
 
 
@@ -182,6 +196,17 @@ FAMILIES: list[tuple[str, dict[str, Any], str, str | None, str, tuple[str, ...]]
     ("nemotron", {}, "bfloat16", None, "int8", AWQ8),  # with bias and offset; no gate but a square
     ("olmo2", {}, "bfloat16", None, "int8", ()),  # norms behind attention and MLP
     ("phi", UNTIED, "bfloat16", None, "int8", AWQ8),  # attention and MLP read the same norm
+    ("bloom", BLOOM, "bfloat16", None, "int4-gptq", GROUPS),  # alibi, with a row for each head of each sample
+    ("bloom", BLOOM, "float32", None, "int8", ()),
+    ("falcon", {**FALCON, "alibi": True}, "bfloat16", None, "int8", ()),
+    ("falcon", {**FALCON, "alibi": False}, "bfloat16", None, "fp8-static", ()),
+    ("mpt", MPT, "bfloat16", None, "int4-gptq", GROUPS),  # alibi, the same for all samples
+    ("mpt", MPT, "bfloat16", None, "int8", ()),
+    ("gptj", GPTJ, "bfloat16", None, "int4-gptq", GROUPS),
+    ("gpt_neox", UNTIED, "bfloat16", None, "int4-gptq", GROUPS),
+    ("opt", OPT, "bfloat16", None, "int4-gptq", GROUPS),  # learned positions
+    ("opt", {**OPT, "max_position_embeddings": 32}, "float32", None, "int8", ()),  # fewer than tokens asked for
+    ("stablelm", UNTIED, "bfloat16", None, "int8", AWQ8),
     ("mixtral", MIXTRAL, "bfloat16", "100KB", "fp8", EVERY_LAYER),
     ("mixtral", {**MIXTRAL, "intermediate_size": 64}, "bfloat16", None, "int8", AWQ8),
     ("qwen3_moe", EXPERTS, "bfloat16", None, "fp8-static", EVERY_LAYER),
@@ -214,6 +239,53 @@ def test_from_checkpoint_to_logits(
     sqnr, allowed = EXPECTED[name]
     assert min(layer.sqnr for layer in done.layers) > sqnr
     assert distance(source, artifact.checkpoint) < allowed
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "name", "told"),
+    [
+        (
+            "falcon",
+            FALCON,
+            "int4-gptq",
+            r"^recipe int4-gptq: packs several weights.* falcon model\n    use one",
+        ),
+        ("falcon", FALCON, "nvfp4", "^recipe nvfp4: packs several weights"),
+        (
+            "bloom",
+            BLOOM,
+            "fp8-kv",
+            r"^module transformer.h.0.self_attention: is of .*\n    use a recipe without",
+        ),
+        (
+            "codegen",
+            {**GPTJ, "head_dim": None},
+            "fp8-kv",
+            "^module transformer.h.0.attn: is of a class",
+        ),
+    ],
+)
+def test_what_transformers_cannot_do_with_a_family_is_refused(
+    make: Make, text: tuple[str, ...], kind: str, settings: dict[str, Any], name: str, told: str
+) -> None:
+    plan = make_plan(recipe_for(name, text, GROUPS if name == "int4-gptq" else ()), make(kind, **settings))
+    with pytest.raises(BadInput, match=told):
+        quantize(plan)
+
+
+def test_arguments_of_layers_are_those_of_the_batch(make: Make, text: tuple[str, ...]) -> None:
+    """Batches of several lengths and sizes, of a model whose layers get a row for each head of each sample."""
+    source = make("bloom", "float32", **BLOOM)
+    with torch.inference_mode():
+        model = layerwise._load(make_plan(recipe_for("int8", text), source))
+        batches = [torch.randint(2, 258, shape) for shape in ((5, 24), (2, 24), (1, 24), (4, 7))]
+        stream = layerwise._Stream(model, list(model.transformer.h), batches, torch.device("cpu"))
+        for number, layer in enumerate(model.transformer.h):
+            stream.advance(number, layer)
+        for batch, hidden in zip(batches, stream.hidden, strict=True):
+            expected = model(batch, output_hidden_states=True, use_cache=False).logits
+            found = model.lm_head(model.transformer.ln_f(hidden))
+            assert torch.allclose(found, expected, atol=1e-5)
 
 
 # Mixtures of experts

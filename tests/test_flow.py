@@ -188,8 +188,10 @@ def test_a_recipe_that_fails_does_not_stop_the_others(cli: Cli, tiny: Path, tmp_
     arguments = ("--model", tiny, "--set", little(tmp_path, 5, 7), "--to", tmp_path / "out")
     done = cli("run", recipe, "fp8", *arguments)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.endswith("    use --set calibrate.samples=1 or less\n")
-    assert f"error: mine: calibration set {text}: has text for 0 samples of 2048 tokens" in done.stderr
+    assert done.stderr.endswith(
+        "(texts read: 1, left out as shorter than 8 tokens: 1)\n    add texts that are longer\n"
+    )
+    assert f"error: mine: calibration set {text}: has text for 0 samples of 512 tokens" in done.stderr
     assert "fp8: INCONCLUSIVE: " in done.stderr
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
     assert [(row[0], row[6], row[7]) for row in rows] == [("mine", "error", "no"), ("fp8", "INCONCLUSIVE", "no")]

@@ -344,14 +344,20 @@ def test_gptq_sees_the_second_moments_of_the_tokens_that_reach_its_layer(prepare
         assert (codes == rounding.quantize(weight, scales)).float().mean() < 0.9
 
 
-def test_activations_that_overflow_are_refused(prepare: Prepare, tmp_path: Path) -> None:
-    how = "method: gptq, scheme: W4A16, group_size: 32"
-    plan, tokens = prepare(how, dtype="float16")
+@pytest.mark.parametrize(
+    ("scaled", "stored", "told"), [("up_proj", "float16", "down_proj"), ("down_proj", "bfloat16", "down_proj")]
+)
+def test_what_overflows_is_not_the_sources_fault(
+    prepare: Prepare, tmp_path: Path, scaled: str, stored: str, told: str
+) -> None:
+    """Activations, or weights that a wider type holds."""
+    plan, tokens = prepare("method: gptq, scheme: W4A16, group_size: 32", dtype=stored)
     weights = tensors(plan.checkpoint.folder)
-    weights["model.layers.1.mlp.up_proj.weight"] *= 1e5
+    weights[f"model.layers.1.mlp.{scaled}.weight"] *= 1e5 if stored == "float16" else 1e8
     broken = Path(shutil.copytree(plan.checkpoint.folder, tmp_path / "broken"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(QuantgateError, match=r"layers.1.mlp.down_proj holds NaN or infinite weights or activations"):
+    said = rf"layers.1.mlp.{told} holds or reads NaN or infinite numbers in float16; try --dtype float32"
+    with pytest.raises(QuantgateError, match=said):
         run(make_plan(plan.recipe, broken, dtype="float16"), tokens, tmp_path)
 
 

@@ -281,10 +281,13 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
     told = "method rtn uses no data with this scheme: remove the 'calibrate' block"
     if needs:
         right, wrong = wrong, right
-        told = f"{needs} needs calibration: add a 'calibrate' block, for example {{set: self}}"
+        block = "{set: passages, samples: 128, seq_len: 512}"
+        told = f"{needs} needs calibration: add a 'calibrate' block, for example {block}"
     recipe = load(write(tmp_path, right), Recipe)
     assert recipe.calibrated == bool(needs) == (recipe.calibrate is not None)
     assert problems(write(tmp_path, wrong)) == {f"mine.yaml:1:1: {told}"}
+    if needs:
+        load(write(tmp_path, f"{wrong}calibrate: {block}\n"), Recipe)
 
 
 # One mistake at a time
@@ -683,6 +686,7 @@ def test_an_unknown_suite_and_an_unknown_set_are_told_together_and_where(tmp_pat
 
 def test_a_recipe_a_suite_and_a_set_of_the_users_own_work_by_path(tmp_path: Path) -> None:
     suite, chosen = write(tmp_path, SUITE, "suite.yaml"), write(tmp_path, SET, "set.yml")
+    (tmp_path / "mine.txt").touch()
     path = write(tmp_path, GPTQ.replace("self", str(chosen)) + f"gate: {{suite: {suite}}}\n")
     recipe = load_recipe(path)
     assert recipe == load_recipe(str(path))

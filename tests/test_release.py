@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_what_a_finished_run_took_is_what_the_next_is_expected_to(
         ("eight.yaml", "../eight.yaml", "leads out of the release file's folder\n    copy it there"),
         ("eight.yaml", "/etc/hosts.yaml", "leads out of the release file's folder\n    copy it there"),
         ("eight.yaml", "nine.yaml", "there is no such recipe file"),
-        ("out/{recipe}", "../{recipe}", "leads out of the release file's folder\n    give a path below the file"),
+        ("out/{recipe}", "../{recipe}", "leads out of the release file's folder\n    give a path below the file; any"),
         ("out/{recipe}", "file:///etc/{recipe}", "leads out of the release file's folder\n"),
         ("out/{recipe}", "~/{recipe}", "leads out of the release file's folder\n"),
         ("out/{recipe}", "out/{modle}", "has the unknown placeholder {modle}"),
@@ -224,6 +225,18 @@ def test_every_problem_of_every_model_at_once(models: tuple[Path, Path], tmp_pat
     with pytest.raises(BadInput, match="would hold eight on tiny and eight on small") as error:
         prepare_release(load_release(file), tmp_path)
     assert len(error.value.problems) == 1
+
+
+def test_models_of_one_name_are_released_from_two_files(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Names in the target would not tell them apart."""
+    other = Path(shutil.copytree(models[1], tmp_path / models[0].name))
+    release = load_release(write_release(tmp_path, (models[0], other), ("out/{model}/{recipe}",)))
+    with pytest.raises(BadInput) as error:
+        prepare_release(release, tmp_path)
+    assert [problem.remedy for problem in error.value.problems] == [
+        "release them from two files",
+        "give it once, or release the models of this name from two files",
+    ]
 
 
 def test_a_pull_request_publishes_nothing_and_another_place_can_be_given(

@@ -8,12 +8,13 @@ Quirks of what this rests on, met here and shown to nobody:
 - transformers stores a mixture's experts as one tensor, which no hook sees: llmcompressor's linear experts replace it,
   and give every token to every expert while measuring, so that none is left without data.
 - llmcompressor logs to what is standard output while it is imported, through loguru.
-- A decoder layer's arguments (masks, rotary embeddings) differ between models and layers: they are taken from a real
-  forward pass of two samples, and serve batches because they are the same for both.
+- A decoder layer's arguments (masks, rotary embeddings, alibi) differ between models and layers: they are taken from a
+  real forward pass for each shape of batch, and serve all batches of it because other tokens do not change them.
 """
 
 import contextlib
 import ctypes
+import inspect
 import mmap
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,8 @@ from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
 from pipelines.engines.files import ArtifactFiles, copy_kept
 from pipelines.engines.statistics import Collector, InputStatistics
-from pipelines.errors import QuantgateError
+from pipelines.errors import BadInput, QuantgateError, bad_input
+from pipelines.finite import check_finite
 from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan, layer_number
 from pipelines.recipe import Awq, Gptq, Rtn
 from pipelines.schemes import FP8_MAX, SCHEMES
@@ -130,6 +132,7 @@ class _Work:
         if missing := modules.keys() - statistics.keys():
             raise QuantgateError(f"calibration reached no input of {', '.join(sorted(missing))}")
         weights = {name: linear.weight.to(torch.float32, copy=True) for name, linear in linears.items()}
+        self._check_finite(weights, statistics)
         self._smooth(number, layer, stream, weights, statistics)
         for group in _together(modules, statistics):
             self._round(group, weights, statistics[group[0].name], linears)
@@ -141,7 +144,21 @@ class _Work:
         for name, cache in caches.items():
             self._write_cache_scales(name, cache)
 
+    def _check_finite(self, weights: dict[str, torch.Tensor], statistics: dict[str, InputStatistics]) -> None:
+        """Raise an error if a module holds or reads NaN or infinities: `BadInput` if the source does."""
+        numbers = {name: (weight, statistics[name].largest) for name, weight in weights.items()}
+        odd = [name for name, pair in numbers.items() if not all(torch.isfinite(part).all() for part in pair)]
+        tensors = {tensor.name: tensor for tensor in self.plan.checkpoint.tensors}
+        check_finite(self.plan.checkpoint, [tensors[f"{name}.weight"] for name in odd])
+        if odd:
+            why = "try --dtype float32" if self.dtype.itemsize < 4 else "the source is broken"
+            raise QuantgateError(f"{odd[0]} holds or reads NaN or infinite numbers in {self.plan.dtype}; {why}")
+
     def _watch(self, attentions: list[str]) -> dict[str, "_CacheRange"]:
+        for name in attentions:
+            takes = inspect.signature(self.model.get_submodule(self.names[name]).forward).parameters
+            if not {"past_key_values", "past_key_value"} & takes.keys():
+                raise unseen_cache(name)
         return {name: _CacheRange(self.model, self.model.get_submodule(self.names[name])) for name in attentions}
 
     def _smooth(
@@ -258,8 +275,6 @@ class _Work:
             scales = smoothing.clipped_scales(weight, lambda s: self._scales(name, weight, s, largest), measured)
         else:
             scales = self._scales(name, weight, 1.0, largest)
-        if not all(torch.isfinite(part).all() for part in (scales.step, weight, measured.largest)):
-            raise QuantgateError(f"{name} holds NaN or infinite weights or activations; the source is broken")
         if isinstance(self.method, Gptq):
             codes = gptq.quantize(weight, scales, measured.hessian, self.method.dampening)
         else:
@@ -288,11 +303,15 @@ class _Work:
 
     def _write_cache_scales(self, name: str, cache: "_CacheRange") -> None:
         if not cache.keys or not cache.values:
-            raise QuantgateError(f"calibration saw no keys and values of {name}")
+            raise unseen_cache(name)
         for scale, largest in (("k_scale", cache.keys), ("v_scale", cache.values)):
             dtype = rounding.DTYPES[self.plan.cache_scales[f"{name}.{scale}"][0]]
             self.files.write(f"{name}.{scale}", _fp8_scale(largest.cpu()).to(dtype))
         cache.close()
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer gets besides the hidden states."""
 
 
 class _Stream:
@@ -301,35 +320,15 @@ class _Stream:
     def __init__(self, model: Any, layers: list[Any], batches: list[torch.Tensor], device: torch.device) -> None:
         self.device = device
         self.hidden: list[torch.Tensor] = []
-        self._arguments: list[dict[int, tuple[tuple[Any, ...], dict[str, Any]]]] = [{} for _ in layers]
+        self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
+        """Shape of a batch of tokens → the arguments of each layer."""
         for batch in batches:
-            length = batch.shape[1]
-            if length not in self._arguments[0]:
-                self._record(model, layers, torch.stack([batch[0], batch[0].flip(0)]))
+            if batch.shape not in self._arguments:
+                self._arguments[batch.shape] = _arguments(model, layers, batch)
             self.hidden.append(_first_input(model, layers[0], batch))
         states = sum(hidden.nbytes for hidden in self.hidden)
         if device.type == "cuda" and 2 * states < FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
             self.hidden = [hidden.to(device) for hidden in self.hidden]  # else they come and go with each batch
-
-    def _record(self, model: Any, layers: list[Any], samples: torch.Tensor) -> None:
-        """Note the arguments that each layer gets besides the hidden states, for two samples of this length.
-
-        They do not depend on the hidden states: the first layer's output passes for that of each.
-        """
-        length, outputs = samples.shape[1], list[Any]()
-        for layer, store in zip(layers, self._arguments, strict=True):
-
-            def note(*args: Any, run: Any = layer.forward, store: dict[int, Any] = store, **kwargs: Any) -> Any:
-                named = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-                store[length] = _of_any_sample(args[1:]), _of_any_sample(named)
-                if not outputs:
-                    outputs.append(run(*args, **kwargs))
-                return outputs[0]
-
-            layer.forward = note
-        model.base_model(samples, use_cache=False)
-        for layer in layers:
-            del layer.forward
 
     def run(self, number: int, layer: Any, after: Any = None) -> list[torch.Tensor]:
         """The outputs of `layer` for all batches; `after` is called after each."""
@@ -343,7 +342,7 @@ class _Stream:
     def output(self, batch: int, number: int, layer: Any) -> torch.Tensor:
         """The output of `layer` for one batch."""
         hidden = self.hidden[batch]
-        args, kwargs = _to(self._arguments[number][hidden.shape[1]], self.device)
+        args, kwargs = _to(self._arguments[hidden.shape[:2]][number], self.device)
         output = layer(hidden.to(self.device), *args, **kwargs)
         moved: torch.Tensor = (output[0] if isinstance(output, tuple) else output).to(hidden.device)
         return moved
@@ -351,6 +350,12 @@ class _Stream:
     def advance(self, number: int, layer: Any) -> None:
         """Make the outputs of `layer` the hidden states."""
         self.hidden = self.run(number, layer)
+
+
+def unseen_cache(attention: str) -> BadInput:
+    """The error for an attention module in which transformers does not show what it caches."""
+    what = "is of a class in transformers that does not show its keys and values, so that they cannot be measured"
+    return bad_input(f"module {attention}", what, "use a recipe without kv_cache, like fp8 or fp8-static")
 
 
 class _CacheRange:
@@ -502,17 +507,35 @@ def _first_input(model: Any, layer: Any, batch: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
-def _of_any_sample(value: Any) -> Any:
-    """An argument of a layer, as it got it for two samples, in a form that broadcasts over samples."""
+def _arguments(model: Any, layers: list[Any], batch: torch.Tensor) -> list[Arguments]:
+    """Return the arguments that each layer gets besides the hidden states, for any batch of this shape.
 
-    def one(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.ndim == 0 or len(tensor) != 2:
-            return tensor
-        if not torch.equal(tensor[0], tensor[1]):
-            raise QuantgateError("layers that read more of a text than hidden states need a data-free method, like fp8")
-        return tensor[:1]
+    Raises:
+        QuantgateError: they are not the same for other tokens.
+    """
+    found, others = (_noted(model, layers, tokens) for tokens in (batch, batch.flip(1)))
+    pairs = zip(_tensors(found), _tensors(others), strict=True)
+    if not all(torch.equal(one, other) for one, other in pairs):
+        raise QuantgateError("layers that read more of a text than hidden states need a data-free method, like fp8")
+    return found
 
-    return _each_tensor(value, one)
+
+def _noted(model: Any, layers: list[Any], tokens: torch.Tensor) -> list[Arguments]:
+    """Return what the layers get in a forward pass, in which the first layer's output passes for that of each."""
+    found, outputs = list[Arguments](), list[Any]()
+    for layer in layers:
+
+        def note(*args: Any, run: Any = layer.forward, **kwargs: Any) -> Any:
+            found.append((args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}))
+            if not outputs:
+                outputs.append(run(*args, **kwargs))
+            return outputs[0]
+
+        layer.forward = note
+    model.base_model(tokens, use_cache=False)
+    for layer in layers:
+        del layer.forward
+    return found
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -528,6 +551,15 @@ def _each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     if isinstance(value, tuple):
         return tuple(_each_tensor(item, change) for item in value)
     return value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in `value`, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 def _divide(module: Any, factors: torch.Tensor, stored: torch.dtype) -> torch.Tensor:

@@ -13,7 +13,8 @@ from pipelines import progress, rounding
 from pipelines.checkpoint import TensorInfo
 from pipelines.engines import Written, fused_names, rows_at_a_time, written_config
 from pipelines.engines.files import ArtifactFiles, quantized_module
-from pipelines.errors import QuantgateError
+from pipelines.errors import QuantgateError, refuse
+from pipelines.finite import not_finite
 from pipelines.plan import Module, Plan
 
 BLOCK_ELEMENTS = 1 << 21
@@ -95,6 +96,6 @@ def _tensor_scales(plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def _check_finite(tensor: TensorInfo, found: torch.Tensor) -> None:
-    """`found` is computed from all of `tensor`, or of a part of it."""
+    """Raise `BadInput` unless `found`, which is computed from all of `tensor` or a part of it, is numbers."""
     if not torch.isfinite(found).all():
-        raise QuantgateError(f"tensor {tensor.name} holds NaN or infinite weights; the source checkpoint is broken")
+        refuse([not_finite(tensor)])

@@ -1,0 +1,59 @@
+"""What a model can read: how many tokens at once, and which.
+
+A tokenizer may know tokens that the embedding has no row for: those added for a chat template that was never trained.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipelines.checkpoint import Checkpoint
+from pipelines.errors import bad_input, brief
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""Names that configs have for the number of positions."""
+
+
+def language_config(checkpoint: Checkpoint) -> Any:
+    """Return what transformers makes of the checkpoint's config: of the language model, where that is a part.
+
+    Raises:
+        BadInput: it makes nothing of it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        return config.get_text_config(decoder=True)
+    except Exception as error:  # whatever a class of transformers finds wrong with what it is given
+        what = f"transformers cannot read it: {brief(error)}"
+        raise bad_input(checkpoint.folder / "config.json", what, "mend it, or give another model") from None
+
+
+def positions(config: Any) -> int | None:
+    """Return how many tokens a model reads at once, by its language model's config; None if that sets no limit."""
+    found = (getattr(config, name, None) for name in POSITIONS)
+    return next((count for count in found if isinstance(count, int) and count > 0), None)
+
+
+def known_token(config: Any, *tokens: int | None) -> int | None:
+    """Return the first of `tokens` that the embedding has a row for, if there is one."""
+    rows = _rows(config)
+    return next((token for token in tokens if token is not None and (rows is None or token < rows)), None)
+
+
+def check_tokens(folder: Path, tokenizer: Any, ids: Iterable[int], config: Any) -> None:
+    """Raise `BadInput` if the model in `folder` has no embedding for one of the tokens `ids` of a text."""
+    rows, last = _rows(config), max(ids, default=-1)
+    if rows is None or last < rows:
+        return
+    what = f"gives a text token {last}, {tokenizer.convert_ids_to_tokens(last)!r}, and the model embeds {rows} tokens"
+    remedy = "copy the tokenizer here that the weights were trained with, or enlarge the model's embedding"
+    file = folder / "tokenizer.json"
+    raise bad_input(file if file.is_file() else folder, what, remedy)
+
+
+def _rows(config: Any) -> int | None:
+    """Rows of the embedding."""
+    rows = getattr(config, "vocab_size", None)
+    return rows if isinstance(rows, int) else None
