@@ -30,6 +30,7 @@ from pipelines.errors import Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
 from pipelines.packings import Form, Packing, cannot_hold, layout
+from pipelines.readers import unreadable
 from pipelines.recipe import Gguf, Recipe, Rule, load_recipe
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName
@@ -307,6 +308,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
     modules = _shrunk_together(modules)
     problems += _torn(recipe, modules)
     problems += _beyond_engine(recipe, checkpoint, modules)
+    problems += unreadable(recipe, checkpoint, modules, layers)
     stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
     if not indivisible and (why := cannot_hold(recipe.packing, stored)):
         problems.append(Problem(f"recipe {recipe.name}", why, "give one that fits, or another export"))
