@@ -306,9 +306,8 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> 
         what = f"{', '.join(outside)} is outside the decoder layers, which is all that calibrated methods quantize"
         problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
     modules = _shrunk_together(modules)
-    problems += _torn(recipe, modules)
+    problems += _torn(recipe, modules) or unreadable(recipe, checkpoint, modules, layers)
     problems += _beyond_engine(recipe, checkpoint, modules)
-    problems += unreadable(recipe, checkpoint, modules, layers)
     stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
     if not indivisible and (why := cannot_hold(recipe.packing, stored)):
         problems.append(Problem(f"recipe {recipe.name}", why, "give one that fits, or another export"))

@@ -220,7 +220,7 @@ def each_alone(modules: dict[str, Any], _: object) -> list[list[Any]]:
         ("method: gptq, scheme: W4A16, group_size: 32", {"kind": "qwen2"}),
         ("method: gptq, scheme: FP8_BLOCK, group_size: 16, smoothquant: 0.5", {}),
         ("method: awq, scheme: W4A16_ASYM, group_size: 32", {}),
-        ("method: gptq, scheme: W8A8", {"kind": "qwen3_moe", **EXPERTS}),
+        ("method: gptq, scheme: W8A16", {"kind": "qwen3_moe", **EXPERTS}),
     ],
 )
 def test_modules_rounded_together_are_rounded_as_if_alone_and_every_time_alike(
