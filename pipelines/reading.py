@@ -5,6 +5,7 @@ against those: as it computes by itself, which has to be near; and with the same
 same type, which has to be equal but for the order of sums.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ and 0.001 where one of them computes in bfloat16 or float16."""
 NARROWED = 0.02
 """Instead of the former where config.json says another type than the source's, to which kept tensors are rounded while
 they are loaded. Seen: 0.003 to 0.006."""
+UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
+"""A line of transformers' report on tensors that it could not make a model of."""
 
 
 class Reader(Frozen):
@@ -120,22 +123,18 @@ def read(
     python = _python(home)
     if python is None:
         return Reader(program=home.program, not_loaded=home.absent)
-    with start(python) as process:
+    log = scratch / "reader.log"
+    with Worker("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
         try:
             return _Comparison(artifact, ours, device, dtype, scratch, process).run(problems)
-        except QuantgateError as error:  # of the reader, with its traceback below
-            problems.append(str(error).splitlines()[0])
+        except QuantgateError as error:  # what it raised, with its traceback below
+            about = [*dict.fromkeys(UNCONVERTED.findall(log.read_text(encoding="utf-8", errors="replace")))]
+            problems.append(str(error).splitlines()[0] + (f" ({_listed(about)})" if about else ""))
             return Reader(program=home.program)
 
 
-def start(python: Path) -> Worker:
-    """Return transformers in a process that finds nothing but the packages of `python`."""
-    variables = {**clean_variables(), "HF_HUB_OFFLINE": "1"}
-    return Worker("transformers", command(python), variables)
-
-
 def command(python: Path) -> list[str]:
-    """Return what starts the reader."""
+    """Return what starts the reader in a process that finds nothing but the packages of `python`."""
     return [str(python), "-I", *serve("transformers_reader")]
 
 
