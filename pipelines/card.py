@@ -14,6 +14,7 @@ from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
 from pipelines.packings import Packing
 from pipelines.pages import plain
+from pipelines.readers import home
 from pipelines.reading import Reader
 from pipelines.recipe import Gguf, HubDataset, Recipe
 from pipelines.record import GateRecord, Manifest, ModulesRecord
@@ -196,7 +197,7 @@ LOADERS: dict[Packing, str] = {
 
 def loader(recipe: Recipe) -> str:
     """Who loads an artifact beside vLLM."""
-    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in ("W8A8_STATIC", "W4A16"):
+    if home(recipe).program == "TensorRT-LLM":
         return "TensorRT-LLM loads it; vLLM, SGLang and transformers do not."
     return LOADERS[recipe.packing]
 

@@ -47,6 +47,16 @@ HOMES: dict[Packing, Home] = {
     "modelopt": Home(program="vLLM", absent="vLLM, SGLang or TensorRT-LLM has to load it, on a GPU"),
 }
 """What loads each packing before it counts as verified."""
+TENSORRT: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
+"""Schemes of modelopt that nothing but TensorRT-LLM reads."""
+
+
+def home(recipe: "Recipe") -> Home:
+    """Return what loads the artifacts of `recipe`, which makes no GGUF."""
+    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in TENSORRT:
+        return Home(program="TensorRT-LLM", absent="TensorRT-LLM has to load it, on a GPU")
+    return HOMES[recipe.packing]
+
 
 READABLE_EXPERTS: dict[Packing, tuple[SchemeName, ...]] = {
     "compressed-tensors": ("FP8_DYNAMIC", "FP8_STATIC", "W8A16", "W4A16", "W4AFP8", "MXFP4"),

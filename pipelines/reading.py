@@ -17,7 +17,7 @@ from pipelines.checkpoint import read_checkpoint
 from pipelines.device import ComputeDtype, own_dtype
 from pipelines.errors import QuantgateError
 from pipelines.processes import Worker, clean_variables, serve
-from pipelines.readers import HOMES, ONE_BY_ONE, Home, Program, renamed
+from pipelines.readers import ONE_BY_ONE, Home, Program, home, renamed
 from pipelines.runtime import load_for_inference, unrounded
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES
@@ -103,15 +103,15 @@ def identity(artifact: "Artifact") -> Any:
     """Return what decides how `artifact` is read: who does it here, or why nobody does, and the code of this check."""
     here = Path(__file__).parent
     code = ("reading.py", "readers.py", "workers/transformers_reader.py")
-    home = HOMES[artifact.recipe.packing]
-    return [home.model_dump(), str(_python(home)), *(file_digest(here / name) for name in code)]
+    found = home(artifact.recipe)
+    return [found.model_dump(), str(_python(found)), *(file_digest(here / name) for name in code)]
 
 
-def _python(home: Home) -> Path | None:
+def _python(found: Home) -> Path | None:
     """Return the Python that has the program, if there is one here."""
-    if home.program != "transformers":
+    if found.program != "transformers":
         return None
-    return environments.find(home.environment) if home.environment else Path(sys.executable)
+    return environments.find(found.environment) if found.environment else Path(sys.executable)
 
 
 def read(
@@ -119,10 +119,10 @@ def read(
 ) -> Reader:
     """Load `artifact` as its reader does, on `device`, and compare with `ours`, which computed there in `dtype`; files
     go into `scratch` for a while. What is wrong is added to `problems`."""
-    home = HOMES[artifact.recipe.packing]
-    python = _python(home)
+    found = home(artifact.recipe)
+    python = _python(found)
     if python is None:
-        return Reader(program=home.program, not_loaded=home.absent)
+        return Reader(program=found.program, not_loaded=found.absent)
     log = scratch / "reader.log"
     with Worker("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
         try:
@@ -130,7 +130,7 @@ def read(
         except QuantgateError as error:  # what it raised, with its traceback below
             about = [*dict.fromkeys(UNCONVERTED.findall(log.read_text(encoding="utf-8", errors="replace")))]
             problems.append(str(error).splitlines()[0] + (f" ({_listed(about)})" if about else ""))
-            return Reader(program=home.program)
+            return Reader(program=found.program)
 
 
 def command(python: Path) -> list[str]:
