@@ -94,7 +94,8 @@ def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
     if len(found - {(None, None)}) > 1:
         formats = ", ".join(f"{scheme} {size or ''}".strip() for scheme, size in sorted(found, key=str) if scheme)
         return f"transformers reads all experts in one format, and these would be in {formats}"
-    if (None, None) in found and not all(_is_fp8(scheme) for scheme in deciding):
+    beside_packed = packing == "compressed-tensors" and not all(_is_fp8(scheme) for scheme in deciding)
+    if (None, None) in found and beside_packed:
         kept = next(module.name for module in experts if not module.scheme)
         return f"transformers does not read experts that are kept, like {kept}, beside {', '.join(sorted(deciding))}"
     return ""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipelines.quantize import Artifact
 
 TOKENS = 96
-"""Of the text that both compute on."""
+"""Of a text that both compute on, if the model has as many positions."""
 NAMED = 3
 """Modules or tensors that an error names."""
 NEAR: dict[int | None, float] = {None: 0.1, 8: 0.5, 4: 0.8}
@@ -70,21 +70,25 @@ class Evaluated:
     """What the model that is evaluated computes on a text, for comparison."""
 
     text: str
-    ids: list[int]
+    tokens: list[int]
     """All of the text by the source's tokenizer."""
+    ids: list[int]
+    """Those of the first that it reads."""
     rounded: "torch.Tensor"
-    """Logits (tokens, vocabulary) of the first `TOKENS`, as they are evaluated."""
+    """Logits (tokens, vocabulary), as they are evaluated."""
     plain: "torch.Tensor"
     """The same without rounded inputs, and with weights in the type that transformers dequantizes them to."""
 
 
-def evaluated(model: Any, artifact: "Artifact", text: str, ids: list[int]) -> Evaluated:
+def evaluated(model: Any, artifact: "Artifact", text: str, tokens: list[int]) -> Evaluated:
     """Return what `model` computes, which is `artifact` as `load_for_inference` loads it. It is to be thrown away
     then: its weights have lost bits."""
-    rounded = compute(model, ids[:TOKENS])[LOGITS]
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    ids = tokens[: min(TOKENS, positions or TOKENS)]
+    rounded = compute(model, ids)[LOGITS]
     _narrow(model, artifact)
     with unrounded(model):
-        return Evaluated(text, ids, rounded, compute(model, ids[:TOKENS])[LOGITS])
+        return Evaluated(text, tokens, ids, rounded, compute(model, ids)[LOGITS])
 
 
 def _narrow(model: Any, artifact: "Artifact") -> None:
@@ -100,11 +104,12 @@ def _narrow(model: Any, artifact: "Artifact") -> None:
 
 
 def identity(artifact: "Artifact") -> Any:
-    """Return what decides how `artifact` is read: who does it here, or why nobody does, and the code of this check."""
+    """Return what decides how `artifact` is read: by what, which environment that has here, and the code of this."""
     here = Path(__file__).parent
     code = ("reading.py", "readers.py", "workers/transformers_reader.py")
     found = home(artifact.recipe)
-    return [found.model_dump(), str(_python(found)), *(file_digest(here / name) for name in code)]
+    other = str(_python(found)) if found.environment else ""
+    return [found.model_dump(), other, *(file_digest(here / name) for name in code)]
 
 
 def _python(found: Home) -> Path | None:
@@ -123,6 +128,7 @@ def read(
     python = _python(found)
     if python is None:
         return Reader(program=found.program, not_loaded=found.absent)
+    _leave_gpu(device)
     log = scratch / "reader.log"
     with Worker("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
         try:
@@ -131,6 +137,14 @@ def read(
             about = [*dict.fromkeys(UNCONVERTED.findall(log.read_text(encoding="utf-8", errors="replace")))]
             problems.append(str(error).splitlines()[0] + (f" ({_listed(about)})" if about else ""))
             return Reader(program=found.program)
+
+
+def _leave_gpu(device: str) -> None:
+    """Hand back what PyTorch keeps of a GPU's memory for later: another process needs it now."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.empty_cache()
 
 
 def command(python: Path) -> list[str]:
@@ -153,7 +167,7 @@ class _Comparison:
         folder = str(self.artifact.checkpoint.absolute())
         said = self.process.ask("load", folder=folder, device=self.device)
         problems += _unread(self.artifact, said)
-        if self.process.ask("tokens", folder=folder, text=self.ours.text) != self.ours.ids:
+        if self.process.ask("tokens", folder=folder, text=self.ours.text) != self.ours.tokens:
             problems.append("its tokenizer makes other tokens of a text than the source's")
         own = self._errors(self.ours.rounded)
         plain = self._plain_errors() if self.artifact.recipe.packing == "compressed-tensors" else None
@@ -192,7 +206,7 @@ class _Comparison:
         from safetensors.torch import load_file
 
         file = self.scratch / "read.safetensors"
-        names = self.process.ask("compute", ids=self.ours.ids[:TOKENS], to=str(file), outputs=modules)
+        names = self.process.ask("compute", ids=self.ours.ids, to=str(file), outputs=modules)
         found = load_file(file)
         file.unlink()
         return {name: found[name] for name in names}
@@ -213,7 +227,7 @@ class _Comparison:
         model = load_for_inference(self.artifact.checkpoint, self.device, self.dtype)
         _narrow(model, self.artifact)
         with unrounded(model):
-            ours = compute(model, self.ours.ids[:TOKENS], outputs=True)
+            ours = compute(model, self.ours.ids, outputs=True)
         theirs = self._outputs(modules=True)
         same = [name for name in theirs if name in ours and ours[name].shape == theirs[name].shape and name != LOGITS]
         far = {name: (theirs[name] - ours[name]).norm() / ours[name].norm() for name in same}
