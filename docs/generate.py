@@ -64,6 +64,10 @@ keeps the head, all down projections and two whole layers in the source's precis
 name `lm_head` again. Embeddings, norms, the routers of experts, experts stored as one tensor, and towers for images or
 sound are never quantized. What runtimes load as one matrix (q, k and v; gate and up) must be treated alike.
 
+In a mixture of experts that stores them one by one, experts can be `FP8_DYNAMIC`, `FP8_STATIC`, `W8A16`, `W4A16`,
+`W4AFP8` or `MXFP4`, all in the same format: transformers makes one tensor of them, and reads no others. Some or all of
+them can be kept beside FP8 only. The plan refuses the rest; other modules can be in any format, by `rules`.
+
 ## Which scheme: `rules`
 
 Modules that a rule matches get its scheme and group size. The first rule that matches decides; `ignore` comes before

@@ -14,6 +14,8 @@ from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
 from pipelines.packings import Packing
 from pipelines.pages import plain
+from pipelines.readers import home
+from pipelines.reading import Reader
 from pipelines.recipe import Gguf, HubDataset, Recipe
 from pipelines.record import GateRecord, Manifest, ModulesRecord
 from pipelines.schemes import SCHEMES
@@ -46,6 +48,18 @@ def distance_line(distance: Distance) -> str:
     divergence = f"KL divergence {distance.divergence:.4f} ± {distance.divergence_error:.4f} nats per token"
     same = f"same likeliest token {distance.same_top:.1%} ± {distance.same_top_error:.1%}"
     return f"{ratio}, {divergence}, {same} ({distance.tokens} held-out tokens)"
+
+
+def reader_line(reader: Reader) -> str:
+    """Which program loaded the artifact, and how far its logits are from those evaluated."""
+    if reader.not_loaded:
+        return f"not loaded here: {reader.not_loaded}"
+    loaded = f"loaded by {reader.program} {reader.version or ''}".strip()
+    if reader.median_error is None:
+        return f"{loaded}, which evaluated it"
+    far = f"its logits in {reader.dtype} are {reader.median_error:.2%} of their size from those evaluated"
+    equal = "" if reader.weights_error is None else f", {reader.weights_error:.4%} with the same type and no rounding"
+    return f"{loaded}: {far} (median over tokens{equal})"
 
 
 def measure_line(measure: Measure) -> str:
@@ -183,7 +197,7 @@ LOADERS: dict[Packing, str] = {
 
 def loader(recipe: Recipe) -> str:
     """Who loads an artifact beside vLLM."""
-    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in ("W8A8_STATIC", "W4A16"):
+    if home(recipe).program == "TensorRT-LLM":
         return "TensorRT-LLM loads it; vLLM, SGLang and transformers do not."
     return LOADERS[recipe.packing]
 
@@ -293,6 +307,8 @@ def _made(manifest: Manifest) -> list[str]:
             f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
             *_reasons(manifest.modules),
         ]
+    if manifest.verification.reader:
+        lines.append(f"- {reader_line(manifest.verification.reader)}")
     if calibration:
         lines.append(
             f"- calibration: {calibration.samples} samples, {calibration.tokens} tokens of set `{calibration.set}` "

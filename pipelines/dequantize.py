@@ -1,8 +1,8 @@
 """Quantized checkpoints that transformers does not load in our environment, dequantized by our own code.
 
 Those of other projects (`pipelines.packings`), for which it wants those projects' packages. And mixtures of experts: it
-makes one tensor of a layer's experts while it loads, for which it reads FP8 per channel and symmetric packed integers;
-the rest it refuses or misreads (NVFP4 without its global scale), and the inputs of experts it never rounds.
+makes one tensor of a layer's experts while it loads, and never rounds what those read, as the kernels of GPUs do. What
+it cannot read at all, the plan refuses (`pipelines.readers`).
 """
 
 import json

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import progress
+from pipelines import llama_build, progress
 from pipelines.errors import bad_input
 from pipelines.gguf_convert import convert, measure_divergence
 from pipelines.gguf_plan import GgufTensor
 from pipelines.llama_cpp import LlamaProcess
 from pipelines.quantize import Artifact
+from pipelines.reading import Reader
 from pipelines.recipe import Gguf
 from pipelines.store import keep
 from pipelines.verify import CONTINUATION, PROMPT, LayerError, Verification, fail, layer_error, worst_loss
@@ -77,6 +78,7 @@ def _check(artifact: Artifact, device: str) -> dict[str, Any]:
         "agreement": distance.same_top,
         "continuation": continuation,
         "distance": distance,
+        "reader": Reader(program="llama.cpp", version=llama_build.version()),
     }
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipelines.anatomy import load_config
 from pipelines.checkpoint import Checkpoint
-from pipelines.errors import bad_input, brief
+from pipelines.errors import bad_input
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 """Names that configs have for the number of positions."""
@@ -20,14 +21,7 @@ def language_config(checkpoint: Checkpoint) -> Any:
     Raises:
         BadInput: it makes nothing of it.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        return config.get_text_config(decoder=True)
-    except Exception as error:  # whatever a class of transformers finds wrong with what it is given
-        what = f"transformers cannot read it: {brief(error)}"
-        raise bad_input(checkpoint.folder / "config.json", what, "mend it, or give another model") from None
+    return load_config(checkpoint.folder).get_text_config(decoder=True)
 
 
 def positions(config: Any) -> int | None:

@@ -31,6 +31,7 @@ from pipelines.errors import BadInput, Problem, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
 from pipelines.packings import Form, Packing, cannot_hold, layout
+from pipelines.readers import misread
 from pipelines.recipe import Gguf, Recipe, Rule, load_recipe
 from pipelines.rehearsal import unreadable
 from pipelines.schema import Frozen
@@ -372,7 +373,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: 
         what = f"{', '.join(outside)} is outside the decoder layers, which is all that calibrated methods quantize"
         problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
     modules = _shrunk_together(modules)
-    problems += _torn(recipe, modules)
+    problems += _torn(recipe, modules) or misread(recipe, checkpoint, modules, layers)
     problems += _beyond_engine(recipe, checkpoint, modules)
     stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
     if not indivisible and (why := cannot_hold(recipe.packing, stored)):

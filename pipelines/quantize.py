@@ -16,6 +16,7 @@ from pipelines.finite import check_finite
 from pipelines.generation import check_generation
 from pipelines.gguf_plan import file_name
 from pipelines.plan import Plan
+from pipelines.readers import own_type
 from pipelines.recipe import Gguf, Recipe
 from pipelines.store import Result, digest, file_digest, folder_digests, keep
 
@@ -115,7 +116,7 @@ def engine_digest(plan: Plan) -> str:
     if plan.tensors:
         ours = [here / name for name in ("engines/llama_quantize.py", "imatrix.py", "gguf_convert.py")]
         return digest([llama_build.version(), *map(file_digest, ours)])
-    files = [here / name for name in ("rounding.py", "schemes.py", "safetensors_writer.py")]
+    files = [here / name for name in ("rounding.py", "schemes.py", "readers.py", "safetensors_writer.py")]
     engine, packings = plan.recipe.quantize.engine, {plan.recipe.packing, plan.recipe.engine_packing}
     files += [] if packings == {"compressed-tensors"} else [here / "packings.py", here / "repack.py"]
     if engine == "quantgate":
@@ -176,7 +177,8 @@ def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writt
 
 def write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
     """Config with the quantization added, and tokenizer, chat template and generation config byte for byte."""
-    config = {**source.config, "quantization_config": written.quantization_config}
+    described = written.quantization_config
+    config = {**source.config, **own_type(described), "quantization_config": described}
     for name, content in {"config.json": config, **written.configs}.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in source.companions:

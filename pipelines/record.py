@@ -11,6 +11,7 @@ from pipelines.device import ComputeDtype
 from pipelines.gate import TaskVerdict
 from pipelines.gguf_types import TensorType
 from pipelines.measures import Measure
+from pipelines.reading import Reader
 from pipelines.recipe import HubDataset, Policy, Recipe, Suite
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
@@ -139,6 +140,8 @@ class VerificationRecord(Frozen):
     layers: tuple[LayerError, ...]
     distance: Distance | None = None
     """From the source, on held-out text; of a GGUF, from the unquantized one."""
+    reader: Reader | None = None
+    """What loaded it as its users will; null in records of earlier versions, which did not ask."""
 
 
 class StageRecord(Frozen):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.anatomy import load_config, load_on_meta, model_class, quiet
 from pipelines.errors import brief
+from pipelines.readers import unknown
 from pipelines.store import Result, keep
 
 if TYPE_CHECKING:
@@ -59,6 +60,6 @@ def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
     return {
         "failed": "",
         "missing": tuple(sorted(info["missing_keys"])),
-        "unexpected": tuple(sorted(info["unexpected_keys"])),
+        "unexpected": tuple(unknown(info["unexpected_keys"])),
         "mismatched": tuple(sorted(mismatched)),
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines import charts
 from pipelines.bounds import level
-from pipelines.card import NO_LICENCE, bounds, changed, verdict_name
+from pipelines.card import NO_LICENCE, bounds, changed, reader_line, verdict_name
 from pipelines.charts import Interval, Point, decibels
 from pipelines.history import Ranked, Ranking, compare
 from pipelines.measures import AT_LEAST, LABELS, Measure
@@ -382,6 +382,8 @@ def _records(run: Manifest) -> Iterable[Section]:
         *((same.type, "–", f"{same.count:,}", same.reason) for same in run.tensors),
     ]
     tensors = f"{run.verification.quantized:,} layers were quantized, {run.verification.kept:,} tensors kept."
+    if reader := run.verification.reader:
+        tensors += f" The artifact was {reader_line(reader)}."
     columns = ("format", "group size", "count", "reason")
     table = [Table("Formats", columns, tuple(formats), ("reason",))] if formats else []
     yield Section("Formats", (Note(tensors), *table), folded=True)

@@ -12,7 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.bundle import Checked
-from pipelines.card import bounds, changed, distance_line, measure_line, serve_line, verdict_line, verdict_name
+from pipelines.card import (
+    bounds,
+    changed,
+    distance_line,
+    measure_line,
+    reader_line,
+    serve_line,
+    verdict_line,
+    verdict_name,
+)
 from pipelines.device import fits
 from pipelines.errors import QuantgateError
 from pipelines.estimate import Expected
@@ -231,6 +240,7 @@ def show_verification(checked: Verification) -> None:
             "agreement": f"{checked.agreement:.1%} of the next tokens",
             "continuation": checked.continuation,
             "distance": distance_line(checked.distance),
+            "reader": reader_line(checked.reader),
         },
     )
 

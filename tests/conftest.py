@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import environments, store
+from pipelines import environments, reading, store
 from pipelines.checkpoint import Checkpoint
 from pipelines.models import load_model
-from tests import servers, warm
+from tests import servers, warm, warm_reader
 from tests.fakes import anatomy_of, unreadable_unless_fake
 from tests.servers import Registry, Store
 
@@ -63,6 +63,14 @@ def own_cache(folder: Path, cache: Path) -> Path:
     for name in ("wheels", *(f"stages/{stage}" for stage in SHARED)):
         (folder / name).symlink_to((cache / name).resolve())
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_readers() -> Iterator[None]:
+    """Verification starts its reader from a process that has the imports, here and in commands (`tests.warm`)."""
+    with warm_reader.serving() as command, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "command", lambda _: command)
+        yield
 
 
 @pytest.fixture(scope="session")

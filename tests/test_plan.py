@@ -441,9 +441,9 @@ def test_each_module_of_an_architecture_is_quantized_or_kept_for_a_reason(name: 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "deepseek_v3", "qwen3_next"])
 def test_the_last_layer_is_the_last_of_the_language_model(name: str, tmp_path: Path) -> None:
-    quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=("layer:-1",), scheme="W8A8"),))
+    quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=("layer:-1",), scheme="W8A16"),))
     plan = make_plan(recipe(quantize), build(tmp_path, name))
-    ruled = {module.name for module in plan.modules if module.scheme == "W8A8"}
+    ruled = {module.name for module in plan.modules if module.scheme == "W8A16"}
     assert ruled == {name for name, why in ARCHITECTURES[name][1].items() if "layers.1." in name and "FP8" in why}
 
 
@@ -687,7 +687,7 @@ def experts_of(name: str, block: str) -> list[str]:
         ("model.layers.0.mlp.up_proj", "W8A8", "gate_proj, up_proj of model.layers.0.mlp"),
         ("re:.*experts.0", "W8A8", "all experts of model.layers.0.block_sparse_moe.experts"),
         ("w2", None, "all experts of model.layers.0.block_sparse_moe.experts"),
-        ("re:.*experts", "W8A8", ""),
+        ("re:.*experts", "W8A16", ""),
         ("re:.*\\.[qkv]_proj", "W4A16", ""),
         ("re:.*mlp\\.(gate|up)_proj", None, ""),
         ("o_proj", "W8A8", ""),

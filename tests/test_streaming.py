@@ -242,7 +242,7 @@ def test_blocks_of_rows_are_rounded_as_the_whole_weight(
 def test_modules_that_runtimes_fuse_share_the_scale_of_the_tensor(tmp_path: Path) -> None:
     torch.manual_seed(0)
     names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-             "mlp.up_proj", "mlp.down_proj", "mlp.experts.0.w1", "mlp.experts.0.w2", "mlp.experts.0.w3")  # fmt: skip
+             "mlp.up_proj", "mlp.down_proj", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")  # fmt: skip
     largest = {f"model.layers.0.{name}": float(size) for size, name in enumerate(names, 1)}
     weights = {f"{name}.weight": torch.rand(32, 32) * size for name, size in largest.items()}
     for name, size in largest.items():

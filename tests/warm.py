@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipelines import reading
 from pipelines.cli import main
 
 IMPORTED = (
@@ -44,7 +45,9 @@ def call(arguments: list[str], folder: Path, environment: dict[str, str]) -> tup
     """Run the command in `folder`; return its exit code and what it wrote to standard output and error."""
     with TemporaryDirectory() as scratch:
         files = Path(scratch, "out"), Path(scratch, "err")
-        process = _context.Process(target=_command, args=(arguments, str(folder), environment, *map(str, files)))
+        streams = [str(file) for file in files]
+        reader = reading.command(Path(sys.executable))
+        process = _context.Process(target=_command, args=(arguments, str(folder), environment, *streams, reader))
         process.start()
         process.join()
         out, err = (file.read_text(encoding="utf-8") for file in files)
@@ -52,8 +55,11 @@ def call(arguments: list[str], folder: Path, environment: dict[str, str]) -> tup
     return process.exitcode, out, err
 
 
-def _command(arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
-    """Be the command: its arguments, folder, environment, and standard output and error."""
+def _command(
+    arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, reader: list[str]
+) -> None:
+    """Be the command: its arguments, folder, environment, standard output and error, and what starts its readers."""
+    reading.command = lambda python: reader  # noqa: ARG005
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
