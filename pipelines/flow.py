@@ -174,7 +174,7 @@ def _stages(job: Job) -> list[str]:
     text = ["calibrate"] if job.recipe.calibrate else []
     overlap = ["overlap"] if job.recipe.calibrate else []
     if job.plan.tensors:
-        stages = ["convert", *text, "quantize", "verify", "evaluate", "evaluate source in transformers", *overlap]
+        stages = [*text, "convert", "quantize", "verify", "evaluate", "evaluate source in transformers", *overlap]
     else:
         stages = [*text, "quantize", "verify", "evaluate", *overlap]
     return [*stages, "package", "publish"]
@@ -184,11 +184,11 @@ def _through(job: Job, python: Path | None, journal: "_Journal", display: Displa
     """Take `job` through its stages."""
     plan, suite = job.plan, job.suite
     done = _Steps(journal, display)
+    tokens = done.step("calibrate", lambda: calibrate(plan)) if job.recipe.calibrate else None
     if plan.tensors:
         from pipelines.gguf_convert import convert
 
         done.step("convert", lambda: convert(plan.checkpoint))
-    tokens = done.step("calibrate", lambda: calibrate(plan)) if job.recipe.calibrate else None
     artifact = done.step("quantize", lambda: quantize(plan, tokens))
     verification = done.step("verify", lambda: verify(artifact, job.device, plan.dtype))
     with display.stage("evaluate"):
