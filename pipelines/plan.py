@@ -41,6 +41,8 @@ from pipelines.store import cache_dir
 ROUTER = re.compile(
     r"(^|\.)(router(\.\w+)?|(mlp|block_sparse_moe|feed_forward|moe|mixer)\.gate(\.wg)?|shared_expert_gate)$"
 )
+NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
+"""Last name components of two-dimensional weights that no runtime calls linear."""
 NOT_TEXT = re.compile(
     r"(^|\.)(vision\w*|visual|image_\w+|audio\w*|multi_modal_projector|mm_projector|embed_vision|embed_audio|mtp\w*)\."
 )
@@ -333,7 +335,7 @@ def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, .
 
 def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: list[Problem]) -> list[Module]:
     places = anatomy.places
-    linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if is_linear(t, places.get(t.name))}
+    linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if t.name in places and is_linear(t)}
     head = next((name for name, tensor in linear.items() if places[tensor.name].module == anatomy.head), HEAD)
     names = {*linear, head}  # the head exists in the model, though the checkpoint may hold no tensor for it
     layers = _decoder_layers(checkpoint)
@@ -356,11 +358,11 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: 
     tied = head if anatomy.head_is_embedding else None
     for name, tensor in sorted(linear.items()):
         rule = next((rule for rule, hits in zip(quantize.rules, ruled, strict=True) if name in hits), None)
-        address = places[tensor.name].module
-        used = address not in anatomy.unused
-        reason = "ignored by the recipe" if name in ignored else _kept(name, tensor, layers, tied, used)
+        place = places[tensor.name]
+        reason = "ignored by the recipe" if name in ignored else _kept(name, tensor, layers, tied)
+        reason = reason or _unfit(place, anatomy)
         module = _module(name, tensor, reason, rule, recipe, indivisible)
-        modules.append(module.model_copy(update={"address": address}) if len(tensor.shape) == 2 else module)
+        modules.append(module.model_copy(update={"address": name if place.kind == "experts" else place.module}))
     for (size, width), affected in sorted(indivisible.items()):
         who = affected[0] if len(affected) == 1 else f"{len(affected)} modules, like {affected[0]}"
         what = f"group size {size} does not divide the width {width} of {who}"
@@ -413,7 +415,14 @@ INSTEAD = {"gptq": "recipe int4-gptq can", "awq": "recipe int4-awq can"}
 CLIPPED_TOGETHER = 64
 
 
-def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None, used: bool) -> str:
+def _unfit(place: Place, anatomy: Anatomy) -> str:
+    """Why transformers could not take a quantized weight at `place`; empty if it could."""
+    if place.kind not in ("linear", "experts"):
+        return "is no linear module of its model"
+    return "its model reads the weight itself" if place.module in anatomy.unused else ""
+
+
+def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:
     """Why a module that no pattern speaks of is kept; empty when it is not."""
     if name == tied:
         return "is tied to the embedding"
@@ -425,8 +434,6 @@ def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None, used: bo
         return "predicts further tokens (MTP)"
     if len(tensor.shape) != 2:
         return "experts stored as one tensor"
-    if not used:
-        return "its model reads the weight itself"
     return "" if tensor.dtype in FLOAT else f"is {tensor.dtype}"
 
 
@@ -490,13 +497,13 @@ def layer_number(name: str) -> int:
     return int(found[1]) if found else -1
 
 
-def is_linear(tensor: TensorInfo, place: Place | None) -> bool:
-    """Tell whether a tensor that goes to `place` is a linear module's weight, an expert's or those of all experts."""
-    if place is None or place.kind not in ("linear", "experts"):
-        return False
+def is_linear(tensor: TensorInfo) -> bool:
+    """Tell whether a tensor is, by its name, the weight of what some runtime has as a linear module, or those of all
+    experts in one."""
+    name = tensor.name.removesuffix(".weight")
     if len(tensor.shape) == 3:
-        return EXPERTS.match(tensor.name.removesuffix(".weight")) is not None
-    return tensor.name.endswith(".weight") and len(tensor.shape) == 2
+        return EXPERTS.match(name) is not None
+    return tensor.name.endswith(".weight") and len(tensor.shape) == 2 and not NOT_LINEAR.search(name)
 
 
 def _module(

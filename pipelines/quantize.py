@@ -11,7 +11,6 @@ from pipelines.calibrate import CalibrationTokens, calibrate
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.engines import Written, packed_config, worker_module, written_config
 from pipelines.engines.files import quantized_module
-from pipelines.errors import bad_input
 from pipelines.finite import check_finite
 from pipelines.generation import check_generation
 from pipelines.gguf_plan import file_name
@@ -19,9 +18,6 @@ from pipelines.plan import Plan
 from pipelines.readers import own_type
 from pipelines.recipe import Gguf, Recipe
 from pipelines.store import Result, digest, file_digest, folder_digests, keep
-
-WHOLE_WEIGHTS = ("falcon",)
-"""Model types whose classes in transformers (5.17) initialize each linear module's `weight`, which packed ones lack."""
 
 
 class Artifact(Result):
@@ -68,7 +64,6 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         QuantgateError: the engine failed.
     """
     check_generation(plan.checkpoint.folder)
-    _check_loadable(plan)
     if tokens is None and plan.recipe.calibrate is not None:
         tokens = calibrate(plan)
     plan = plan.model_copy(update={"needs": ()})  # of the machine, not of the artifact
@@ -99,15 +94,6 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     kept = keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
     # A finished artifact remembers the run that made it: its name, its gate, what its calibration cost. Now counts.
     return kept.model_copy(update={"plan": plan, "calibration": tokens})
-
-
-def _check_loadable(plan: Plan) -> None:
-    """Raise `BadInput` where the model's class in transformers is known not to load what the plan makes."""
-    packed = any(suffix == "weight_packed" for module in plan.modules for suffix in module.parts)
-    kind = plan.checkpoint.config.get("model_type")
-    if packed and kind in WHOLE_WEIGHTS:
-        what = f"packs several weights into a word, and transformers loads no such weights into a {kind} model"
-        raise bad_input(f"recipe {plan.recipe.name}", what, "use one that does not: fp8, int8 or a GGUF")
 
 
 def engine_digest(plan: Plan) -> str:

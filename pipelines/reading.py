@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import environments
-from pipelines.checkpoint import read_checkpoint
+from pipelines.checkpoint import FLOAT, read_checkpoint
 from pipelines.device import ComputeDtype, own_dtype
 from pipelines.errors import QuantgateError
 from pipelines.limits import positions
@@ -44,8 +44,8 @@ EQUAL: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16":
 """The same where both compute with the same numbers, by the type they compute in. Seen: below 1e-7 in float32; 0.012
 and 0.001 where one of them computes in bfloat16 or float16."""
 NARROWED = 0.02
-"""Instead of the former where config.json says another type than the source's, to which kept tensors are rounded while
-they are loaded. Seen: 0.003 to 0.006."""
+"""Instead of the former where kept tensors are rounded while they are loaded: config.json says another type than the
+source's, or the source has several. Seen: 0.003 to 0.006."""
 UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
 """A line of transformers' report on tensors that it could not make a model of."""
 
@@ -193,7 +193,9 @@ class _Comparison:
     def _tolerance(self) -> float:
         """How far logits may be from one another that both compute of the same numbers."""
         stored = own_dtype(read_checkpoint(self.artifact.checkpoint))
-        return max(EQUAL[self.dtype], NARROWED if stored != own_dtype(self.artifact.source) else 0.0)
+        kept = {tensor.dtype for tensor in self.artifact.source.tensors} & {*FLOAT}
+        narrows = stored != own_dtype(self.artifact.source) or len(kept) > 1
+        return max(EQUAL[self.dtype], NARROWED if narrows else 0.0)
 
     def _errors(self, ours: "torch.Tensor") -> "torch.Tensor":
         """Return each token's relative error of the reader's logits as it computes now."""

@@ -1,14 +1,10 @@
 """Checkpoints that are headers and no model: for what a plan makes of names and shapes that no small model has."""
 
-import re
-
 from pipelines.anatomy import Anatomy, Kind, Place, examine
 from pipelines.checkpoint import Checkpoint, TensorInfo
-from pipelines.plan import Plan
+from pipelines.plan import Plan, is_linear
 from pipelines.rehearsal import unreadable
 from pipelines.store import cache_dir
-
-NOT_LINEAR = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|\w*norm\d*|ln_\w+|rotary\w*)$")
 
 
 def is_fake(checkpoint: Checkpoint) -> bool:
@@ -37,5 +33,4 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
 def _kind(tensor: TensorInfo) -> Kind:
     if len(tensor.shape) == 3:
         return "experts"
-    linear = tensor.name.endswith(".weight") and not NOT_LINEAR.search(tensor.name.removesuffix(".weight"))
-    return "linear" if linear else "other"
+    return "linear" if is_linear(tensor) else "other"

@@ -40,7 +40,7 @@ def test_limits_are_those_of_the_language_model() -> None:
 
 def test_a_config_that_transformers_does_not_read_is_named(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "config.json", num_attention_heads=[])
-    with pytest.raises(BadInput, match=r"config.json: transformers cannot read it: .*\n    mend it"):
+    with pytest.raises(BadInput, match=r"config.json: transformers makes no config of it: .*\n    give the config"):
         language_config(load_model(tiny_copy))
 
 
