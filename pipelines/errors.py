@@ -38,6 +38,11 @@ def bad_input(where: object, what: str, remedy: str = "") -> BadInput:
     return BadInput([Problem(str(where), what, remedy)])
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error of a library says, in one line of no great length."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def refuse(problems: Iterable[Problem]) -> None:
     """Raise `BadInput` with all `problems`, if there are any."""
     found = tuple(problems)

@@ -60,7 +60,7 @@ class TransformersLM(HubLM):
         self._where = device
         self._kind = device.partition(":")[0]
         self._budget = BATCH_TOKENS[self._kind]
-        self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE))
+        self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE)[: self.max_length])
 
     def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         first: dict[Tokens, int] = {}
@@ -75,13 +75,14 @@ class TransformersLM(HubLM):
     def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
         import torch
 
-        settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": self.eot_token_id}
+        padding = self.eot_token_id or 0  # which the mask hides
+        settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": padding}
         settings |= {"stop_strings": list(ends.stop), "tokenizer": self.tokenizer} if ends.stop else {}
         settings |= {"do_sample": ends.temperature is not None, "temperature": ends.temperature, "top_p": None}
         with torch.inference_mode():
             for batch in batches(prompts, self.name, WRITE_BATCH):
                 longest = max(map(len, batch))
-                ids = torch.tensor([[self.eot_token_id] * (longest - len(prompt)) + prompt for prompt in batch])
+                ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in batch])
                 mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
                 output = self._model.generate(ids.to(self._where), attention_mask=mask.to(self._where), **settings)
                 yield from self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
