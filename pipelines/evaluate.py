@@ -284,8 +284,7 @@ def _provenance(task: Task) -> str:
 
 def _document(sample: dict[str, Any], metric: str, task: Task, loaded: Any) -> Document:
     if metric not in sample:
-        scored = ", ".join(sample["metrics"])
-        raise bad_input(f"task {task.task}", f"has no per-document metric '{metric}'", f"it scores: {scored}")
+        raise tasks.unscored(task, metric, sample["metrics"])
     choices = len(sample["arguments"])
     is_choice = all(len(arguments) == 2 for arguments in sample["arguments"]) and choices > 1
     return Document(

@@ -111,9 +111,9 @@ def check_tasks(suite: Suite) -> None:
 
 def _unknown(suite: Suite, name: str, index: TaskIndex) -> Problem:
     if (held := index.holds.get(name)) is not None:
-        listed = ", ".join(held[:MOST_LISTED]) + (", …" if len(held) > MOST_LISTED else "")
+        listed = ", ".join((*held[:MOST_LISTED], *(["…"] if len(held) > MOST_LISTED else [])))
         what = f"'{name}' is no task but lm-eval's name for a group of {len(held)}"
-        return Problem(f"suite {suite.name}", what, f"list those that you want: {listed}")
+        return Problem(f"suite {suite.name}", what, f"list those that you want: {listed}" if held else "")
     near = difflib.get_close_matches(name, index.files, n=3)
     remedy = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
     return Problem(f"suite {suite.name}", f"lm-eval has no task '{name}'", remedy)
@@ -258,6 +258,8 @@ class Asked(Result):
     documents: int
     independent: int
     """Groups of them that share nothing."""
+    metrics: tuple[str, ...]
+    """What scores each of them; empty where the task's own code decides."""
 
 
 def ask(suite: Suite, opened: Opened) -> dict[str, Asked]:
@@ -294,9 +296,32 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
         wrong = [(place, why) for place, doc in enumerate(documents) if (why := _unanswerable(loaded, doc))]
         if wrong:
             raise _wrong(task, wrong)
-        return {"documents": len(documents), "independent": len({cluster(task, doc) for doc in documents})}
+        independent = len({cluster(task, doc) for doc in documents})
+        return {"documents": len(documents), "independent": independent, "metrics": _metrics(loaded)}
 
-    return keep("documents", {**_inputs(task), "limit": wanted.limit}, Asked, make)
+    found = keep("documents", {**_inputs(task), "limit": wanted.limit}, Asked, make)
+    metric = wanted.metric or task.metric
+    if found.metrics and metric not in found.metrics:
+        raise unscored(task, metric, found.metrics)
+    return found
+
+
+def unscored(task: Task, metric: str, metrics: Iterable[str]) -> BadInput:
+    """The error for a metric that is none of those that score the task's documents."""
+    return bad_input(f"task {task.task}", f"has no per-document metric '{metric}'", f"it scores: {', '.join(metrics)}")
+
+
+def _metrics(loaded: Any) -> tuple[str, ...]:
+    """What scores each document, where lm-eval's own code does so."""
+    scored = loaded.OUTPUT_TYPE in ("multiple_choice", "loglikelihood") and _is_plain(loaded)
+    return tuple(loaded.aggregation()) if scored else ()
+
+
+def _is_plain(loaded: Any) -> bool:
+    """Whether lm-eval's own code scores the task's answers, and not the task's."""
+    from lm_eval.api.task import ConfigurableTask
+
+    return type(loaded) is ConfigurableTask and loaded.config.process_results is None
 
 
 def _inputs(task: Task) -> dict[str, Any]:
@@ -320,9 +345,7 @@ def _wrong(task: Task, wrong: Sequence[tuple[int, str]]) -> BadInput:
 
 def _unanswerable(loaded: Any, doc: Mapping[str, Any]) -> str | None:
     """Why no answer to a document could be right; None where one can, or where the task's own code decides."""
-    from lm_eval.api.task import ConfigurableTask
-
-    if type(loaded) is not ConfigurableTask or loaded.config.process_results is not None:
+    if not _is_plain(loaded):
         return None
     try:
         if loaded.config.doc_to_choice is not None:

@@ -273,6 +273,14 @@ def test_what_a_model_reads_is_said_by_its_tokenizer_where_its_configuration_doe
 # What a gate could tell
 
 
+def test_a_metric_that_scores_no_document_is_refused_before_the_work(tiny: Path, tmp_path: Path) -> None:
+    said = told(plan_run, tiny, "[{task: sciq, limit: 9, metric: f1}, {task: copa, metric: accuracy}]", tmp_path)
+    assert said == (
+        "task sciq: has no per-document metric 'f1'\n    it scores: acc, acc_norm\n"
+        "task copa: has no per-document metric 'accuracy'\n    it scores: acc"
+    )
+
+
 FEW = "has fewer than two independent documents\n    raise its limit"
 BLIND = "documents not even a perfect model could be shown to be above chance\n    raise the limits of its tasks"
 
