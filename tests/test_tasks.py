@@ -245,6 +245,23 @@ def test_a_prompt_that_just_fits_is_asked_whole_and_one_token_more_is_refused(
     assert scores[0] == scores[1]
 
 
+def test_what_is_asked_past_the_check_is_never_cut(tiny: Path, tmp_path: Path) -> None:
+    """lm-eval's own model cuts the beginning off such a text, or fails an assertion."""
+    from lm_eval.api.instance import Instance
+
+    from pipelines.transformers_lm import TransformersLM
+
+    model = TransformersLM(shortened(tiny, tmp_path / "model", 32).folder, "cpu")
+    text, ends = "one two three four five six seven eight nine ten " * 4, {"until": ["\n"], "max_gen_toks": 8}
+    scored = Instance("loglikelihood", {}, (text, "eleven"), 0, ("free", 0, 1))
+    with pytest.raises(QuantgateError, match=r"a prompt takes \d+ tokens, and the model reads 32"):
+        model.loglikelihood([scored])
+    with pytest.raises(QuantgateError, match=r"a prompt takes \d+ tokens, and the model reads 32"):
+        model.generate_until([Instance("generate_until", {}, (text[:120], ends), 0, ("free", 0, 1))])
+    whole = Instance("loglikelihood_rolling", {}, (text,), 0, ("free", 0, 1))
+    assert model.loglikelihood_rolling([whole])[0] < 0, "a text that is read in windows is not cut, either"
+
+
 def test_more_shots_make_a_prompt_too_long(tiny: Path, tmp_path: Path) -> None:
     model = shortened(tiny, tmp_path / "model", 256)
     check_suite(suite(SuiteTask(task="arc_easy", limit=40)), model)
