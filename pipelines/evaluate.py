@@ -306,13 +306,14 @@ def _margin(sample: dict[str, Any], loaded: Any) -> float | None:
     logprobs = [float(response[0][0]) for response in sample["resps"]]
     if len(logprobs) == 1:
         return logprobs[0]
+    if loaded.config.doc_to_choice is None:
+        return None
     try:
-        rights = tasks.right_answers(loaded, sample["doc"])
+        right, *others = tasks.right_answers(loaded, sample["doc"])
     except tasks.NoAnswer:  # where the task's own code decides what is right
         return None
-    if len(rights) != 1:
+    if others:
         return None
-    (right,) = rights
     return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])
 
 
