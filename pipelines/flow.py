@@ -14,7 +14,7 @@ from pipelines.device import Dtype, check_room, choose_device, fits, model_bytes
 from pipelines.display import Display
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.estimate import expected_times
-from pipelines.evaluate import Runtime, check_tasks, looks
+from pipelines.evaluate import Runtime, looks
 from pipelines.gate import Verdict, gate
 from pipelines.generation import check_generation
 from pipelines.history import discordance
@@ -23,7 +23,7 @@ from pipelines.overlap import measure_overlap
 from pipelines.package import Bundle, package, stage_record
 from pipelines.places import FolderTarget, Target, parse_target
 from pipelines.plan import Plan, disk_lacks, make_plan
-from pipelines.power import foresee
+from pipelines.power import blindness, foresee
 from pipelines.proof import Signer, check_signer
 from pipelines.publish import EXIT_CODES, check_targets, put, sealed
 from pipelines.quantize import Artifact, quantize
@@ -37,6 +37,7 @@ from pipelines.secrets import redact
 from pipelines.sequential import LOOKS, look_confidence
 from pipelines.store import Meter, Result, cache_dir, digest, now, package_versions, write_json
 from pipelines.svg import duration, size
+from pipelines.tasks import check_suite, check_tasks
 from pipelines.verify import Verification, verify
 
 P = ParamSpec("P")
@@ -379,6 +380,8 @@ def prepare(
                     )
                 )
     problems += [] if problems else disk_lacks([job.plan for job in jobs])
+    for suite in dict.fromkeys(job.suite for job in jobs) if not problems else ():
+        _blame(problems, _check_questions, suite, jobs[0].plan.checkpoint)
     refuse(dict.fromkeys(problems))  # several recipes may have the same
     return jobs
 
@@ -419,6 +422,12 @@ def _suite(recipe: Recipe) -> Suite:
     suite = load_suite(recipe.gate.suite)
     check_tasks(suite)
     return suite
+
+
+def _check_questions(suite: Suite, checkpoint: Checkpoint) -> None:
+    """Refuse a suite that cannot be asked of the model, or that could tell nothing of it."""
+    asked = check_suite(suite, checkpoint)
+    refuse(blindness(suite, {task: found.independent for task, found in asked.items()}))
 
 
 def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:

@@ -26,6 +26,10 @@ from pipelines.recipe import Gate, Policy, Suite
 from pipelines.schema import Frozen
 from pipelines.scores import Distance, Document, Evaluation, Scores
 
+FEWEST_INDEPENDENT = 2
+"""Documents of a task: a variance takes two."""
+TOO_FEW = "has fewer than two independent documents"
+
 
 class TaskVerdict(Frozen):
     """One task, as the gate sees it."""
@@ -346,8 +350,8 @@ def _paired(
     if unmatched := len(ours.keys() ^ theirs.keys()):
         what = f"{unmatched} documents or prompts are on one side only"
         problems.append(Problem(f"task {task}", what, "evaluate both models on the same documents"))
-    elif len({d.cluster for d in baseline}) < 2:
-        problems.append(Problem(f"task {task}", "has fewer than two independent documents", "raise its limit"))
+    elif len({d.cluster for d in baseline}) < FEWEST_INDEPENDENT:
+        problems.append(Problem(f"task {task}", TOO_FEW, "raise its limit"))
     return [(document, theirs[key]) for key, document in ours.items() if key in theirs]
 
 

@@ -49,8 +49,9 @@ class LlamaProcess(Worker):
 
     @property
     def first(self) -> int:
-        """The token that a text begins with where nothing is before it."""
-        return self.eos if self.bos < 0 else self.bos
+        """The token that a text begins with where nothing is before it: a line break where the file names none."""
+        named = self.eos if self.bos < 0 else self.bos
+        return self.tokenize(["\n"], special=False)[0][-1] if named < 0 else named
 
     def tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """The tokens of each text; `special` adds those that the model's tokenizer adds at its ends."""
@@ -78,7 +79,8 @@ class LlamaLM(TokenLM):
         super().__init__()
         self._process = LlamaProcess(file, device)
         self.max_length = self._process.context
-        self.end_text = self._process.eos_text
+        self.limit_from = f"{file}: context_length"
+        self.end_text = self._process.eos_text or None
 
     @property
     def eot_token_id(self) -> int:
@@ -91,7 +93,8 @@ class LlamaLM(TokenLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""
         start = self._process.bos_text or self._process.eos_text
-        special = not string.startswith(start) if add_special_tokens is None else add_special_tokens
+        begun = bool(start) and string.startswith(start)
+        special = not begun if add_special_tokens is None else add_special_tokens
         (tokens,) = self._process.tokenize([string], special)
         return tokens
 

@@ -28,7 +28,7 @@ def measure_overlap(tokens: CalibrationTokens, checkpoint: Checkpoint, suite: Su
     """Count the documents of `suite` that overlap with the calibration text."""
 
     def make(_: Path) -> dict[str, Any]:
-        from pipelines.evaluate import prompts
+        from pipelines.tasks import prompts
 
         tokenizer = load_tokenizer(checkpoint)
         seen: set[int] = set()

@@ -425,7 +425,9 @@ class OfflineData(Frozen):
     split: str
     """The split these rows are; it becomes the one that is evaluated."""
     columns: dict[str, str] | None = None
-    """For JSON lines: column name to a format string over the row, to lay rows out as the hub does."""
+    """Column name to a format string over the row, to lay rows out as the hub does; as they are unless given."""
+    numbers: tuple[str, ...] = ()
+    """Of `columns`, those that hold whole numbers; `{answer:d}` makes one of true and false."""
     fewshot_path: str | None = None
 
 

@@ -64,7 +64,7 @@ class TransformersLM(HubLM):
         self._where = device
         self._kind = device.partition(":")[0]
         self._budget = BATCH_TOKENS[self._kind]
-        self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE))
+        self._shares = shares_prefixes(self._model, self.tokenizer.encode(PROBE)[: self.max_length])
 
     def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         first: dict[Tokens, int] = {}
@@ -81,7 +81,7 @@ class TransformersLM(HubLM):
         import torch
 
         self._check(prompts)
-        pad = known_token(self._config, self.eot_token_id) or 0
+        pad = known_token(self._config, self.eot_token_id) or 0  # which the mask hides
         settings: dict[str, Any] = {"max_new_tokens": ends.max_tokens, "pad_token_id": pad}
         settings |= {"stop_strings": list(ends.stop), "tokenizer": self.tokenizer} if ends.stop else {}
         settings |= {"do_sample": ends.temperature is not None, "temperature": ends.temperature, "top_p": None}

@@ -248,14 +248,14 @@ def test_from_checkpoint_to_logits(
             "falcon",
             FALCON,
             "int4-gptq",
-            r"^recipe int4-gptq: transformers cannot load what it makes of .*'weight'\n    it could load what fp8 makes",
+            r"^recipe int4-gptq: transformers cannot load what it makes of .*\n    it could load what fp8 makes",
         ),
         ("falcon", FALCON, "nvfp4", "^recipe nvfp4: transformers cannot load what it makes of"),
         (
             "bloom",
             BLOOM,
             "fp8-kv",
-            "^recipe fp8-kv: transformers cannot load .* transformer.h.0.self_attention.k_scale\n    it could load what fp8",
+            "^recipe fp8-kv: transformers cannot load .* transformer.h.0.self_attention.k_scale\n    it could",
         ),
         (
             "codegen",

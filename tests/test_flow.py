@@ -443,11 +443,11 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
         results = {path.parent.name for path in own.glob("stages/*/*/result.json")}
         assert all(before <= results for before in finished.values()), "a finished stage was lost"
         finished[stage] = results
-    # lm-eval's tasks, the source of the tokenizer, the probe, artifact, verification, the count of the task, its blocks
-    # of two models, the bundle
+    # lm-eval's tasks, the source of the tokenizer, the probe, the task's documents and prompts, artifact, verification,
+    # blocks of two models, the bundle
     stages = [path.relative_to(own / "stages").parts[0] for path in own.glob("stages/*/*/result.json")]
     assert set(stages) == {
-        *("tasks", "default-model", "probe", "quantize", "verify", "documents", "evaluate", "seal")
+        *("tasks", "default-model", "probe", "documents", "prompts", "quantize", "verify", "evaluate", "seal")
     }  # fmt: skip
     assert stages.count("evaluate") % 2 == 0, "as many blocks of either side"
 

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -23,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from pipelines.calibrate import calibrate, encode, load_tokenizer
 from pipelines.checkpoint import MAX_CARD, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
-from pipelines.evaluate import check_tasks
 from pipelines.flow import run
 from pipelines.gguf_convert import without_code
 from pipelines.models import load_model
@@ -31,6 +31,7 @@ from pipelines.plan import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import Recipe, load_recipe, load_suite
 from pipelines.runtime import load_for_inference
+from pipelines.tasks import check_tasks
 from tests.conftest import edit_json
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +175,7 @@ def test_a_name_is_no_path(tmp_path: Path, kind: str, known: str, name: str) -> 
 def test_a_task_is_one_that_lm_eval_ships(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's own YAML names functions to call, so a file of somebody's is none."""
     own = check_tasks.__globals__  # asking lm-eval which tasks it has takes it seconds
-    monkeypatch.setitem(own, "_task_files", lambda: {"boolq": Path()})
+    monkeypatch.setitem(own, "_index", lambda: SimpleNamespace(files={"boolq": ""}, holds={}))
     task = plant_task(tmp_path, marker)
     for name in (str(task), "planted", "../planted.yaml"):
         (tmp_path / "suite.yaml").write_text(SUITE.replace("boolq", name))

@@ -9,9 +9,10 @@ import pytest
 from pipelines import sequential, transformers_lm
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import QuantgateError
-from pipelines.evaluate import _load_task, _quiet, evaluate
+from pipelines.evaluate import evaluate
 from pipelines.prefixes import Ask, Row, lay_out, shared
 from pipelines.recipe import Suite, SuiteTask, load_task
+from pipelines.tasks import open_task, quiet
 from pipelines.transformers_lm import TransformersLM, _fitting
 from tests.conftest import edit_json, make_tiny
 
@@ -22,8 +23,8 @@ FEW = 10
 
 def requests(name: str, folder: Path) -> Any:
     """lm-eval's questions of the first documents of a task."""
-    with _quiet():
-        loaded = _load_task(load_task(name), folder)
+    with quiet():
+        loaded = open_task(load_task(name), folder)
         loaded.set_config(key="num_fewshot", value=0)
         loaded.build_all_requests(limit=FEW, rank=0, world_size=1)
     return loaded.instances
@@ -60,7 +61,7 @@ def test_every_score_is_that_of_plain_lm_eval(wide: Path, tmp_path: Path, exampl
     for name in ("arc_easy", "winogrande") if examples else TASKS:
         asked = requests(name, tmp_path)
         asked = _with_common(asked, ours) if examples else asked
-        with _quiet():
+        with quiet():
             expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
         assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
         assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
@@ -83,7 +84,7 @@ def test_a_model_that_sees_only_a_window_shares_nothing_and_scores_alike(wide: P
     ours, theirs = TransformersLM(folder, "cpu"), plain(folder)
     assert not ours._shares
     asked = requests("sciq", tmp_path)
-    with _quiet():
+    with quiet():
         expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
 
@@ -134,7 +135,7 @@ def test_what_follows_a_prompt_is_what_plain_lm_eval_writes(smollm2: Checkpoint)
         Instance("generate_until", {}, (prompt, settings), number, ("free", number, 1))
         for number, prompt in enumerate(["The capital of France is", "Water is made of hydrogen and", "1 + 1 ="])
     ]
-    with _quiet():
+    with quiet():
         found = TransformersLM(smollm2.folder, "cpu").generate_until(asked)
         expected = plain(smollm2.folder).generate_until(asked)
     assert found == expected

@@ -207,7 +207,6 @@ def test_requests_are_understood_as_lm_eval_understands_them(models: tuple[Any, 
         ("Trailing spaces belong to the answer  ", "here"),
         ("", "An answer to nothing"),
         ("<|im_start|>user\nHello<|im_end|>\n", "<|im_start|>"),
-        (long, " and a text longer than the context"),
     )
     for (logprob, likeliest), (expected, as_well) in zip(
         ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True
@@ -220,9 +219,11 @@ def test_requests_are_understood_as_lm_eval_understands_them(models: tuple[Any, 
         "generate_until",
         ("Question: What is 2 + 2?\nAnswer:", {"until": ["\n"], "max_gen_toks": 12}),
         ("Once upon a time", {"until": [" was"], "max_gen_toks": 40, "do_sample": False}),
-        (long, {"until": [], "max_gen_toks": 8}),
+        ("Water boils at", {"until": [], "max_gen_toks": 8}),
     )
     assert ours.generate_until(until) == theirs.generate_until(until)
+    with pytest.raises(QuantgateError, match=r"a prompt takes \d+ tokens, and the model reads 256"):
+        ours.loglikelihood(requests("loglikelihood", (long, " and an answer")))
     with pytest.raises(QuantgateError, match="task test samples"):
         ours.generate_until(requests("generate_until", ("a", {"do_sample": True, "temperature": 1.0})))
 
