@@ -152,10 +152,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        tokenizer("Some settings are looked at only now.")
     except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
         remedy = "copy the tokenizer files beside the weights; one that needs code of its own is not run"
-        raise bad_input(checkpoint.folder, f"its tokenizer cannot be loaded: {brief(error)}", remedy) from None
+        raise bad_input(checkpoint.folder, f"its tokenizer cannot be used: {brief(error)}", remedy) from None
+    return tokenizer
 
 
 def _save(samples: list[list[int]], to: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype
 from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
-from pipelines.errors import QuantgateError
+from pipelines.errors import QuantgateError, bad_input, brief
 from pipelines.limits import check_tokens, positions
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
 from pipelines.quantize import Artifact
@@ -276,12 +276,15 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
     check_tokens(artifact.source.folder, tokenizer, ids, config)
     most = positions(config) or len(ids)
     text = chunks(ids, most)
-    write_logprobs(model, text, file)
+    _run_source(artifact, model, text, file)
     del model
     gc.collect()  # a model is full of cycles, and two are not to be in memory
     model = load_for_inference(artifact.checkpoint, device, dtype)
     distance = measure_distance(model, text, file)
     file.unlink()
+    if not math.isfinite(distance.perplexity_before):
+        what = "what its model computes on plain text is not a number, so that nothing can be measured against it"
+        raise bad_input(artifact.source.folder, what, "mend its config.json or its weights")
     with torch.inference_mode():
         prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"][:, : max(1, most - CONTINUATION)].to(device)
         mask = torch.ones_like(prompt)
@@ -298,3 +301,20 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
         "distance": distance,
         "reader": reading.read(artifact, ours, device, dtype, scratch, problems),
     }
+
+
+def _run_source(artifact: Artifact, model: Any, text: list[list[int]], file: Path) -> None:
+    """Keep what the source computes on `text` in `file`.
+
+    Raises:
+        BadInput: its config makes a model that cannot compute.
+    """
+    import torch
+
+    try:
+        write_logprobs(model, text, file)
+    except (torch.OutOfMemoryError, QuantgateError, OSError):
+        raise
+    except Exception as error:  # of a class of transformers, with sizes that do not fit together
+        what = f"transformers cannot compute with the model that it makes: {brief(error)}"
+        raise bad_input(artifact.source.folder / "config.json", what, "mend it, or give another model") from None
