@@ -44,6 +44,12 @@ RESERVED = ("quantgate.json", "provenance.json")
 ADAPTER = "adapter_config.json"
 OTHER_WEIGHTS = ("transformers_weights", "speculators_config")
 """Keys of a config by which transformers, or vLLM, loads other weights than those that lie there for it."""
+QUANTIZED_KEYS = ("quantization_config", "compression_config")
+"""Keys of a config, at any depth, by which a checkpoint says that it is quantized."""
+QUANTIZED_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Where Model Optimizer, AutoGPTQ and AutoAWQ say it."""
+QUANTIZED_SCALES = ("weight_scale", "weight_scale_inv", "weight_absmax", "SCB", "scales")
+"""What lies beside weights of 8 bits."""
 MAX_CARD = 128 << 10
 """Bytes at the beginning of a card that are read for its front matter."""
 
@@ -240,15 +246,30 @@ def _is_known(model_type: object) -> bool:
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Raise `BadInput` when the checkpoint is already quantized: quantizing twice loses twice."""
-    found = checkpoint.config.get("quantization_config")
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    if found is not None:
-        raise bad_input(
-            checkpoint.folder / "config.json",
-            f"the checkpoint is already quantized ({method or 'quantization_config is set'})",
-            "give the full-precision checkpoint it was made from",
-        )
+    """Raise `BadInput` when the checkpoint is already quantized, wherever it says so: quantizing twice loses twice."""
+    remedy = "give the full-precision checkpoint it was made from"
+    refuse(
+        Problem(str(checkpoint.folder / file), f"the checkpoint is already quantized ({why})", remedy)
+        for file, why in _marks_of_quantization(checkpoint)
+    )
+
+
+def _marks_of_quantization(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """The files that tell that a checkpoint is quantized, each with what it tells."""
+    for key, found in entries(checkpoint.config):
+        if key in QUANTIZED_KEYS and found is not None:
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            yield "config.json", str(method or f"{key} is set")
+    for name in QUANTIZED_FILES:
+        if (checkpoint.folder / name).is_file():
+            yield name, "by this file"
+    names = {tensor.name for tensor in checkpoint.tensors}
+    for tensor in checkpoint.tensors:
+        module = tensor.name.removesuffix(".weight")
+        scales = next((f"{module}.{end}" for end in QUANTIZED_SCALES if f"{module}.{end}" in names), None)
+        if scales and BYTES[tensor.dtype] == 1 and len(tensor.shape) == 2:
+            yield tensor.file, f"{tensor.name} is {tensor.dtype}, beside {scales}"
+            return
 
 
 def read_header(path: Path, file: str) -> list[TensorInfo]:

@@ -402,6 +402,34 @@ def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("config", "file", "tensors", "told"),
+    [
+        ({"compression_config": {"quant_method": "x"}}, "", {}, "config.json: the checkpoint is already quantized (x)"),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "awq"}}}, "", {},
+            "config.json: the checkpoint is already quantized (awq)",
+        ),
+        ({}, "hf_quant_config.json", {}, "hf_quant_config.json: the checkpoint is already quantized (by this file)"),
+        ({}, "quantize_config.json", {}, "quantize_config.json: the checkpoint is already quantized (by this file)"),
+        (
+            {}, "", {"a.weight": ("F8_E4M3", (4, 4)), "a.weight_scale_inv": ("F32", (1, 1))},
+            "model.safetensors: the checkpoint is already quantized (a.weight is F8_E4M3, beside a.weight_scale_inv)",
+        ),
+    ],
+    ids=["compression", "language model", "modelopt", "auto-gptq", "tensors"],
+)  # fmt: skip
+def test_a_checkpoint_may_say_elsewhere_that_it_is_quantized(
+    tmp_path: Path, config: dict[str, object], file: str, tensors: Tensors, told: str
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", {**SMALL, **tensors}, **config)
+    if file:
+        (folder / file).write_text("{}")
+    with pytest.raises(BadInput) as caught:
+        refuse_quantized(read_checkpoint(folder))
+    assert str(caught.value).startswith(f"{folder}/{told}\n")
+
+
 def test_a_quantization_config_of_null_is_none(tmp_path: Path) -> None:
     refuse_quantized(read_checkpoint(write_checkpoint(tmp_path / "model", quantization_config=None)))
 
