@@ -93,12 +93,14 @@ def build(kind: str, folder: Path) -> str:
     try:
         default = AutoConfig.for_model(kind)
         config = AutoConfig.for_model(kind, **tiny_settings(default))
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        if size > 30_000_000:
+            raise ValueError("is not small")
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(0, 0.08) if parameter.ndim > 1 else parameter.add_(0.1)
-        if sum(parameter.numel() for parameter in model.parameters()) > 30_000_000:
-            raise ValueError("is not small")
         model.to(torch.bfloat16).save_pretrained(folder)
     except Exception as error:
         raise ValueError(brief(error)) from None
