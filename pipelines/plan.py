@@ -301,8 +301,9 @@ def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
 def _lacks(needs: Iterable[Need], plan: Plan | None) -> list[Problem]:
     """What the machine lacks; of memory, with what the `plan` could do with less."""
     problems = []
-    label, narrow = ("", False) if plan is None else (plan.checkpoint.label, plan.dtype == "float32")
-    more = "use a larger machine" + (f", or --dtype {own_dtype(plan.checkpoint)}" if plan and narrow else "")
+    label, more = plan.checkpoint.label if plan else "", "use a larger machine"
+    if plan and SIZES[own_dtype(plan.checkpoint)] < SIZES[plan.dtype]:
+        more += f", or --dtype {own_dtype(plan.checkpoint)}"
     for need in needs:
         if need.needed > need.available:
             what = f"stage {need.stage} needs about {_size(need.needed)} of {need.resource}"

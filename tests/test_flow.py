@@ -447,7 +447,8 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     # blocks of two models, the bundle
     stages = [path.relative_to(own / "stages").parts[0] for path in own.glob("stages/*/*/result.json")]
     assert set(stages) == {
-        *("tasks", "default-model", "probe", "documents", "prompts", "quantize", "verify", "evaluate", "seal")
+        *("tasks", "default-model", "anatomy", "rehearsal", "probe", "documents", "prompts"),
+        *("quantize", "verify", "evaluate", "seal"),
     }  # fmt: skip
     assert stages.count("evaluate") % 2 == 0, "as many blocks of either side"
 

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.card import card, serve_line
 from pipelines.flow import run
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe import CalibrationSet, Recipe, load_recipe
 from pipelines.record import Manifest
 from pipelines.schemes import SCHEMES
 
@@ -56,8 +56,10 @@ def test_the_page_has_every_recipe_scheme_and_key() -> None:
 
 def test_the_pages_examples_are_valid() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
-    assert len(examples) == 3
-    for example in examples:
+    sets = [example for example in examples if "source:" in example]
+    assert (len(examples), len(sets)) == (4, 1)
+    assert CalibrationSet.model_validate(yaml.safe_load(sets[0])).name
+    for example in set(examples) - {*sets}:
         data = {"version": 1, "name": "example", "summary": "of the page", **yaml.safe_load(example)}
         if data["quantize"]["method"] != "rtn":
             data["calibrate"] = {"set": "self"}
