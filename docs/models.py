@@ -210,7 +210,7 @@ Made by `make models`, which builds a tiny model of random weights of every clas
 causal language model, and takes it through three recipes; edit `docs/models.py` instead. "yes" is an artifact that
 plain transformers loads, with logits near the source's (fp8, int4-gptq), or a plan for the file (gguf-q8_0; llama.cpp
 is not run for it). Everything else is refused before a weight is read, with the reason that is given, but for the few
-that begin with "failed": these end after the artifact is made, and nothing is published. What is "not built" has a
+that begin with "failed": these end later than that, and nothing is published. What is "not built" has a
 config whose defaults make no small model on their own; real models of these types may work.
 
 {counts}

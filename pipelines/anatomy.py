@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,6 +217,20 @@ def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
         if name in parameters:
             holder = name.rpartition(".")[0]
             yield tensor.name, Place(module=holder, kind=_kind(modules[holder], name, parameters[name], tensor))
+
+
+def addresses(model: Any, modules: Iterable[str]) -> dict[str, str]:
+    """Return what a loaded `model` calls `modules` of its checkpoint, by transformers' own renaming; those that it does
+    not have keep their names."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    parameters, prefix = model.state_dict(), model.base_model_prefix
+    return {
+        name: rename_source_key(f"{name}.weight", renamings, [], prefix, parameters)[0].removesuffix(".weight")
+        for name in modules
+    }
 
 
 def _kind(module: Any, name: str, parameter: Any, tensor: TensorInfo) -> Kind:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines import rounding
-from pipelines.anatomy import model_class
+from pipelines.anatomy import addresses, model_class
 from pipelines.checkpoint import read_checkpoint
 from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
@@ -70,11 +70,12 @@ def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
     del config.quantization_config
     _, chosen = model_class(config, folder)
     model = chosen.from_pretrained(None, config=config, state_dict=state, dtype=config.dtype)
+    named = addresses(model, parts)
     if any(EXPERTS.match(name) for name in parts):
         linearize_experts(model)
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
-    for name, found in named_alike(parts, linear).items():
+    for name, found in named_alike(parts, linear, named).items():
         if "pre_quant_scale" in parts[name]:
             _scale_input(modules[found], parts[name]["pre_quant_scale"])
         if name not in groups:

@@ -3,6 +3,7 @@
 Numbers are compared file against file, a block of rows at a time; only the last check loads the models.
 """
 
+import contextlib
 import gc
 import math
 from collections.abc import Iterator
@@ -280,7 +281,8 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
     del model
     gc.collect()  # a model is full of cycles, and two are not to be in memory
     model = load_for_inference(artifact.checkpoint, device, dtype)
-    distance = measure_distance(model, text, file)
+    with _explained(artifact):
+        distance = measure_distance(model, text, file)
     file.unlink()
     if not math.isfinite(distance.perplexity_before):
         what = "what its model computes on plain text is not a number, so that nothing can be measured against it"
@@ -289,7 +291,8 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
         prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"][:, : max(1, most - CONTINUATION)].to(device)
         mask = torch.ones_like(prompt)
         written = min(CONTINUATION, most - prompt.shape[1])
-        output = model.generate(prompt, attention_mask=mask, max_new_tokens=written, do_sample=False)
+        with _explained(artifact):
+            output = model.generate(prompt, attention_mask=mask, max_new_tokens=written, do_sample=False)
     ours = reading.evaluated(model, artifact, PROMPT, tokenizer(PROMPT)["input_ids"])
     del model
     gc.collect()
@@ -301,6 +304,19 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
         "distance": distance,
         "reader": reading.read(artifact, ours, device, dtype, scratch, problems),
     }
+
+
+@contextlib.contextmanager
+def _explained(artifact: Artifact) -> Iterator[None]:
+    """Say in a line that transformers fails to compute with an artifact."""
+    import torch
+
+    try:
+        yield
+    except (QuantgateError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:  # of a class of transformers
+        fail(artifact, [f"transformers cannot compute with it: {brief(error)}"])
 
 
 def _run_source(artifact: Artifact, model: Any, text: list[list[int]], file: Path) -> None:

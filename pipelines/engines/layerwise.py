@@ -17,7 +17,7 @@ import ctypes
 import inspect
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
 from pipelines.engines.files import ArtifactFiles, copy_kept
 from pipelines.engines.statistics import Collector, InputStatistics
-from pipelines.errors import BadInput, QuantgateError, bad_input
+from pipelines.errors import BadInput, QuantgateError, bad_input, brief
 from pipelines.finite import check_finite
 from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan, layer_number
 from pipelines.recipe import Awq, Gptq, Rtn
@@ -314,6 +314,20 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer gets besides the hidden states."""
 
 
+DATA_FREE = "need a data-free method, like fp8"
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say in a line that transformers fails to run the model."""
+    try:
+        yield
+    except (QuantgateError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:  # of a class of transformers, with settings of its own
+        raise QuantgateError(f"transformers cannot run the model on calibration text: {brief(error)}") from None
+
+
 class _Stream:
     """The hidden states of all calibration tokens on their way through the layers."""
 
@@ -323,9 +337,12 @@ class _Stream:
         self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
         """Shape of a batch of tokens → the arguments of each layer."""
         for batch in batches:
-            if batch.shape not in self._arguments:
-                self._arguments[batch.shape] = _arguments(model, layers, batch)
-            self.hidden.append(_first_input(model, layers[0], batch))
+            with _explained():
+                if batch.shape not in self._arguments:
+                    self._arguments[batch.shape] = _arguments(model, layers, batch)
+                self.hidden.append(_first_input(model, layers[0], batch))
+            if self.hidden[-1].shape[:2] not in self._arguments:
+                raise QuantgateError(f"layers that get no hidden state for each token {DATA_FREE}")
         states = sum(hidden.nbytes for hidden in self.hidden)
         if device.type == "cuda" and 2 * states < FREE_SHARE * torch.cuda.mem_get_info(device)[0]:
             self.hidden = [hidden.to(device) for hidden in self.hidden]  # else they come and go with each batch
@@ -427,11 +444,15 @@ def _model_names(plan: Plan, model: Any) -> dict[str, str]:
     """Each quantized module and each attention of the plan → its name in the model."""
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
-    return {**named_alike(plan.quantized, linear), **named_alike(plan.attentions, modules)}
+    known = {name: module.address for name, module in plan.quantized.items()}
+    return {**named_alike(plan.quantized, linear, known), **named_alike(plan.attentions, modules)}
 
 
-def named_alike(names: Iterable[str], among: Iterable[str]) -> dict[str, str]:
-    """Each of `names` → itself, or the only name of the language model in `among` that ends alike."""
+def named_alike(
+    names: Iterable[str], among: Iterable[str], addresses: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Each of `names` → itself or its address, if `among` has it, or the only name of the language model there that
+    ends alike."""
     known = set(among)
     by_tail: dict[str, list[str]] = {}
     for name in known:
@@ -439,7 +460,8 @@ def named_alike(names: Iterable[str], among: Iterable[str]) -> dict[str, str]:
             by_tail.setdefault(_tail(name), []).append(name)
     found = {}
     for name in names:
-        candidates = [name] if name in known else by_tail.get(_tail(name), [])
+        own = next((one for one in (name, (addresses or {}).get(name)) if one in known), None)
+        candidates = [own] if own else by_tail.get(_tail(name), [])
         if len(candidates) != 1:
             raise QuantgateError(f"module {name} of the checkpoint was not found in the model that transformers makes")
         found[name] = candidates[0]
