@@ -157,7 +157,20 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
         remedy = "copy the tokenizer files beside the weights; one that needs code of its own is not run"
         raise bad_input(checkpoint.folder, f"its tokenizer cannot be used: {brief(error)}", remedy) from None
+    _check_ids(checkpoint.folder / "tokenizer.json")
     return tokenizer
+
+
+def _check_ids(file: Path) -> None:
+    """Raise `BadInput` where two tokens have one id: which of them tokenizers then forgets is chance."""
+    try:
+        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none of this kind
+        return
+    ids = [repr(one) for one in vocabulary.values()] if isinstance(vocabulary, dict) else []
+    if len(set(ids)) < len(ids):
+        what = "has several tokens of one id, so that chance decides what a text becomes"
+        raise bad_input(file, what, "copy the tokenizer files again")
 
 
 def _save(samples: list[list[int]], to: Path) -> dict[str, Any]:
