@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.anatomy import auto_class, load_config
 from pipelines.device import NO_ROOM, ComputeDtype, keep_freed_memory
-from pipelines.errors import QuantgateError
+from pipelines.errors import QuantgateError, brief
 from pipelines.generation import check_generation, use_own_settings
 from pipelines.schemes import FP4_MAX, FP8_MAX
 
@@ -77,6 +77,20 @@ def _load(folder: Path, config: Any, quantized: bool, dtype: ComputeDtype | None
         _skip_weight_rounding(model)
         _widen_kept(model)
     return model
+
+
+@contextlib.contextmanager
+def explained(refusal: "Callable[[str], QuantgateError]") -> "Iterator[None]":
+    """Turn what a class of transformers raises while it computes into the error that `refusal` makes of its first line;
+    ours, and those of memory and files, pass."""
+    import torch
+
+    try:
+        yield
+    except (QuantgateError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:  # sizes or settings that do not fit together: the classes share no error
+        raise refusal(brief(error)) from None
 
 
 def score_tokens(model: Any, ids: "torch.Tensor") -> list[float]:

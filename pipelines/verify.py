@@ -3,7 +3,6 @@
 Numbers are compared file against file, a block of rows at a time; only the last check loads the models.
 """
 
-import contextlib
 import gc
 import math
 from collections.abc import Iterator
@@ -17,12 +16,12 @@ from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype
 from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
-from pipelines.errors import QuantgateError, bad_input, brief
+from pipelines.errors import QuantgateError, bad_input
 from pipelines.limits import check_tokens, positions
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
 from pipelines.quantize import Artifact
 from pipelines.reading import Reader
-from pipelines.runtime import load_for_inference
+from pipelines.runtime import explained, load_for_inference
 from pipelines.schema import Frozen
 from pipelines.scores import Distance
 from pipelines.store import Result, keep
@@ -134,8 +133,7 @@ def worst_loss(before: float, after: float) -> list[str]:
 def fail(artifact: Artifact, problems: list[str]) -> None:
     """Raise QuantgateError if there are problems."""
     if problems:
-        listed = "\n".join(f"    {problem}" for problem in problems[:20])
-        raise QuantgateError(f"verification of {artifact.checkpoint} failed:\n{listed}")
+        raise _failed(artifact, problems)
 
 
 def _check_companions(artifact: Artifact, problems: list[str]) -> None:
@@ -269,6 +267,9 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
     the artifact writes. Then let its reader load it."""
     import torch
 
+    def broken(why: str) -> QuantgateError:
+        return _failed(artifact, [f"transformers cannot compute with it: {why}"])
+
     tokenizer = load_tokenizer(artifact.source)
     ids = tokenizer(held_out(artifact.calibration, 8 * DISTANCE_CHUNKS * DISTANCE_CONTEXT))["input_ids"]
     file = scratch / "logprobs"
@@ -277,11 +278,18 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
     check_tokens(artifact.source.folder, tokenizer, ids, config)
     most = positions(config) or len(ids)
     text = chunks(ids, most)
-    _run_source(artifact, model, text, file)
+    with explained(
+        lambda why: bad_input(
+            artifact.source.folder / "config.json",
+            f"transformers cannot compute with the model that it makes: {why}",
+            "mend it, or give another model",
+        )
+    ):
+        write_logprobs(model, text, file)
     del model
     gc.collect()  # a model is full of cycles, and two are not to be in memory
     model = load_for_inference(artifact.checkpoint, device, dtype)
-    with _explained(artifact):
+    with explained(broken):
         distance = measure_distance(model, text, file)
     file.unlink()
     if not math.isfinite(distance.perplexity_before):
@@ -291,7 +299,7 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
         prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"][:, : max(1, most - CONTINUATION)].to(device)
         mask = torch.ones_like(prompt)
         written = min(CONTINUATION, most - prompt.shape[1])
-        with _explained(artifact):
+        with explained(broken):
             output = model.generate(prompt, attention_mask=mask, max_new_tokens=written, do_sample=False)
     ours = reading.evaluated(model, artifact, PROMPT, tokenizer(PROMPT)["input_ids"])
     del model
@@ -306,31 +314,6 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
     }
 
 
-@contextlib.contextmanager
-def _explained(artifact: Artifact) -> Iterator[None]:
-    """Say in a line that transformers fails to compute with an artifact."""
-    import torch
-
-    try:
-        yield
-    except (QuantgateError, torch.OutOfMemoryError, OSError):
-        raise
-    except Exception as error:  # of a class of transformers
-        fail(artifact, [f"transformers cannot compute with it: {brief(error)}"])
-
-
-def _run_source(artifact: Artifact, model: Any, text: list[list[int]], file: Path) -> None:
-    """Keep what the source computes on `text` in `file`.
-
-    Raises:
-        BadInput: its config makes a model that cannot compute.
-    """
-    import torch
-
-    try:
-        write_logprobs(model, text, file)
-    except (torch.OutOfMemoryError, QuantgateError, OSError):
-        raise
-    except Exception as error:  # of a class of transformers, with sizes that do not fit together
-        what = f"transformers cannot compute with the model that it makes: {brief(error)}"
-        raise bad_input(artifact.source.folder / "config.json", what, "mend it, or give another model") from None
+def _failed(artifact: Artifact, problems: list[str]) -> QuantgateError:
+    listed = "\n".join(f"    {problem}" for problem in problems[:20])
+    return QuantgateError(f"verification of {artifact.checkpoint} failed:\n{listed}")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from docs.models import write_tokenizer
 from pipelines.anatomy import examine
 from pipelines.checkpoint import read_checkpoint
 from pipelines.errors import BadInput
@@ -20,7 +21,7 @@ from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from pipelines.verify import verify
 from tests.conftest import Cli, edit_json
-from tests.test_families import EXPERTS, UNTIED, Make, make, text, write_tokenizer
+from tests.test_families import EXPERTS, UNTIED, Make, make, text
 
 assert all((make, text))  # fixtures
 HEAD = "quantize.ignore=[lm_head]"

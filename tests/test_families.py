@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from docs.models import write_tokenizer
 from pipelines.engines import layerwise
 from pipelines.errors import BadInput
 from pipelines.limits import positions
@@ -120,18 +121,6 @@ def enliven(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
-
-
-def write_tokenizer(folder: Path) -> None:
-    """One token for each byte, in the files of a real tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
 def recipe_for(name: str, text: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Recipe:

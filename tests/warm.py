@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from pipelines import reading
 from pipelines.cli import main
+from tests import warm_reader
 
 IMPORTED = (
     "pipelines.flow",
@@ -18,13 +19,7 @@ IMPORTED = (
     "lm_eval.tasks",
     "lm_eval.models.utils",
     "datasets",
-    "torch",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-    "transformers.integrations.compressed_tensors",
-    "compressed_tensors.offload",
-    "compressed_tensors.modeling.kvcache",
+    *warm_reader.IMPORTED,
 )
 """What commands import that do something with a model."""
 READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "PYTHON")

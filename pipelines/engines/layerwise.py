@@ -28,10 +28,11 @@ from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
 from pipelines.engines.files import ArtifactFiles, copy_kept
 from pipelines.engines.statistics import Collector, InputStatistics
-from pipelines.errors import BadInput, QuantgateError, bad_input, brief
+from pipelines.errors import BadInput, QuantgateError, bad_input
 from pipelines.finite import check_finite
 from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan, layer_number
 from pipelines.recipe import Awq, Gptq, Rtn
+from pipelines.runtime import explained
 from pipelines.schemes import FP8_MAX, SCHEMES
 
 BATCH_TOKENS = 4096
@@ -317,15 +318,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 DATA_FREE = "need a data-free method, like fp8"
 
 
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say in a line that transformers fails to run the model."""
-    try:
-        yield
-    except (QuantgateError, torch.OutOfMemoryError, OSError):
-        raise
-    except Exception as error:  # of a class of transformers, with settings of its own
-        raise QuantgateError(f"transformers cannot run the model on calibration text: {brief(error)}") from None
+def _unrunnable(why: str) -> QuantgateError:
+    return QuantgateError(f"transformers cannot run the model on calibration text: {why}")
 
 
 class _Stream:
@@ -337,7 +331,7 @@ class _Stream:
         self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
         """Shape of a batch of tokens → the arguments of each layer."""
         for batch in batches:
-            with _explained():
+            with explained(_unrunnable):
                 if batch.shape not in self._arguments:
                     self._arguments[batch.shape] = _arguments(model, layers, batch)
                 self.hidden.append(_first_input(model, layers[0], batch))
