@@ -6,6 +6,7 @@ import random
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -126,13 +127,19 @@ HELD_OUT_CHARACTERS = 8 * DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT
 def held_out(tokens: CalibrationTokens | None, characters: int) -> str:
     """About as many characters of the set `passages`, none of them of a row that `tokens` were made of."""
     seen = set(tokens.rows) if tokens and tokens.set == HELD_OUT else set()
-    rows, _ = _rows(load_set(HELD_OUT), Calibrate(set=HELD_OUT, seed=7))
     texts: list[str] = []
-    while sum(map(len, texts)) < characters:
-        row, text = next(rows)
+    for row, text in _held_out_rows():
+        if sum(map(len, texts)) >= characters:
+            break
         if row not in seen and isinstance(text, str):
             texts.append(text)
     return "\n\n".join(texts)
+
+
+@cache
+def _held_out_rows() -> tuple[Row, ...]:
+    """Return all rows of the set `passages`, in an order of their own."""
+    return tuple(_rows(load_set(HELD_OUT), Calibrate(set=HELD_OUT, seed=7))[0])
 
 
 def _but_held_out(rows: Iterable[Row]) -> Iterator[Row]:

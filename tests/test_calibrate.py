@@ -14,11 +14,17 @@ from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import load_recipe, load_suite
-from tests.conftest import BEAMS, edit_json, spoil, with_token
+from tests.conftest import BEAMS, edit_json, make_tiny, spoil, with_token
 
 WORDS = (
     "the quick brown fox jumps over the lazy dog while a small grey cat looks on from a wall and says nothing at all"
 )
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the whole real tokenizer: how many tokens a text has is what these tests are about."""
+    return make_tiny(tmp_path_factory.mktemp("checkpoints") / "whole", smollm2, tokens=49152)
 
 
 def plan_for(model: Path, set_name: str, *overrides: str) -> Plan:

@@ -28,7 +28,7 @@ from pipelines.repack import unpack
 from pipelines.rounding import dequantize
 from pipelines.runtime import load_for_inference
 from pipelines.verify import verify
-from tests.conftest import Cli, edit_json, make_tiny
+from tests.conftest import VOCABULARY, Cli, edit_json, make_tiny
 from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 
 ENGINES = ("gptqmodel", "modelopt", "auto-gptq", "autoawq")
@@ -173,7 +173,7 @@ def test_what_gptqmodels_awq_would_stumble_over_is_refused(tiny: Path) -> None:
 def test_the_plan_counts_what_lies_on_disk_on_the_way(tiny: Path, overrides: list[str], copies: int) -> None:
     """The artifact in the cache and where it is published, what the engine wrote, and what is not repacked yet."""
     plan = make_plan(load_recipe("gptq-gptqmodel", ["quantize.group_size=32", *overrides]), tiny)
-    logprobs = 8 * 512 // 2 * 49152 * 2  # of held-out text, two bytes each
+    logprobs = 8 * 512 // 2 * VOCABULARY * 2  # of held-out text, two bytes each
     needed = sum(need.needed for need in plan.needs if need.resource == "disk")
     assert needed == copies * plan.bytes_after + logprobs
 

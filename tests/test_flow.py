@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +23,7 @@ from pipelines.plan import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from pipelines.record import Manifest
+from tests import warm
 from tests.conftest import EASY, PLAIN, Cli, make_tiny, own_cache
 
 SUITE = """
@@ -389,24 +388,22 @@ def test_an_artifact_changed_after_it_was_judged_is_refused(
     assert healed.returncode == 0, healed.stderr
 
 
-def kill_when(command: list[str], environment: dict[str, str], seen: Path, pattern: str) -> bool:
-    """Start `command`, kill -9 it as soon as a path like `pattern` is below `seen`; whether it came to that."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def kill_when(arguments: list[str], environment: dict[str, str], seen: Path, pattern: str) -> bool:
+    """Start the command, kill -9 it as soon as a path like `pattern` is below `seen`; whether it came to that."""
+    process = warm.start(arguments, seen, environment, Path(os.devnull), Path(os.devnull))
     try:
-        while process.poll() is None:
+        while process.is_alive():
             if any(seen.glob(pattern)):
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
                 return True
             time.sleep(0.002)
         return False
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()  # SIGKILL
+        process.join()
 
 
 def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
-    tmp_path: Path, cache: Path, smollm2: Checkpoint
+    cli: Cli, tmp_path: Path, cache: Path, smollm2: Checkpoint
 ) -> None:
     """Two layers, with as many bytes as it takes to be seen while they are written."""
     wide = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 12}
@@ -428,7 +425,6 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
         str(artifacts / "m" / "fp8"),
         "--json",
     ]
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
     environment = {**os.environ, "QUANTGATE_CACHE": str(own)}
     moments = {
         "quantize": "cache/stages/quantize/*.partial/artifact/model.safetensors",
@@ -438,7 +434,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     }
     finished: dict[str, set[str]] = {}
     for stage, pattern in moments.items():
-        assert kill_when(command, environment, tmp_path, pattern), f"{stage} was not seen"
+        assert kill_when(arguments, environment, tmp_path, pattern), f"{stage} was not seen"
         assert not (artifacts / "m" / "fp8").exists()
         results = {path.parent.name for path in own.glob("stages/*/*/result.json")}
         assert all(before <= results for before in finished.values()), "a finished stage was lost"
@@ -452,7 +448,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     }  # fmt: skip
     assert stages.count("evaluate") % 2 == 0, "as many blocks of either side"
 
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = cli(*arguments, QUANTGATE_CACHE=str(own))
     assert done.returncode == 0, done.stderr
     assert all(stage["reused"] for stage in json.loads(done.stdout)["stages"])
     assert sums_hold(artifacts / "m" / "fp8")

@@ -3,9 +3,11 @@
 Nine tenths of what a short command costs are imports. That these work, and which command needs which, other tests show.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +29,7 @@ READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*IMPORTED])
+os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")  # as lm_eval does it when it is imported
 _began = dict(os.environ)
 
 
@@ -40,20 +43,27 @@ def call(arguments: list[str], folder: Path, environment: dict[str, str]) -> tup
     """Run the command in `folder`; return its exit code and what it wrote to standard output and error."""
     with TemporaryDirectory() as scratch:
         files = Path(scratch, "out"), Path(scratch, "err")
-        streams = [str(file) for file in files]
-        reader = reading.command(Path(sys.executable))
-        process = _context.Process(target=_command, args=(arguments, str(folder), environment, *streams, reader))
-        process.start()
+        process = start(arguments, folder, environment, *files)
         process.join()
         out, err = (file.read_text(encoding="utf-8") for file in files)
     assert process.exitcode is not None
     return process.exitcode, out, err
 
 
+def start(arguments: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> ForkServerProcess:
+    """Start the command in `folder`, with `out` and `err` for what it writes to standard output and error."""
+    assert is_current(environment)
+    reader = reading.command(Path(sys.executable))
+    process = _context.Process(target=_command, args=(arguments, str(folder), environment, str(out), str(err), reader))
+    process.start()
+    return process
+
+
 def _command(
     arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, reader: list[str]
 ) -> None:
     """Be the command: its arguments, folder, environment, standard output and error, and what starts its readers."""
+    gc.freeze()  # what was imported before the fork is neither looked at nor copied
     reading.command = lambda python: reader  # noqa: ARG005
     os.environ.clear()
     os.environ.update(environment)

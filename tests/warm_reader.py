@@ -5,6 +5,7 @@ It is forked from one that has it, and nothing of ours, which is started when th
 Run as a program, this is that process: `python -I warm_reader.py` with the listening socket as standard input.
 """
 
+import gc
 import importlib
 import os
 import runpy
@@ -66,6 +67,7 @@ def _serve(over: int) -> None:
     sys.path.insert(0, str(workers))  # as Python does it for the folder that it runs
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(fileno=0) as listener:
         while over not in select.select([listener.fileno(), over], [], [])[0]:
