@@ -81,6 +81,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "longcat_flash": {"expert_ffn_hidden_size": 32, "zero_expert_num": 2, "qk_head_dim": 32},
     "mamba2": {"num_heads": 8},
@@ -94,6 +95,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48]},
     "xlm": {"emb_dim": 64},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "attention_hidden_size": 128},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
