@@ -89,8 +89,8 @@ format: $(READY_DEV) ## format the code and mend what ruff can
 docs: $(READY_DEV) ## regenerate the documents that are made from code
 	$(BIN)/python docs/generate.py
 
-models: $(READY_DEV) ## try every causal language model of transformers anew: docs/models.md (half an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m docs.models
+models: $(READY_DEV) ## try every causal language model of transformers anew, or TYPES="llama gpt2": docs/models.md (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.models $(TYPES)
 
 simulate: $(READY_DEV) ## simulate the gate anew: the figures and tables of docs/gate.md (minutes)
 	$(BIN)/python docs/simulate.py

@@ -1,5 +1,6 @@
 """What becomes of every causal language model that transformers knows: `make models` builds a tiny one of each class,
-takes it through three recipes, and writes docs/models.md (half an hour).
+takes it through three recipes, and writes docs/models.md (half an hour); `make models TYPES="llama gpt2"` does so for
+these model types alone and leaves the other rows as they are.
 
 Whatever is found is what transformers' own classes do with random weights: an artifact that loads with logits near the
 source's, or a refusal before any weight is read.
@@ -47,6 +48,58 @@ SIZES: dict[int, tuple[str, ...]] = {
     512: ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"),
 }  # fmt: skip
 """Size → the keys of configs that get it."""
+SUNG = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, "decoder": {}}
+EXTRA: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 256},
+    "blt_local_decoder": {"hidden_size_global": 64},
+    "blt_local_encoder": {"hidden_size_global": 64},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]},
+        },
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}, "num_key_value_heads": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"activation_sparsity_pattern": [0.95, 0.95, 0.0], "num_kv_shared_layers": 1},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text", "num_hidden_layers": 3, "num_kv_shared_layers": 3,
+            "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0,
+        },
+        "backbone_hidden_size": 64,
+    },
+    "gemma4_unified_assistant": {
+        "text_config": {"model_type": "gemma4_unified_text", "num_hidden_layers": 3, "num_kv_shared_layers": 3},
+        "backbone_hidden_size": 64,
+    },
+    "git": {"max_position_embeddings": 1024},  # generation counts them twice
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
+    "granitemoehybrid": {
+        "mamba_n_heads": 8, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "longcat_flash": {"expert_ffn_hidden_size": 32, "zero_expert_num": 2, "qk_head_dim": 32},
+    "mamba2": {"num_heads": 8},
+    "ministral": {"head_dim": 16},
+    "musicgen": SUNG,
+    "musicgen_melody": SUNG,
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48]},
+    "xlm": {"emb_dim": 64},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "attention_hidden_size": 128},
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
+"""Model type, of a whole model or of a part → settings that it needs beside `SIZES`; a dict adds to what is there."""
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 RECIPES = ("fp8", "int4-gptq", "gguf-q8_0")
 NEAR = {"fp8": 0.5, "int4-gptq": 0.8}
@@ -64,46 +117,63 @@ class Outcome(NamedTuple):
 
 def tiny_settings(default: Any) -> dict[str, Any]:
     """Return settings that make a `default` config small."""
+    from transformers import PreTrainedConfig
+
     known = default.to_dict()
     settings: dict[str, Any] = {key: size for size, keys in SIZES.items() for key in keys if known.get(key) is not None}
     settings |= {key: value for key, value in TOKENS.items() if key in known}
     layers = next((settings[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in settings), 3)
-    for key in ("layer_types", "layers_block_type", "mlp_layer_types", "block_types"):
+    for key in ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "attn_layers"):
         if isinstance(known.get(key), list) and known[key]:
             kinds = list(dict.fromkeys(known[key]))
             settings[key] = [kinds[number % len(kinds)] for number in range(layers)]
     if "kv_lora_rank" in settings and "num_key_value_heads" in settings:
         settings["num_key_value_heads"] = settings.get("num_attention_heads", 4)  # latent attention has no groups
-    for key, inner in known.items():
-        if key.endswith("text_config") and isinstance(inner, dict):
-            settings[key] = {**inner, **tiny_settings(getattr(default, key))}
+    for key, value in known.items():
+        inner = getattr(default, key) if isinstance(value, dict) else None
+        if isinstance(inner, PreTrainedConfig):
+            settings[key] = {**inner.to_diff_dict(), **tiny_settings(inner)}
+            settings[key].pop("per_layer_config", None)  # which a config makes anew for its layers
+    for key, value in EXTRA.get(default.model_type, {}).items():
+        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
     return settings
+
+
+def small_config(kind: str) -> Any:
+    """Return the config of a small model of type `kind`."""
+    from transformers import AutoConfig
+
+    # some types have no config without those of their parts
+    parts = {key: dict(value) for key, value in EXTRA.get(kind, {}).items() if isinstance(value, dict)}
+    return AutoConfig.for_model(kind, **tiny_settings(AutoConfig.for_model(kind, **parts)))
 
 
 def build(kind: str, folder: Path) -> str:
     """Write a tiny checkpoint of model type `kind`, of random weights, into `folder`; return its class.
 
     Raises:
-        ValueError: no small model of this type can be built from its config alone.
+        ValueError: transformers makes no small model of this type from a config alone.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     try:
-        default = AutoConfig.for_model(kind)
-        config = AutoConfig.for_model(kind, **tiny_settings(default))
+        config = small_config(kind)
+    except Exception as error:
+        raise ValueError(f"its config: {told(str(error), folder)}") from None
+    try:
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
         if size > 30_000_000:
-            raise ValueError("is not small")
+            raise ValueError("its model is not small")
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(0, 0.08) if parameter.ndim > 1 else parameter.add_(0.1)
         model.to(torch.bfloat16).save_pretrained(folder)
     except Exception as error:
-        raise ValueError(brief(error)) from None
+        raise ValueError(f"AutoModelForCausalLM of {type(config).__name__}: {brief(error).split('. ')[0]}") from None
     write_tokenizer(folder)
     return type(model).__name__
 
@@ -210,8 +280,8 @@ Made by `make models`, which builds a tiny model of random weights of every clas
 causal language model, and takes it through three recipes; edit `docs/models.py` instead. "yes" is an artifact that
 plain transformers loads, with logits near the source's (fp8, int4-gptq), or a plan for the file (gguf-q8_0; llama.cpp
 is not run for it). Everything else is refused before a weight is read, with the reason that is given, but for the few
-that begin with "failed": these end later than that, and nothing is published. What is "not built" has a
-config whose defaults make no small model on their own; real models of these types may work.
+that begin with "failed": these end later than that, and nothing is published. What is "not built" ends in transformers
+before there is a model, with the error that is given.
 
 {counts}
 
@@ -241,23 +311,30 @@ def short(result: str) -> str:
     return result.partition(":")[0]
 
 
-def read_table() -> dict[str, tuple[str, ...]]:
-    """Return what docs/models.md says: model type → the results of `RECIPES`."""
+def read_outcomes() -> list[Outcome]:
+    """Return what docs/models.md says."""
     rows = [line.strip("|").split(" | ") for line in (HERE / "models.md").read_text("utf-8").splitlines()]
     cells = [[cell.strip() for cell in row] for row in rows if len(row) == 2 + len(RECIPES)]
-    return {kind: tuple(results) for kind, _, *results in cells[1:]}
+    return [Outcome(kind, architecture, tuple(results)) for kind, architecture, *results in cells[1:]]
 
 
-def main() -> None:
-    """Print the outcome of the model types given, or write the table of all."""
+def read_table() -> dict[str, tuple[str, ...]]:
+    """Return what docs/models.md says: model type → the results of `RECIPES`."""
+    return {one.kind: one.results for one in read_outcomes()}
+
+
+def main(wanted: Sequence[str]) -> None:
+    """Try the model types that are `wanted`, or all, print what becomes of them, and write it into the table."""
+    known = kinds()
+    if unknown := sorted(set(wanted) - set(known)):
+        sys.exit(f"transformers knows no causal language model of type {', '.join(unknown)}")
+    outcomes = {one.kind: one for one in read_outcomes() if one.kind in known} if wanted else {}
     with tempfile.TemporaryDirectory() as scratch:
-        outcomes = []
-        for kind in sys.argv[1:] or kinds():
-            outcomes.append(outcome(kind, Path(scratch)))
-            print(json.dumps(outcomes[-1]), flush=True)
-    if not sys.argv[1:]:
-        (HERE / "models.md").write_text(render(outcomes), "utf-8")
+        for kind in wanted or known:
+            outcomes[kind] = outcome(kind, Path(scratch))
+            print(json.dumps(outcomes[kind]), flush=True)
+    (HERE / "models.md").write_text(render([outcomes[kind] for kind in sorted(outcomes)]), "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
