@@ -15,8 +15,8 @@ WIDE_TEXT, NARROW_TEXT = 16, 8
 """Characters that a column of text keeps at least, if it has as many: while there are other means, and in the end."""
 PIPED = 140
 """Characters of a line where there is no terminal."""
-PAIRS = (" → ", " … ")
-"""What joins two figures that may stand below each other."""
+BREAKS = {" → ": "\n→ ", " … ": "\n… ", ", ": ",\n"}
+"""Where two figures, or a verdict and what it lacks, may stand below each other."""
 
 Cell = str | Text
 Row = tuple[Cell, ...]
@@ -94,7 +94,7 @@ def fitted(title: str, columns: Sequence[Column], rows: Iterable[Row], width: in
 
 def _layouts(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> Iterator[_Layout]:
     """Yield ways to set the table, the best first; each of the later ones takes less room."""
-    headed, broken = tuple(map(_headed, columns)), tuple(tuple(map(_broken, row)) for row in rows)
+    headed, broken = tuple(map(_headed, columns)), tuple(tuple(map(_broken, columns, row)) for row in rows)
     yield _Layout(columns, rows, WIDE_TEXT, 1)
     yield _Layout(headed, rows, WIDE_TEXT, 1)
     while True:
@@ -115,13 +115,14 @@ def _headed(column: Column) -> Column:
     return Column(name, column.text, column.left, column.spare)
 
 
-def _broken(cell: Cell) -> Cell:
-    """Put the second of two figures below the first."""
-    if isinstance(cell, Text):
+def _broken(column: Column, cell: Cell) -> Cell:
+    """Put the second of two figures below the first; text wraps by itself."""
+    if column.text:
         return cell
-    for pair in PAIRS:
-        cell = cell.replace(pair, f"\n{pair.lstrip()}")
-    return cell
+    text = cell.plain if isinstance(cell, Text) else cell
+    for pair, below in BREAKS.items():
+        text = text.replace(pair, below)
+    return Text(text, style=cell.style) if isinstance(cell, Text) else text
 
 
 def _line(name: str) -> str:
