@@ -289,7 +289,7 @@ def plan(
 ) -> None:
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
     from pipelines.device import choose_device, default_device
-    from pipelines.estimate import expected_times
+    from pipelines.flow import foresee_times
     from pipelines.history import discordance
     from pipelines.plan import make_plan
     from pipelines.power import foresee
@@ -300,7 +300,7 @@ def plan(
     made = make_plan(chosen, model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)
     seen = foresee(made.recipe, suite, discordance(made.recipe))
-    times = expected_times(made, suite, "llama.cpp" if made.tensors else "transformers", device)
+    times = foresee_times(made, suite, device, dtype)
     if as_json:
         totals = {
             "bytes_before": made.bytes_before,

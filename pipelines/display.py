@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -33,6 +33,8 @@ SOONEST = 20.0
 """Seconds of work before the time left is told."""
 STEADY = 60.0
 """Seconds between two lines where there is no terminal."""
+BAR, SHORTEST_BAR = 24, 6
+"""Characters of a bar, where there is room; what is shorter than the latter is left out."""
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "to come": ("·", "dim")}
 
 
@@ -44,27 +46,40 @@ class _Stage:
         self.state, self.result = "to come", ""
         self.began = 0.0
 
+    @property
+    def foretold(self) -> str:
+        """`about 11 min`, `done`, or nothing where nobody knows."""
+        if self.expected is None:
+            return ""
+        return f"about {roughly(self.expected)}" if self.expected else "done"
+
 
 class _Work:
     """The running bar: how much is done, and how fast it goes."""
 
     def __init__(self, what: str, total: float | None, unit: str) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, 0.0
+        self._worked = 0.0
+        """Of `done`, what this process did: what was done before says nothing of the pace."""
         self._seen: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])
 
     def advance(self, amount: float) -> None:
         now = time.monotonic()
         self.done += amount
-        self._seen.append((now, self.done))
+        self._worked += amount
+        self._seen.append((now, self._worked))
         while now - self._seen[0][0] > REMEMBERED and len(self._seen) > 2:
             self._seen.popleft()
+
+    def skip(self, amount: float) -> None:
+        self.done += amount
 
     def left(self) -> float | None:
         """Seconds, at the pace of the last two minutes; None as long as that is anybody's guess."""
         (first, before), now = self._seen[0], time.monotonic()
-        if self.total is None or now - first < SOONEST or self.done <= before:
+        if self.total is None or now - first < SOONEST or self._worked <= before:
             return None
-        return max(0.0, self.total - self.done) * (now - first) / (self.done - before)
+        return max(0.0, self.total - self.done) * (now - first) / (self._worked - before)
 
     def told(self) -> str:
         """`1,200 of 7,140 documents, 11 min left`."""
@@ -80,8 +95,8 @@ class Display:
     """The stages of a run and the progress of the running one; a `progress.Listener`."""
 
     def __init__(self, title: str, stages: Sequence[str], expected: Mapping[str, float], log: Path) -> None:
-        """Show `stages` in their order, some with the seconds that they are `expected` to take; `log` takes what
-        libraries write."""
+        """Show `stages` in their order, some with the seconds that they are `expected` to take (0: they are done);
+        `log` takes what libraries write."""
         self._title, self._log = title, log
         self._stages = {name: _Stage(name, expected.get(name)) for name in stages}
         self._running: _Stage | None = None
@@ -123,7 +138,7 @@ class Display:
         stage = self._stages.setdefault(name, _Stage(name, None))
         stage.state, stage.began = "running", time.monotonic()
         self._running, self._note, self._last_line = stage, "", stage.began
-        self._line(f"{name}: begins" + (f", about {roughly(stage.expected)}" if stage.expected else ""))
+        self._line(f"{name}: begins" + (f", {stage.foretold}" if stage.foretold else ""))
         try:
             yield
         except BaseException:
@@ -149,6 +164,10 @@ class Display:
             self._last_line = time.monotonic()
             self._line("; ".join(filter(None, [f"{self._running.name}: {self._work.told()}", self._note])))
 
+    def skip(self, amount: float) -> None:
+        if self._work:
+            self._work.skip(amount)
+
     def resize(self, total: float) -> None:
         if self._work:
             self._work.total = total
@@ -169,14 +188,14 @@ class Display:
 
     def _picture(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
-        for _ in range(3):
-            table.add_column(no_wrap=True)
+        for wraps in (False, False, True):
+            table.add_column(no_wrap=not wraps, overflow="fold")
         for stage in self._stages.values():
             if stage is self._running:
                 table.add_row(Spinner("dots", style="cyan"), Text(stage.name, style="bold"), self._now(stage))
                 continue
             mark, style = MARKS[stage.state]
-            expected = f"about {roughly(stage.expected)}" if stage.state == "to come" and stage.expected else ""
+            expected = stage.foretold if stage.state == "to come" else ""
             table.add_row(Text(mark, style=style), Text(stage.name), Text(stage.result or expected, style="dim"))
         return table
 
@@ -187,12 +206,17 @@ class Display:
         if work is None:
             expected = f" of about {roughly(stage.expected)}" if stage.expected else ""
             return Text(f"{passed}{expected}" + (f"; {self._note}" if self._note else ""))
-        row: Any = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=work.total, completed=work.done, width=24, pulse=work.total is None)
-        row.add_row(bar, Text(redact(work.told() or work.what)))
-        if self._note:
-            row.add_row("", Text(redact(self._note), style="cyan"))
-        return row  # type: ignore[no-any-return]
+        told = Text(redact(work.told() or work.what))
+        row: Any = told
+        width = min(BAR, self._room() - told.cell_len - 1)
+        if width >= SHORTEST_BAR:
+            row = Table.grid(padding=(0, 1))
+            row.add_row(ProgressBar(total=work.total, completed=work.done, width=width, pulse=work.total is None), told)
+        return Group(row, Text(redact(self._note), style="cyan")) if self._note else row
+
+    def _room(self) -> int:
+        """Characters beside the names of stages."""
+        return self._console.width - max(map(len, self._stages)) - len("⠋  ")
 
 
 @contextlib.contextmanager

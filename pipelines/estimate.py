@@ -1,24 +1,31 @@
 """How long a run will take on this machine: by finished runs, else by a probe of it, else by a guess that is named one.
 
 The probe multiplies matrices as wide as the model's for half a second, in the type that the model will compute in. What
-it found is kept for the machine, so that a plan is asked for it once.
+it found is kept for the machine, so that a plan is asked for it once. What is finished already takes no time.
 """
 
 import math
 import os
 import re
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
+from pipelines import progress, reading
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import processor
+from pipelines.evaluate import Share
 from pipelines.history import seconds_of_runs
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, EXPERTS, Plan
 from pipelines.recipe import Suite, load_task, task_documents
 from pipelines.schema import Frozen
 from pipelines.store import Result, keep
+from pipelines.svg import roughly
 
-Basis = Literal["finished runs", "a probe of this machine", "a guess"]
+Basis = Literal["finished runs", "a probe of this machine", "a guess", "kept results"]
 
 PROBE_SECONDS = 0.5
 PROBE_ROWS = 512
@@ -47,33 +54,74 @@ TASKS_START = 3.0
 
 
 class Expected(Frozen):
-    """How long a stage is expected to take."""
+    """How long a stage is expected to take now."""
 
     stage: str
     seconds: float
+    """Of what is left of it."""
     basis: Basis
+    documents_kept: int = 0
+    """Answers to documents, by baseline and artifact, that an evaluation finds finished."""
+
+    @property
+    def done(self) -> bool:
+        """Whether a run finds all that it needs of the stage finished."""
+        return self.basis == "kept results"
+
+    @property
+    def left(self) -> str:
+        """`done`, `11 min`, `11 min for what is left (1,200 answers are kept)`."""
+        if self.done:
+            return "done"
+        kept = f" for what is left ({self.documents_kept:,} answers are kept)" if self.documents_kept else ""
+        return f"{roughly(self.seconds)}{kept}"
 
 
-def expected_times(plan: Plan, suite: Suite, runtime: str, device: str) -> tuple[Expected, ...]:
-    """Return the seconds to expect for each expensive stage of a run: `calibrate`, `quantize`, `verify` and `evaluate`,
-    which is of baseline and artifact with all documents."""
+class Finished(Frozen):
+    """What a run finds finished (`pipelines.flow.finished_work`)."""
+
+    stages: tuple[str, ...] = ()
+    """Of those that `expected_times` tells of: nothing of them is left to do."""
+    baseline: Share = Field(default=Share())
+    artifact: Share = Field(default=Share())
+    """Of their evaluations, where that is not among the `stages`."""
+
+
+def expected_times(
+    plan: Plan, suite: Suite, runtime: str, device: str, finished: Finished | None = None
+) -> tuple[Expected, ...]:
+    """Return the seconds to expect for each expensive stage of a run: `quantize`, `verify` and `evaluate`, which is of
+    baseline and artifact with all documents. What is `finished` takes none."""
+    finished = finished or Finished()
+    sides = {"baseline": finished.baseline, "artifact": finished.artifact}
     seen = seconds_of_runs(plan, suite, runtime, device)
-    if {"evaluate baseline", "evaluate artifact"} <= seen.keys():
-        seen["evaluate"] = seen["evaluate baseline"] + seen["evaluate artifact"]
+    if {f"evaluate {side}" for side in sides} <= seen.keys():  # a run may have stopped early: its kept time counts
+        seen["evaluate"] = sum(max(0.0, seen[f"evaluate {side}"] - share.seconds) for side, share in sides.items())
     guessed = runtime != "transformers"  # whose products the probe does not run
     found: list[Expected] = []
     for stage, operations, more, is_guess in (
         ("quantize", _quantize_operations(plan), _quantize_seconds(plan), _other_engine(plan)),
-        ("verify", _verify_operations(plan), 2 * START + _weights(plan) / ROUNDING_RATE, False),
-        ("evaluate", *_evaluate_operations(plan, suite), guessed or not _known(suite)),
+        ("verify", _verify_operations(plan), _verify_seconds(plan), False),
+        ("evaluate", *_evaluate_operations(plan, suite, finished), guessed or not _known(suite)),
     ):
+        if stage in finished.stages:
+            found.append(Expected(stage=stage, seconds=0.0, basis="kept results"))
+            continue
+        kept = sum(sum(share.documents.values()) for share in sides.values()) if stage == "evaluate" else 0
         if stage in seen:
-            found.append(Expected(stage=stage, seconds=seen[stage], basis="finished runs"))
+            found.append(Expected(stage=stage, seconds=seen[stage], basis="finished runs", documents_kept=kept))
             continue
         basis: Basis = "a guess" if is_guess else "a probe of this machine"
         seconds = more + operations / (_rate(plan, device) * EFFICIENCY)
-        found.append(Expected(stage=stage, seconds=seconds, basis=basis))
+        found.append(Expected(stage=stage, seconds=seconds, basis=basis, documents_kept=kept))
     return tuple(found)
+
+
+def in_all(times: Sequence[Expected]) -> str:
+    """`about 11 min in all`; what is finished is no part of it."""
+    if all(one.done for one in times):
+        return "nothing that takes long is left"
+    return f"about {roughly(sum(one.seconds for one in times))} in all"
 
 
 def _quantize_seconds(plan: Plan) -> float:
@@ -112,17 +160,38 @@ def _token_operations(checkpoint: Checkpoint) -> tuple[float, float]:
 
 def _verify_operations(plan: Plan) -> float:
     body, head = _token_operations(plan.checkpoint)
-    return 2 * DISTANCE_CHUNKS * DISTANCE_CONTEXT * (body + head / 2)
+    read = (
+        2 * reading.TOKENS if _is_read(plan) else 0
+    )  # as the reader does by itself, and with the evaluation's numbers
+    return (2 * DISTANCE_CHUNKS * DISTANCE_CONTEXT + read) * (body + head / 2)
 
 
-def _evaluate_operations(plan: Plan, suite: Suite) -> tuple[float, float]:
-    """Operations of evaluating both models in full, and the seconds that come on top."""
+def _verify_seconds(plan: Plan) -> float:
+    """Seconds that come on top: source, artifact, and the artifact in its reader, are each loaded."""
+    return (3 if _is_read(plan) else 2) * START + _weights(plan) / ROUNDING_RATE
+
+
+def _is_read(plan: Plan) -> bool:
+    """Whether a reader of its own is going to load the artifact, in a process of its own."""
+    return not plan.tensors and reading.is_here(plan.recipe)
+
+
+def _evaluate_operations(plan: Plan, suite: Suite, finished: Finished) -> tuple[float, float]:
+    """Operations of evaluating what is left of both models in full, and the seconds that come on top."""
     body, head = _token_operations(plan.checkpoint)
+    sides = [_tokens_left(suite, share) for share in (finished.baseline, finished.artifact)]
+    starts = sum(tokens > 0 for tokens in sides)
+    return sum(sides) * (body + head / 4), starts * (START + TASKS_START * len(suite.tasks))
+
+
+def _tokens_left(suite: Suite, share: Share) -> float:
+    """Tokens of the documents that are not evaluated yet."""
     tokens = 0.0
     for wanted in suite.tasks:
         task = load_task(wanted.task)
-        tokens += (task_documents(wanted) or DOCUMENTS) * (task.tokens or TOKENS) * (1 + wanted.shots) * wanted.seeds
-    return 2 * tokens * (body + head / 4), 2 * START + 2 * TASKS_START * len(suite.tasks)
+        left = max(0, (task_documents(wanted) or DOCUMENTS) - share.documents.get(wanted.task, 0))
+        tokens += left * (task.tokens or TOKENS) * (1 + wanted.shots) * wanted.seeds
+    return tokens
 
 
 def _quantize_operations(plan: Plan) -> float:
@@ -158,7 +227,12 @@ def _rate(plan: Plan, device: str) -> float:
         "dtype": plan.dtype,
         "width": width,
     }
-    return keep("probe", inputs, _Rate, lambda _: {"operations": probe(width, plan.dtype, device)}).operations
+
+    def make(_: Path) -> dict[str, float]:
+        with progress.status("measuring how fast this machine computes (a second or two, once) …"):
+            return {"operations": probe(width, plan.dtype, device)}
+
+    return keep("probe", inputs, _Rate, make).operations
 
 
 def probe(width: int, dtype: str, device: str) -> float:

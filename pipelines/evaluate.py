@@ -6,9 +6,14 @@ suites share what they have in common, and a baseline is evaluated once for all 
 
 import functools
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import Field
 
 from pipelines import environments, llama_build, progress, sequential, tasks, wheels
 from pipelines.checkpoint import Checkpoint, read_checkpoint
@@ -18,7 +23,7 @@ from pipelines.quantize import Artifact
 from pipelines.recipe import Suite, SuiteTask, Task, expected_documents, load_suite, load_task
 from pipelines.schema import Frozen
 from pipelines.scores import Block, Document, Evaluation, TaskResult
-from pipelines.store import digest, file_digest, keep
+from pipelines.store import digest, file_digest, found, keep
 from pipelines.tasks import NOT_ASKED, SEED, Opened, quiet
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
@@ -64,32 +69,28 @@ def looks(
     """
     suite = load_suite(suite) if isinstance(suite, str) else suite
     subject = _subject(model)
-    if subject.gguf:
-        runtime = "llama.cpp"
-    device = choose_device(device)
-    tasks.check_tasks(suite)
-    if runtime == "vllm":
-        python = python or environments.make("vllm")
-    name = _version(runtime, python)
-    computes = _dtype(subject, runtime, device, dtype)
-    where = {"device": device, "runtime": [name, *_runtime_code(runtime)], "dtype": computes}
+    place = _place(subject, suite, device, runtime, python, dtype)
     with tasks.opener() as opened:
 
         @functools.cache  # the model is loaded once, and only if a block is not finished yet
         def harness() -> Any:
-            made = _harness(subject, device, runtime, python, computes)
+            made = _harness(subject, place)
             if subject.gguf:  # which alone tells its tokens
                 tasks.check_prompts(suite, opened, lambda: made, subject.digest)
             return made
 
         counts = _counts(suite, opened, subject)
         orders = {task: sequential.blocks(task, count) for task, count in counts.items()}
+        kept = _finished(subject, suite, orders, place, opened)
+        progress.found(sum(len(documents) for _, documents in kept))
         done: dict[str, list[Block]] = {task: [] for task in counts}
         for look in range(len(sequential.LOOKS)):
             for wanted in suite.tasks:
                 for documents in orders[wanted.task][look]:
-                    with progress.part(len(documents)):
-                        block = _evaluate_block(subject.digest, wanted, documents, where, harness, opened)
+                    block = kept.get((wanted.task, documents))
+                    if block is None:
+                        with progress.part(len(documents)):
+                            block = _evaluate_block(subject.digest, wanted, documents, place, harness, opened)
                     done[wanted.task].append(block)
             if not keep_loaded:
                 harness.cache_clear()
@@ -98,11 +99,95 @@ def looks(
                 model=subject.label,
                 model_digest=subject.digest,
                 suite=suite,
-                runtime=name,
-                device=device,
-                dtype=computes,
+                runtime=place.name,
+                device=place.device,
+                dtype=place.dtype,
                 tasks=tuple(_task_result(blocks, counts[task]) for task, blocks in done.items()),
             )
+
+
+class Share(Frozen):
+    """Of an evaluation, what is finished already."""
+
+    documents: dict[str, int] = Field(default={})
+    """Of each task that has any."""
+    seconds: float = 0.0
+    """What they took."""
+
+
+def finished_share(
+    model: Artifact | Checkpoint,
+    suite: Suite,
+    device: str,
+    runtime: Runtime,
+    python: Path | None = None,
+    dtype: Dtype = "auto",
+) -> Share:
+    """Return what is finished of an evaluation (`looks`); nothing is evaluated."""
+
+    def look() -> Share:
+        subject = _subject(model)
+        place = _place(subject, suite, device, runtime, python, dtype)
+        with tasks.opener() as opened:
+            orders = {task: sequential.blocks(task, count) for task, count in _counts(suite, opened, subject).items()}
+            kept = _finished(subject, suite, orders, place, opened)
+        documents: dict[str, int] = defaultdict(int)
+        for task, asked in kept:
+            documents[task] += len(asked)
+        return Share(documents=dict(documents), seconds=sum(block.seconds for block in kept.values()))
+
+    return found(look) or Share()
+
+
+Orders = Mapping[str, Sequence[Sequence[tuple[int, ...]]]]
+"""Of each task the blocks of documents that each look adds."""
+
+
+def _finished(
+    subject: "_Subject", suite: Suite, orders: Orders, place: "_Place", opened: Opened
+) -> dict[tuple[str, tuple[int, ...]], Block]:
+    """Return the blocks of an evaluation that are finished, by task and documents."""
+
+    def never() -> Any:
+        raise AssertionError("a block was to be found, not made")
+
+    blocks = {}
+    for wanted in suite.tasks:
+        for documents in itertools.chain(*orders[wanted.task]):
+            block = found(functools.partial(_evaluate_block, subject.digest, wanted, documents, place, never, opened))
+            if block:
+                blocks[(wanted.task, documents)] = block
+    return blocks
+
+
+class _Place(Frozen):
+    """What evaluates, and where."""
+
+    runtime: Runtime
+    name: str
+    """With what tells its version where that is none of our packages'."""
+    python: Path | None
+    device: str
+    dtype: ComputeDtype | None
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What of it decides the results."""
+        return {"device": self.device, "runtime": [self.name, *_runtime_code(self.runtime)], "dtype": self.dtype}
+
+
+def _place(
+    subject: "_Subject", suite: Suite, device: str | None, runtime: Runtime, python: Path | None, dtype: Dtype
+) -> _Place:
+    """Return what evaluates `subject`; a suite whose tasks lm-eval does not know is refused first."""
+    if subject.gguf:
+        runtime = "llama.cpp"
+    device = choose_device(device)
+    tasks.check_tasks(suite)
+    if runtime == "vllm":
+        python = python or environments.make("vllm")
+    computes = _dtype(subject, runtime, device, dtype)
+    return _Place(runtime=runtime, name=_version(runtime, python), python=python, device=device, dtype=computes)
 
 
 def _version(runtime: Runtime, python: Path | None) -> str:
@@ -194,7 +279,7 @@ def _evaluate_block(
     model_digest: str,
     wanted: SuiteTask,
     documents: tuple[int, ...],
-    where: dict[str, Any],
+    place: _Place,
     harness: Callable[[], Any],
     opened: Opened,
 ) -> Block:
@@ -207,7 +292,7 @@ def _evaluate_block(
         "drawn": [wanted.temperature, wanted.seeds],
         "documents": digest(documents),
         "data": tasks.data_digest(task),
-        **where,
+        **place.inputs,
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -317,7 +402,8 @@ def _margin(sample: dict[str, Any], loaded: Any) -> float | None:
     return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])
 
 
-def _harness(subject: _Subject, device: str, runtime: Runtime, python: Path | None, dtype: ComputeDtype | None) -> Any:
+def _harness(subject: _Subject, place: _Place) -> Any:
+    runtime, python, device, dtype = place.runtime, place.python, place.device, place.dtype
     if runtime == "llama.cpp":
         from pipelines import gguf_convert, llama_cpp
 

@@ -13,8 +13,8 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.device import Dtype, check_room, choose_device, fits, model_bytes
 from pipelines.display import Display
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
-from pipelines.estimate import expected_times
-from pipelines.evaluate import Runtime, looks
+from pipelines.estimate import Expected, Finished, expected_times, in_all
+from pipelines.evaluate import Runtime, Share, finished_share, looks
 from pipelines.gate import Verdict, gate
 from pipelines.generation import check_generation
 from pipelines.history import discordance
@@ -35,7 +35,7 @@ from pipelines.schema import Frozen
 from pipelines.scores import Distance, Evaluation
 from pipelines.secrets import redact
 from pipelines.sequential import LOOKS, look_confidence
-from pipelines.store import Meter, Result, cache_dir, digest, now, package_versions, write_json
+from pipelines.store import Meter, Result, cache_dir, digest, found, now, package_versions, write_json
 from pipelines.svg import duration, size
 from pipelines.tasks import check_suite, check_tasks
 from pipelines.verify import Verification, verify
@@ -163,11 +163,55 @@ class Job(Frozen):
 
 def _run(job: Job, python: Path | None) -> Run:
     journal = _Journal(job)
-    expected = {one.stage: one.seconds for one in expected_times(job.plan, job.suite, job.runtime, job.device)}
+    times = expected_of(job, python)
+    expected = {one.stage: 0.0 if one.done else max(1.0, one.seconds) for one in times}
     title = f"{job.recipe.name} on {job.plan.checkpoint.label}, in {job.plan.dtype} on {job.device}"
+    title += f"\nexpected   {in_all(times)}"
     display = Display(title, _stages(job), expected, journal.path.with_name("run.log"))
     with display.shown():
         return _through(job, python, journal, display)
+
+
+def expected_of(job: Job, python: Path | None = None) -> tuple[Expected, ...]:
+    """Return what each expensive stage of `job` is going to take now, less what is finished already."""
+    return expected_times(job.plan, job.suite, job.runtime, job.device, finished_work(job, python))
+
+
+def foresee_times(plan: Plan, suite: Suite, device: str, dtype: Dtype) -> tuple[Expected, ...]:
+    """Return what each expensive stage of a run of `plan` with default options would take now."""
+    runtime: Runtime = "llama.cpp" if plan.tensors else "transformers"
+    options = {"targets": (), "device": device, "dtype": dtype, "runtime": runtime, "full": False, "signer": None}
+    return expected_of(Job.model_validate({"plan": plan, "suite": suite, **options}))
+
+
+def finished_work(job: Job, python: Path | None = None) -> Finished:
+    """Return what `job` is going to find finished; nothing is computed."""
+    plan, stages = job.plan, []
+    tokens = found(lambda: calibrate(plan)) if job.recipe.calibrate else None
+    unmade = job.recipe.calibrate and tokens is None
+    artifact = None if unmade else found(lambda: quantize(plan, tokens))
+    baseline = _share(job, plan.checkpoint, python)
+    if artifact is None:
+        return Finished(baseline=baseline)
+    stages.append("quantize")
+    if verified := found(lambda: verify(artifact, job.device, plan.dtype)):
+        stages.append("verify")
+    candidate = _share(job, artifact, python)
+    if verified and baseline.documents and candidate.documents:
+        distance = verified.distance
+        if found(lambda: _judge(job, artifact, distance, python)):
+            stages.append("evaluate")
+    return Finished(stages=tuple(stages), baseline=baseline, artifact=candidate)
+
+
+def _share(job: Job, model: Checkpoint | Artifact, python: Path | None) -> Share:
+    return finished_share(model, job.suite, job.device, job.runtime, python, _dtype_of(job))
+
+
+def _dtype_of(job: Job) -> Dtype:
+    """What both sides of the evaluation are asked to compute in."""
+    dtypes: dict[Runtime, Dtype] = {"transformers": job.plan.dtype, "vllm": job.dtype, "llama.cpp": "auto"}
+    return dtypes[job.runtime]
 
 
 def _stages(job: Job) -> list[str]:
@@ -262,9 +306,8 @@ def _publish(job: Job, artifact: Artifact, verdict: Verdict, verification: Verif
 def _judge(job: Job, artifact: Artifact, distance: Distance | None, python: Path | None) -> Verdict:
     """Evaluate baseline and artifact in turn, look by look, until the verdict is shown; to the end, if so asked."""
     plan, confidence = job.plan, job.suite.policy.confidence
-    dtypes: dict[Runtime, Dtype] = {"transformers": plan.dtype, "vllm": job.dtype, "llama.cpp": "auto"}
     sides = tuple(
-        looks(model, job.suite, job.device, job.runtime, python, dtypes[job.runtime], keep_loaded=_fit_both(job))
+        looks(model, job.suite, job.device, job.runtime, python, _dtype_of(job), keep_loaded=_fit_both(job))
         for model in (plan.checkpoint, artifact)
     )
     count = expected_documents(job.suite)

@@ -5,6 +5,7 @@ none, a progress bar of their own on a terminal.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import Protocol, TypeVar
@@ -20,6 +21,9 @@ class Listener(Protocol):
 
     def advance(self, amount: float) -> None:
         """So many units more are done."""
+
+    def skip(self, amount: float) -> None:
+        """So many units turn out to have been done before, which says nothing of the pace."""
 
     def resize(self, total: float) -> None:
         """There are so many units in all, as turns out now."""
@@ -46,6 +50,14 @@ class Bar:
         if self._listener:
             self._listener.advance(amount)
 
+    def skip(self, amount: float) -> None:
+        """Tell that `amount` units were done before: they are left out of the pace."""
+        if self.total is not None:
+            amount = min(amount, self.total - self.done)
+        self.done += amount
+        if self._listener:
+            self._listener.skip(amount)
+
     def reach(self, done: float, total: float) -> None:
         """Tell that `done` of `total` units are done."""
         if self._listener and total != self.total:
@@ -67,6 +79,9 @@ class _Part:
     def advance(self, amount: float) -> None:
         left = self.goal - self.around.done
         self.around.update(min(left, amount * self.amount / self._total))
+
+    def skip(self, amount: float) -> None:
+        self.advance(amount)
 
     def resize(self, total: float) -> None:
         self._total = total
@@ -103,6 +118,29 @@ def told_to(listener: Listener | None) -> Iterator[None]:
             del _listeners[_listeners.index(entry) :]
 
 
+class _Nobody:
+    """A listener that shows nothing."""
+
+    def begin(self, what: str, total: float | None, unit: str) -> None: ...
+
+    def advance(self, amount: float) -> None: ...
+
+    def skip(self, amount: float) -> None: ...
+
+    def resize(self, total: float) -> None: ...
+
+    def end(self) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+def muted() -> contextlib.AbstractContextManager[None]:
+    """Show nothing of what is told or said inside this block."""
+    return told_to(_Nobody())
+
+
 @contextlib.contextmanager
 def bar(total: float | None, what: str, unit: str = "step") -> Iterator[Bar]:
     """Show that `what` is done, `total` units of it; call `update` of what this yields as they are done."""
@@ -133,6 +171,25 @@ def part(amount: float) -> Iterator[None]:
     scaled.around.update(scaled.goal - scaled.around.done)
 
 
+def found(amount: float) -> None:
+    """Tell the running bar that `amount` units of it were done before."""
+    if _bars and not isinstance(_display(), _Nobody):
+        _bars[-1].skip(amount)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show `text` while this block runs, where standard error is a terminal that can take it back."""
+    shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if shown:
+        print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
 def track(items: Iterable[T], what: str, unit: str = "step", total: int | None = None) -> Iterator[T]:
     """Yield `items`, and show how many were."""
     count = len(items) if total is None and isinstance(items, Sized) else total
@@ -157,7 +214,9 @@ def say(text: str) -> None:
 
 
 def _display() -> Listener | None:
-    return next((entry.listener for entry in _listeners if entry.listener), None)
+    listeners = [entry.listener for entry in _listeners if entry.listener]
+    nobody = next((listener for listener in listeners if isinstance(listener, _Nobody)), None)
+    return nobody or next(iter(listeners), None)
 
 
 class _Terminal:
@@ -172,6 +231,11 @@ class _Terminal:
 
     def advance(self, amount: float) -> None:
         self._bar.update(amount)
+
+    def skip(self, amount: float) -> None:
+        if not self._bar.disable:
+            for name in ("n", "initial", "last_print_n"):  # what tqdm reckons its pace from
+                setattr(self._bar, name, getattr(self._bar, name) + amount)
 
     def resize(self, total: float) -> None:
         self._bar.total = total

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.quantize import Artifact
+    from pipelines.recipe import Recipe
 
 TOKENS = 96
 """Of a text that both compute on, if the model has as many positions."""
@@ -110,6 +111,11 @@ def identity(artifact: "Artifact") -> Any:
     found = home(artifact.recipe)
     other = str(_python(found)) if found.environment else ""
     return [found.model_dump(), other, *(file_digest(here / name) for name in code)]
+
+
+def is_here(recipe: "Recipe") -> bool:
+    """Tell whether `read` loads the artifacts of `recipe`, which makes no GGUF, on this machine."""
+    return _python(home(recipe)) is not None
 
 
 def _python(found: Home) -> Path | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,11 +21,12 @@ from pipelines.card import (
     verdict_line,
     verdict_name,
 )
+from pipelines.columns import Cell, Column, console, show_table
 from pipelines.device import fits
 from pipelines.errors import QuantgateError
-from pipelines.estimate import Expected
+from pipelines.estimate import Expected, in_all
 from pipelines.flow import Run
-from pipelines.gate import Verdict
+from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import GgufTensor
 from pipelines.history import Ranking
 from pipelines.plan import Module, Plan
@@ -35,7 +35,7 @@ from pipelines.recipe import Recipe
 from pipelines.record import GateRecord, Manifest, StageRecord
 from pipelines.release import Foreseen, Outcome
 from pipelines.secrets import redact
-from pipelines.svg import duration, roughly, size
+from pipelines.svg import duration, size
 from pipelines.verify import Verification
 
 if TYPE_CHECKING:
@@ -46,21 +46,19 @@ FAMILIES = ("FP8", "FP4", "INT8", "INT4", "GGUF", "mixed")
 """In the order that recipes are listed."""
 
 
-def console() -> Console:
-    """Standard output; wide enough for our tables when it is not a terminal. Names in brackets are no markup."""
-    plain = Console(highlight=False, markup=False)
-    return plain if plain.is_terminal else Console(highlight=False, markup=False, width=140)
-
-
 def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None:
     """Every module and what becomes of it, equal ones on one line; size; needs; time."""
     out = console()
-    table = Table(title=f"{plan.recipe.name} on {plan.checkpoint.label}", title_justify="left")
-    for column in ("tensors" if plan.tensors else "modules", "count", "shape", "becomes", "why"):
-        table.add_column(column)
-    for (pattern, shape, becomes, why), count in _grouped(plan).items():
-        table.add_row(pattern, str(count), shape, becomes, why)
-    out.print(table)
+    columns = (
+        Column("tensors" if plan.tensors else "modules", text=True),
+        Column("count"),
+        Column("shape"),
+        Column("becomes", text=True),
+        Column("why", text=True),
+    )
+    grouped = _grouped(plan).items()
+    rows = [(pattern, str(count), shape, becomes, why) for (pattern, shape, becomes, why), count in grouped]
+    show_table(f"{plan.recipe.name} on {plan.checkpoint.label}", columns, rows)
     before = plan.bytes_before * 8 / plan.checkpoint.parameters
     out.print(f"weights: {size(plan.bytes_before)} → {size(plan.bytes_after)}, bits per weight {before:.2f} → ", end="")
     out.print(f"{plan.bits_per_weight:.2f}")
@@ -72,16 +70,26 @@ def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None
         )
     narrow = ", because float32 would not fit this machine's memory" if _is_narrow(plan) else ""
     out.print(f"models compute in {plan.dtype}{narrow}")
-    for basis in dict.fromkeys(expected.basis for expected in times):
-        said = [f"{one.stage} {roughly(one.seconds)}" for one in times if one.basis == basis]
-        out.print(f"expected time, by {basis}: {', '.join(said)}")
-    out.print("what is finished already takes none")
+    for line in time_lines(times):
+        out.print(line)
     if plan.checkpoint.left_behind:
         out.print(f"not copied into the artifact: {', '.join(plan.checkpoint.left_behind)}")
     for note in plan.checkpoint.notes:
         out.print(note)
     if seen:
         out.print(seen.sentence(plan.recipe.gate.suite))
+
+
+def time_lines(times: Sequence[Expected]) -> list[str]:
+    """What each stage is expected to take, by what that rests on; what is finished; and all together."""
+    lines = []
+    for basis in dict.fromkeys(one.basis for one in times):
+        if basis == "kept results":
+            lines.append(f"finished already: {', '.join(one.stage for one in times if one.done)}")
+        else:
+            said = [f"{one.stage} {one.left}" for one in times if one.basis == basis]
+            lines.append(f"expected time, by {basis}: {', '.join(said)}")
+    return [*lines, f"a run now: {in_all(times)}"]
 
 
 def _is_narrow(plan: Plan) -> bool:
@@ -111,28 +119,19 @@ COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 def show_verdict(verdict: Verdict) -> None:
     """Per task baseline, artifact, retention with its bounds; then the verdict and its reasons."""
     out = console()
-    table = Table(title=f"suite {verdict.suite}", title_justify="left")
     corrected = " above chance" if verdict.policy.chance_correction else ""
     columns = (
-        "task",
-        "documents",
-        "baseline",
-        "artifact",
-        f"retention{corrected}",
-        "bounds",
-        "lost",
-        "gained",
-        "verdict",
+        Column("task", text=True),
+        Column("documents", spare=1),
+        Column("baseline"),
+        Column("artifact"),
+        Column(f"retention{corrected}"),
+        Column("bounds"),
+        Column("lost", spare=2),
+        Column("gained", spare=2),
+        Column("verdict", text=True),
     )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "verdict") else "right")
-    for task in verdict.tasks:
-        kept = "–" if task.retention is None else f"{task.retention:.2%}"
-        table.add_row(
-            task.task, str(task.documents), f"{task.baseline:.4f}", f"{task.candidate:.4f}", kept, bounds(task),
-            str(task.lost), str(task.gained), "below floor" if task.below_floor else "above floor",
-        )  # fmt: skip
-    out.print(table)
+    show_table(f"suite {verdict.suite}", columns, map(_judged, verdict.tasks))
     record = GateRecord(**{name: getattr(verdict, name) for name in GateRecord.model_fields if name != "forced"})
     out.print(verdict_line(record), style=f"bold {COLOURS[verdict.verdict]}")
     for reason in verdict.reasons:
@@ -145,6 +144,13 @@ def show_verdict(verdict: Verdict) -> None:
         many = verdict.more_documents > MANY_DOCUMENTS
         out.print(f"  about {verdict.more_documents:,} more documents like these would decide it", end="")
         out.print(": the estimate is too near the target to tell" if many else "")
+
+
+def _judged(task: TaskVerdict) -> tuple[str, ...]:
+    kept = "–" if task.retention is None else f"{task.retention:.2%}"
+    scores = (f"{task.baseline:.4f}", f"{task.candidate:.4f}", kept, bounds(task))
+    floor = "below floor" if task.below_floor else "above floor"
+    return (task.task, str(task.documents), *scores, str(task.lost), str(task.gained), floor)
 
 
 def show_run(done: Run) -> None:
@@ -182,28 +188,33 @@ def show_comparison(outcomes: Mapping[str, Run | QuantgateError]) -> None:
     """The end of several runs of one model: a line for each recipe, then where the artifacts were published."""
     runs = [done for done in outcomes.values() if isinstance(done, Run)]
     models = dict.fromkeys(f"{done.manifest.model.label}, suite {done.verdict.suite}" for done in runs)
-    table = _comparison("; ".join(models), "published")
-    for name, done in outcomes.items():
-        table.add_row(name, *(_compared(done) if isinstance(done, Run) else ("–", "–", "–", "–", "–", "error", "no")))
-    console().print(table)
+    error = ("–", "–", "–", "–", "–", "error", "no")
+    rows = [(name, *(_compared(done) if isinstance(done, Run) else error)) for name, done in outcomes.items()]
+    show_table("; ".join(models), _comparison(Column("published", left=True, spare=1)), rows)
     for done in runs:
         for target in done.published:
             show_path("published", target)
 
 
-def _comparison(title: str, last: str) -> Table:
+def _comparison(last: Column) -> tuple[Column, ...]:
     """For rows of a recipe, its size and quality, and one thing more."""
-    table = Table(title=title, title_justify="left")
-    for column in ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", last):
-        table.add_column(column, justify="left" if column in ("recipe", "verdict", last) else "right")
-    return table
+    return (
+        Column("recipe", text=True),
+        Column("weights"),
+        Column("bits per weight", spare=3),
+        Column("retention"),
+        Column("bounds"),
+        Column("changed", spare=2),
+        Column("verdict", left=True),
+        last,
+    )
 
 
-def _compared(done: Run) -> tuple[str | Text, ...]:
+def _compared(done: Run) -> tuple[Cell, ...]:
     return (*_size_and_quality(done.manifest), "yes" if done.published else "no")
 
 
-def _size_and_quality(run: Manifest) -> tuple[str | Text, ...]:
+def _size_and_quality(run: Manifest) -> tuple[Cell, ...]:
     share = changed(run.gate)
     return (
         f"{size(run.size.bytes_before)} → {size(run.size.bytes_after)}",
@@ -219,11 +230,11 @@ def show_ranking(ranking: Ranking) -> None:
     """Finished runs that share a baseline, the smallest first."""
     computed = f" in {ranking.dtype}" if ranking.dtype else ""
     title = f"{ranking.model}, suite {ranking.suite}, {ranking.runtime}{computed} on {ranking.device}"
-    table = _comparison(title, "")
+    rows: list[tuple[Cell, ...]] = []
     for number, run in enumerate(ranking.runs):
         mark = "recommended" if number == ranking.recommended else "" if run.efficient else "another beats it"
-        table.add_row(run.manifest.recipe.name, *_size_and_quality(run.manifest), mark)
-    console().print(table)
+        rows.append((run.manifest.recipe.name, *_size_and_quality(run.manifest), mark))
+    show_table(title, _comparison(Column("", text=True)), rows)
 
 
 def show_verification(checked: Verification) -> None:
@@ -264,6 +275,8 @@ def show_agreement(compared: "Comparison") -> None:
 def show_facts(title: str, facts: Mapping[str, str]) -> None:
     """Names and values."""
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, Text(value))
     console().print(table)
@@ -271,21 +284,20 @@ def show_facts(title: str, facts: Mapping[str, str]) -> None:
 
 def show_stages(stages: tuple[StageRecord, ...]) -> None:
     """Seconds and peak memory of each stage."""
-    table = Table()
-    for column in ("stage", "seconds", "peak memory", ""):
-        table.add_column(column, justify="right" if column in ("seconds", "peak memory") else "left")
+    rows = []
     for stage in stages:
         gpu = f" + {size(stage.peak_gpu_memory)} GPU" if stage.peak_gpu_memory else ""
         reused = "reused" if stage.reused else ""
-        table.add_row(stage.stage, f"{stage.seconds:.1f}", f"{size(stage.peak_memory)}{gpu}", reused)
-    console().print(table)
+        rows.append((stage.stage, f"{stage.seconds:.1f}", f"{size(stage.peak_memory)}{gpu}", reused))
+    columns = (Column("stage", text=True), Column("seconds"), Column("peak memory"), Column("", left=True))
+    show_table("", columns, rows)
 
 
 def show_list(rows: list[tuple[str, str]], title: str) -> None:
     """Names and summaries."""
     table = Table(title=title, title_justify="left")
     table.add_column("name", no_wrap=True)
-    table.add_column("summary")
+    table.add_column("summary", overflow="fold")
     for name, summary in rows:
         table.add_row(name, summary)
     console().print(table)
@@ -303,7 +315,7 @@ def show_recipes(recipes: Iterable[Recipe]) -> None:
     """Names and summaries, a section for each family."""
     table = Table(title="recipes", title_justify="left")
     table.add_column("name", no_wrap=True)
-    table.add_column("summary")
+    table.add_column("summary", overflow="fold")
     for name, found in by_family(recipes).items():
         table.add_section()
         table.add_row(Text(name, style="bold"), "")
@@ -327,15 +339,17 @@ def show_checked(checked: Checked) -> None:
 def show_foreseen(foreseen: Iterable[Foreseen]) -> None:
     """What each run of a release is going to take, and all together."""
     rows = list(foreseen)
-    table = Table(title="nothing is computed: this is what it would take", title_justify="left")
-    for column in ("model", "recipe", "weights", "bits per weight", "memory", "disk", "time"):
-        table.add_column(column, justify="left" if column in ("model", "recipe") else "right")
-    for row in rows:
-        weights = f"{size(row.bytes_before)} → {size(row.bytes_after)}"
-        needs = (size(row.memory), size(row.disk), _expected(row.seconds, row.unknown))
-        table.add_row(row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", *needs)
+    columns = (
+        Column("model", text=True),
+        Column("recipe", text=True),
+        Column("weights"),
+        Column("bits per weight", spare=1),
+        Column("memory"),
+        Column("disk"),
+        Column("time", text=True),
+    )
+    show_table("nothing is computed: this is what it would take", columns, map(_foreseen, rows))
     out = console()
-    out.print(table)
     out.print("memory is that of the stage that takes the most; disk is that of cache and folders")
     unknown = tuple(dict.fromkeys(stage for row in rows for stage in row.unknown))
     together = _expected(sum(row.seconds for row in rows), unknown)
@@ -343,6 +357,12 @@ def show_foreseen(foreseen: Iterable[Foreseen]) -> None:
     for row in rows:
         for target in row.targets:
             show_path("publishes", target)
+
+
+def _foreseen(row: Foreseen) -> tuple[str, ...]:
+    weights = f"{size(row.bytes_before)} → {size(row.bytes_after)}"
+    needs = (size(row.memory), size(row.disk), _expected(row.seconds, row.unknown))
+    return (row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", *needs)
 
 
 def _expected(seconds: float, unknown: tuple[str, ...]) -> str:
@@ -353,14 +373,14 @@ def _expected(seconds: float, unknown: tuple[str, ...]) -> str:
 
 def show_release(outcome: Outcome) -> None:
     """The end of a release: a line for each run, and where everything was published, or why not."""
-    table = Table(title=f"release {outcome.release.name}", title_justify="left")
-    for column in ("model", "recipe", "verdict", "published", "time"):
-        table.add_column(column, justify="right" if column == "time" else "left")
+    rows: list[tuple[Cell, ...]] = []
     for item in outcome.items:
         said = Text(item.verdict or "error", style=COLOURS[item.verdict] if item.verdict else "red")
         places = f"{len(item.published)} of {len(item.targets)}"
-        table.add_row(item.model, item.recipe, said, places, duration(item.seconds))
-    console().print(table)
+        rows.append((item.model, item.recipe, said, places, duration(item.seconds)))
+    texts = (Column("model", text=True), Column("recipe", text=True))
+    places_and_time = (Column("verdict", left=True), Column("published", left=True, spare=1), Column("time"))
+    show_table(f"release {outcome.release.name}", (*texts, *places_and_time), rows)
     for item in outcome.items:
         for target in item.published:
             show_path("published", target)

@@ -1,5 +1,6 @@
 """What a person sees while a run lasts: in a CI job's log, on a real terminal, and in the run's own log."""
 
+import io
 import json
 import os
 import pty
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from pipelines import display, progress
 from pipelines.display import Display
@@ -114,6 +117,44 @@ def test_a_long_stage_tells_how_far_it_is_and_what_is_known(
     assert "evaluate: begins, about 10 min" in lines
     assert "evaluate: 100 of 400 documents, 0 s left; so far 99.1% of the baseline kept" in lines
     assert lines[-1] == "evaluate: reused"
+
+
+def test_the_time_left_is_reckoned_from_what_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents that were kept are done in no time: at their pace the others would be done at once."""
+    clock = [1000.0]
+    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    work = display._Work("evaluate", 1000, "document")
+    work.skip(400)
+    clock[0] += display.SOONEST + 1
+    assert work.left() is None, "nothing was evaluated yet"
+    for _ in range(10):
+        clock[0] += 7.9
+        work.advance(10)
+    work.skip(100)
+    assert work.told() == "600 of 1,000 documents, 7 min left"  # 100 in 100 seconds, and 400 are left
+
+
+def test_a_stage_that_is_done_already_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Display("title", ["quantize", "verify"], {"quantize": 0.0, "verify": 100.0}, tmp_path / "log")
+    with shown.shown():
+        for stage in ("quantize", "verify"):
+            with shown.stage(stage):
+                shown.finish("reused")
+    lines = capsys.readouterr().err.splitlines()
+    assert "quantize: begins, done" in lines and "verify: begins, about 2 min" in lines
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_screen_cuts_nothing_off(width: int, tmp_path: Path) -> None:
+    shown = Display("title", ["evaluate source in transformers", "evaluate"], {}, tmp_path / "log")
+    shown._console = Console(file=io.StringIO(), width=width)
+    shown._running = shown._stages["evaluate"]
+    shown.begin("evaluate", 13500, "document")
+    shown.advance(1200)
+    shown.note("so far 99.1% of the baseline kept (98.0% … 100.2%), on 1,200 documents")
+    shown._console.print(shown._picture(), soft_wrap=False)
+    text = " ".join(shown._console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert all(word in text.split() for word in ("1,200", "13,500", "99.1%", "(98.0%", "100.2%),"))
 
 
 def test_an_error_in_a_stage_reaches_the_caller_and_the_terminal_is_whole_again(

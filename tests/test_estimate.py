@@ -1,15 +1,19 @@
 """How long a run will take: from a probe, from finished runs, or guessed and called so."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines import estimate, run
+from pipelines import estimate, progress, reading, run
 from pipelines.checkpoint import Checkpoint
-from pipelines.estimate import expected_times, probe
+from pipelines.estimate import Finished, expected_times, probe
+from pipelines.evaluate import Share, evaluate
+from pipelines.flow import foresee_times
 from pipelines.plan import make_plan
-from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite
+from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite, task_documents
 from tests.conftest import EASY, Cli, own_cache
+from tests.test_progress import Heard
 
 
 @pytest.fixture
@@ -75,5 +79,67 @@ def test_finished_runs_say_it_better(tiny: Path, tmp_path: Path, cli: Cli) -> No
     assert {one.basis for one in found.values()} == {"finished runs"}
     took = sum(stage.seconds for stage in done.stages if stage.stage.startswith("evaluate"))
     assert found["evaluate"].seconds == pytest.approx(took)
-    told = cli("plan", "fp8", "--model", tiny, "--set", f"gate.suite={suite}", "--device", "cpu").stdout
-    assert "expected time, by finished runs: quantize " in told
+    command = ("plan", "fp8", "--model", tiny, "--set", f"gate.suite={suite}", "--device", "cpu")
+    asked = [*command, "--set", "gate.retention=0.51"]
+    assert "expected time, by finished runs: quantize " in cli(*asked, "--set", "quantize.ignore=[]").stdout
+    told = cli(*asked).stdout
+    assert "finished already: quantize, verify, evaluate\na run now: nothing that takes long is left\n" in told
+    foretold = foresee_times(plan, load_suite(str(suite)), "cpu", "auto")
+    assert [(one.stage, one.seconds, one.done) for one in foretold] == [
+        (stage, 0.0, True) for stage in ("quantize", "verify", "evaluate")
+    ]
+    heard = Heard()
+    with progress.told_to(heard):
+        evaluate(tiny, str(suite), "cpu")
+    assert (heard.skipped, heard.done) == (44, 0), "what is kept is known at once, and says nothing of the pace"
+    for block in done.verdict.evaluations[1].results:
+        shutil.rmtree(block.folder)
+    *_, left = foresee_times(plan, load_suite(str(suite)), "cpu", "auto")
+    assert (left.basis, left.documents_kept) == ("finished runs", 44)
+    assert left.seconds <= took
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_what_is_finished_takes_no_time(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_rate", lambda *_: 1e12)
+    plan, suite = make_plan("fp8", smollm2, device="cpu"), load_suite("smoke")
+
+    def foretold(finished: Finished) -> dict[str, estimate.Expected]:
+        return by_stage(expected_times(plan, suite, "transformers", "cpu", finished))
+
+    nothing = foretold(Finished())
+    every = {task.task: task_documents(task) or 0 for task in suite.tasks}
+    baseline = foretold(Finished(stages=("quantize",), baseline=Share(documents=every, seconds=50.0)))
+    assert (baseline["quantize"].seconds, baseline["quantize"].left) == (0.0, "done")
+    assert baseline["verify"] == nothing["verify"]
+    assert baseline["evaluate"].seconds == pytest.approx(nothing["evaluate"].seconds / 2)
+    assert baseline["evaluate"].documents_kept == sum(every.values())
+    some = {task: documents // 2 for task, documents in every.items()}
+    half = foretold(Finished(baseline=Share(documents=some)))["evaluate"].seconds
+    assert baseline["evaluate"].seconds < half < nothing["evaluate"].seconds
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_of_finished_runs_what_the_kept_documents_took_is_subtracted(
+    smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped early took less than all documents would: a share of documents says nothing of it."""
+    seen = {"quantize": 5.0, "verify": 9.0, "evaluate baseline": 100.0, "evaluate artifact": 120.0}
+    monkeypatch.setattr(estimate, "seconds_of_runs", lambda *_: dict(seen))
+    plan, suite = make_plan("fp8", smollm2, device="cpu"), load_suite("smoke")
+    finished = Finished(baseline=Share(documents={"sciq": 64}, seconds=130.0))
+    assert by_stage(expected_times(plan, suite, "transformers", "cpu", finished))["evaluate"].seconds == 120.0
+    assert estimate.in_all(expected_times(plan, suite, "transformers", "cpu", finished)) == "about 2 min in all"
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_the_reader_is_part_of_verification(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_rate", lambda *_: 1e12)
+    plan, suite = make_plan("fp8", smollm2, device="cpu"), load_suite("smoke")
+
+    def verification() -> float:
+        return by_stage(expected_times(plan, suite, "transformers", "cpu"))["verify"].seconds
+
+    read = verification()
+    monkeypatch.setattr(reading, "is_here", lambda _: False)
+    assert read > verification() + estimate.START

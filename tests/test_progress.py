@@ -1,6 +1,9 @@
 """Progress: what is told to whom, and how much of it."""
 
+import io
 from collections.abc import Generator
+
+import pytest
 
 from pipelines import progress
 
@@ -10,7 +13,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.began: list[tuple[str, float | None, str]] = []
-        self.done, self.ended = 0.0, 0
+        self.done, self.skipped, self.ended = 0.0, 0.0, 0
         self.totals: list[float] = []
         self.notes: list[str] = []
         self.said: list[str] = []
@@ -20,6 +23,9 @@ class Heard:
 
     def advance(self, amount: float) -> None:
         self.done += amount
+
+    def skip(self, amount: float) -> None:
+        self.skipped += amount
 
     def resize(self, total: float) -> None:
         self.totals.append(total)
@@ -81,6 +87,54 @@ def test_a_total_may_turn_out_later() -> None:
         bar.reach(3, 10)
         bar.reach(7, 10)
     assert heard.totals == [10] and heard.done == 7
+
+
+def test_what_was_done_before_is_told_apart_and_is_no_more_than_there_is() -> None:
+    heard = Heard()
+    progress.found(5)  # nothing is running
+    with progress.told_to(heard), progress.bar(100, "documents") as documents:
+        progress.found(30)
+        documents.update(10)
+        assert (documents.done, heard.skipped, heard.done) == (40, 30, 10)
+        progress.found(90)
+        assert (documents.done, heard.skipped) == (100, 90)
+
+
+def test_nothing_is_heard_of_what_is_muted() -> None:
+    heard = Heard()
+    with progress.told_to(heard), progress.bar(4, "work"), progress.muted():
+        progress.say("a line")
+        progress.note("a note")
+        list(progress.track(range(3), "inner"))
+        progress.found(1)
+    assert (heard.said, heard.notes, heard.done, heard.skipped) == ([], [], 0, 0)
+    assert [what for what, *_ in heard.began] == ["work"]
+
+
+class _Screen(io.StringIO):
+    """A stream that says whether it is a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "term", "shown"),
+    [(True, "xterm", "measuring …\r\x1b[2K"), (True, "dumb", ""), (False, "xterm", "")],
+)
+def test_a_status_is_for_terminals_and_is_taken_back(
+    terminal: bool, term: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = _Screen(terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", term)
+    with progress.status("measuring …"):
+        pass
+    assert screen.getvalue() == shown
 
 
 def test_what_is_said_and_noted_reaches_the_display_from_inside_a_bar() -> None:
