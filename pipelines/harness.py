@@ -11,6 +11,7 @@ from lm_eval.api.model import TemplateLM  # light: it loads neither torch nor tr
 
 from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input, brief
+from pipelines.limits import positions
 
 BATCH = 64
 """Prompts in one request to a runtime; between two of them the progress bar moves."""
@@ -176,7 +177,8 @@ class HubLM(TokenLM):
         except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
             what = f"transformers loads no tokenizer and configuration from it: {brief(error)}"
             raise bad_input(folder, what, "copy the tokenizer's files beside the weights; code is not run") from None
-        self.max_length: int = resolve_max_length(config, self.tokenizer)
+        most: int = resolve_max_length(config, self.tokenizer)
+        self.max_length = min(most, positions(config.get_text_config(decoder=True)) or most)  # lm-eval asks fewer keys
         self.limit_from = f"{folder}/{_limit_from(config, self.tokenizer)}"
         own, model = self.tokenizer, functools.partial(_stated, folder, len(self.tokenizer))
         self._last = _given(own.eos_token_id, *model("eos_token_id"))
@@ -223,7 +225,7 @@ def _limit_from(config: Any, tokenizer: Any) -> str:
     from lm_eval.models.utils import TOKENIZER_INFINITY
 
     own = getattr(config, "text_config", None) or config
-    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
+    for key in ("n_positions", "max_position_embeddings", "n_ctx", "max_target_positions"):
         if getattr(own, key, None) is not None:
             return f"config.json: {key}"
     if tokenizer.model_max_length != TOKENIZER_INFINITY:

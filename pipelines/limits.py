@@ -11,8 +11,12 @@ from pipelines.anatomy import load_config
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import bad_input
 
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")
 """Names that configs have for the number of positions."""
+AFTER_PADDING = (
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types that count positions from the padding token's number on, as fairseq's RoBERTa does."""
 
 
 def language_config(checkpoint: Checkpoint) -> Any:
@@ -27,7 +31,10 @@ def language_config(checkpoint: Checkpoint) -> Any:
 def positions(config: Any) -> int | None:
     """Return how many tokens a model reads at once, by its language model's config; None if that sets no limit."""
     found = (getattr(config, name, None) for name in POSITIONS)
-    return next((count for count in found if isinstance(count, int) and count > 0), None)
+    count = next((count for count in found if isinstance(count, int) and count > 0), None)
+    if count and getattr(config, "model_type", None) in AFTER_PADDING:
+        return max(1, count - (getattr(config, "pad_token_id", None) or 0) - 1)
+    return count
 
 
 def known_token(config: Any, *tokens: int | None) -> int | None:

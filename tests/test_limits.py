@@ -22,6 +22,8 @@ KINDS: list[tuple[str, dict[str, Any], int | None]] = [
     ("opt", {"max_position_embeddings": 32}, 32),
     ("gpt2", {"n_positions": 48}, 48),
     ("mpt", {"max_seq_len": 64}, 64),
+    ("whisper", {"max_target_positions": 48}, 48),
+    ("roberta", {"max_position_embeddings": 514, "pad_token_id": 1}, 512),
     ("bloom", {}, None),
     ("mamba", {}, None),
 ]
