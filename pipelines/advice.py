@@ -20,6 +20,7 @@ Suits = Callable[[Recipe], bool]
 """Tells whether a recipe suits the model."""
 UNGROUPED = ("fp8", "int8-weight-only")
 """Recipes without data that divide no width into groups."""
+NONE = "no recipe here can quantize it: give another model"
 MAIN = -1
 """Stands for the recipe's own scheme among its rules, which are counted from 0."""
 
@@ -57,11 +58,7 @@ def helpful(recipe: Recipe, tries: Iterable[Settings], suits: Suits) -> list[str
 def instead(suits: Suits) -> str:
     """Name the recipes that suit where none of the recipe's own settings does."""
     others = [name for name in UNGROUPED if suits(load_recipe(name))]
-    return (
-        f"use recipe {' or '.join(others)} as it comes"
-        if others
-        else "no recipe here can quantize it: give another model"
-    )
+    return f"use recipe {' or '.join(others)} as it comes" if others else NONE
 
 
 def regrouped(recipe: Recipe, widths: Mapping[int, set[int]]) -> Iterator[Settings]:

@@ -696,7 +696,7 @@ def publish(
     from pipelines.publish import publish as publish_stage
 
     if force is not None and not force.strip():
-        raise bad_input("--force", "needs a reason")
+        raise bad_input("--force", "needs a reason", "give it in quotes: it is written into the card")
     made = _artifact(artifact)
     verdict: Verdict = _read(verdict_file, Verdict)
     for place in publish_stage(made, verdict, to, force, signer=signer):

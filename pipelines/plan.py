@@ -222,7 +222,7 @@ def make_plan(
     problems = [*check_complete(checkpoint, anatomy)]
     if any(place.kind == "transposed" for place in anatomy.places.values()):
         what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
-        problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
+        problems.append(Problem(str(checkpoint.folder), what, advice.NONE))
         refuse(problems)
     computes = choose_dtype(dtype, device or default_device(), checkpoint)
     plan = _plan(recipe, checkpoint, computes, anatomy, problems)
@@ -307,6 +307,7 @@ def _advised(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, decided: 
 
         ways = advice.helpful(recipe, _tries(kind, recipe, decided), suits)
         remedy = f"use {', or '.join(ways)}" if ways else advice.instead(suits)
+        remedy = f"runtimes load them as one: {remedy}" if kind == "torn" else remedy
         where = str(checkpoint.folder) if kind == "nothing" else f"recipe {recipe.name}"
         yield from (Problem(where, what, remedy) for what in found)
 
@@ -462,7 +463,7 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy) -> _Decide
     unsuited: dict[Unsuited, list[str]] = {
         "indivisible": [_does_not_divide(*sizes, affected) for sizes, affected in sorted(indivisible.items())],
         "outside": [f"{', '.join(outside)} is {OUTSIDE}"] if outside else [],
-        "torn": [f"{next(iter(torn))} are not treated alike ({len(torn)} such groups), {AS_ONE}"] if torn else [],
+        "torn": [f"{next(iter(torn))} are not treated alike ({len(torn)} such groups)"] if torn else [],
     }
     problems += [] if torn else misread(recipe, checkpoint, modules, layers)
     problems += _beyond_engine(recipe, checkpoint, modules)
@@ -485,7 +486,6 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy) -> _Decide
 
 
 OUTSIDE = "outside the decoder layers, which is all that calibrated methods quantize"
-AS_ONE = "and runtimes load them as one"
 
 
 def _spelling(pattern: str, names: set[str], last: int) -> str:

@@ -5,7 +5,6 @@ be had or have no right answer, prompts that leave a model no room to answer.
 """
 
 import contextlib
-import difflib
 import functools
 import importlib.util
 import io
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import progress, sequential, wheels
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint
-from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, brief, refuse
+from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, brief, did_you_mean, refuse
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_task
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
 
@@ -113,9 +112,8 @@ def _unknown(suite: Suite, name: str, index: TaskIndex) -> Problem:
     if (held := index.holds.get(name)) is not None:
         listed = ", ".join((*held[:MOST_LISTED], *(["…"] if len(held) > MOST_LISTED else [])))
         what = f"'{name}' is no task but lm-eval's name for a group of {len(held)}"
-        return Problem(f"suite {suite.name}", what, f"list those that you want: {listed}" if held else "")
-    near = difflib.get_close_matches(name, index.files, n=3)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+        return Problem(f"suite {suite.name}", what, f"list those that you want: {listed}" if held else "leave it out")
+    remedy = did_you_mean(name, index.files) or "`lm_eval ls tasks` lists them"
     return Problem(f"suite {suite.name}", f"lm-eval has no task '{name}'", remedy)
 
 

@@ -12,6 +12,7 @@ from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput, Problem
 from pipelines.plan import Need, Part, Plan, disk_lacks, make_plan
 from pipelines.recipe import load_recipe
+from tests.conftest import edit_json, make_tiny
 from tests.test_plan import EVEN, ODD, bf16, experts_of, fake
 
 pytestmark = pytest.mark.usefixtures("fakes")
@@ -244,3 +245,26 @@ def test_what_is_published_elsewhere_needs_no_room_here(
     assert "publish to another disk" in problem.remedy
     assert "QUANTGATE_CACHE" not in problem.remedy
     assert make_plan("fp8", tiny, tmp_path / "other").quantized
+
+
+# GGUF
+
+
+@pytest.mark.parametrize(("hidden", "way"), [(64, "Q8_0"), (80, "null")])
+def test_an_embedding_that_its_type_does_not_divide_gets_another(
+    smollm2: Checkpoint, tmp_path: Path, hidden: int, way: str
+) -> None:
+    heads = {"num_attention_heads": hidden // 16, "num_key_value_heads": hidden // 16}
+    model = read_checkpoint(make_tiny(tmp_path / "model", smollm2, hidden_size=hidden, **heads))
+    (problem,) = refused("gguf-q4_0", model, "quantize.embedding=Q4_K")
+    assert options(problem) == [[f"quantize.embedding={way}"]]
+    assert make_plan(load_recipe("gguf-q4_0", options(problem)[0]), model).tensors
+
+
+def test_what_no_gguf_is_made_of_has_other_recipes(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "config.json", architectures=["OtherForCausalLM"])
+    model = read_checkpoint(tiny_copy)
+    (problem,) = refused("gguf-q4_0", model)
+    assert "like fp8 or int8-weight-only" in problem.remedy
+    for name in ("fp8", "int8-weight-only"):
+        quantized(name, model)

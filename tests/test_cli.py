@@ -233,7 +233,8 @@ def test_an_unknown_recipe_is_told_with_the_nearest_names(cli: Cli, tmp_path: Pa
         ("gaet: {suite: smoke}", "{recipe}:6:1: unknown key 'gaet'\n    did you mean 'gate'?"),
         (
             "calibrate: {set: self}",
-            "{recipe}:1:1: method rtn uses no data with this scheme: remove the 'calibrate' block",
+            "{recipe}:1:1: method rtn uses no data with this scheme: remove the 'calibrate' block, or "
+            "--set calibrate=null",
         ),
         ("name: [a]", "{recipe}:6:1: key 'name' is given twice"),
         ("  - a", "{recipe}:6:3: is not valid YAML: expected <block end>, but found '<block sequence start>'"),
