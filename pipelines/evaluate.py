@@ -19,7 +19,7 @@ from pipelines.recipe import Suite, SuiteTask, Task, expected_documents, load_su
 from pipelines.schema import Frozen
 from pipelines.scores import Block, Document, Evaluation, TaskResult
 from pipelines.store import digest, file_digest, keep
-from pipelines.tasks import NOT_ASKED, SEED, Opened, quiet
+from pipelines.tasks import NOT_ASKED, SEED, Asked, Opened, quiet
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
 
@@ -82,14 +82,22 @@ def looks(
                 tasks.check_prompts(suite, opened, lambda: made, subject.digest)
             return made
 
-        counts = _counts(suite, opened, subject)
-        orders = {task: sequential.blocks(task, count) for task, count in counts.items()}
-        done: dict[str, list[Block]] = {task: [] for task in counts}
+        @functools.cache
+        def documents_of(name: str) -> Any:
+            tasks.check_unchanged(name, asked[name], tasks.content(opened(name)))
+            return opened(name)
+
+        asked = _asked(suite, opened, subject)
+        orders = {task: sequential.blocks(task, found.documents) for task, found in asked.items()}
+        done: dict[str, list[Block]] = {task: [] for task in asked}
         for look in range(len(sequential.LOOKS)):
             for wanted in suite.tasks:
                 for documents in orders[wanted.task][look]:
                     with progress.part(len(documents)):
-                        block = _evaluate_block(subject.digest, wanted, documents, where, harness, opened)
+                        content = asked[wanted.task].content
+                        block = _evaluate_block(
+                            subject.digest, wanted, documents, content, where, harness, documents_of
+                        )
                     done[wanted.task].append(block)
             if not keep_loaded:
                 harness.cache_clear()
@@ -101,7 +109,7 @@ def looks(
                 runtime=name,
                 device=device,
                 dtype=computes,
-                tasks=tuple(_task_result(blocks, counts[task]) for task, blocks in done.items()),
+                tasks=tuple(_task_result(blocks, asked[task].documents) for task, blocks in done.items()),
             )
 
 
@@ -127,12 +135,12 @@ class _Subject(Frozen):
     gguf: Path | None = None
 
 
-def _counts(suite: Suite, opened: Opened, subject: _Subject) -> dict[str, int]:
-    """How many documents of each task are asked, once it is known that they can be; a GGUF tells when it is loaded."""
+def _asked(suite: Suite, opened: Opened, subject: _Subject) -> dict[str, Asked]:
+    """What is asked of each task, once it is known that it can be; a GGUF tells when it is loaded."""
     asked = tasks.ask(suite, opened)
     if subject.checkpoint:
         tasks.check_context(suite, opened, subject.checkpoint)
-    return {task: found.documents for task, found in asked.items()}
+    return asked
 
 
 def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
@@ -194,6 +202,7 @@ def _evaluate_block(
     model_digest: str,
     wanted: SuiteTask,
     documents: tuple[int, ...],
+    content: str,
     where: dict[str, Any],
     harness: Callable[[], Any],
     opened: Opened,
@@ -206,7 +215,7 @@ def _evaluate_block(
         "shots": wanted.shots,
         "drawn": [wanted.temperature, wanted.seeds],
         "documents": digest(documents),
-        "data": tasks.data_digest(task),
+        "data": [tasks.data_digest(task), content],
         **where,
     }
 

@@ -258,6 +258,8 @@ class Asked(Result):
     """Groups of them that share nothing."""
     metrics: tuple[str, ...]
     """What scores each of them; empty where the task's own code decides."""
+    content: str
+    """Digest of all documents of the task: the hub may have others tomorrow."""
 
 
 def ask(suite: Suite, opened: Opened) -> dict[str, Asked]:
@@ -295,13 +297,36 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
         if wrong:
             raise _wrong(task, wrong)
         independent = len({cluster(task, doc) for doc in documents})
-        return {"documents": len(documents), "independent": independent, "metrics": _metrics(loaded)}
+        return {
+            "documents": len(documents),
+            "independent": independent,
+            "metrics": _metrics(loaded),
+            "content": content(loaded),
+        }
 
     found = keep("documents", {**_inputs(task), "limit": wanted.limit}, Asked, make)
     metric = wanted.metric or task.metric
     if found.metrics and metric not in found.metrics:
         raise unscored(task, metric, found.metrics)
     return found
+
+
+def content(loaded: Any) -> str:
+    """Return the digest of a task's documents."""
+    return digest(list(loaded.task_docs))
+
+
+def check_unchanged(task: str, asked: Asked, now: str) -> None:
+    """Check that a task's documents, whose digest is `now`, are those that were looked at; else forget those.
+
+    Raises:
+        QuantgateError: they are others.
+    """
+    if now != asked.content:
+        (asked.folder / "result.json").unlink(missing_ok=True)
+        raise QuantgateError(
+            f"task {task}: its documents are no longer those of before\n    run it again, on the new ones"
+        )
 
 
 def unscored(task: Task, metric: str, metrics: Iterable[str]) -> BadInput:
@@ -430,7 +455,8 @@ def check_prompts(suite: Suite, opened: Opened, reader: Callable[[], "TokenLM"],
         def make(_: Path) -> dict[str, Any]:
             return {"cut": _check_longest(wanted, opened(wanted.task), reader())}
 
-        asked = {"limit": wanted.limit, "shots": wanted.shots, "reads": reads}
+        content = _ask(wanted, opened).content
+        asked = {"limit": wanted.limit, "shots": wanted.shots, "reads": reads, "content": content}
         return keep("prompts", {**_inputs(load_task(wanted.task)), **asked}, _Fit, make)
 
     for task, found in _each(suite, look).items():
