@@ -249,16 +249,24 @@ def _package_rows(chosen: CalibrationSet, source: PackageSource, folder: Path) -
         _check_template(chosen, template)
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
-            raise bad_input(f"calibration set {chosen.name}", f"package {source.package} has no file {name}")
+            raise bad_input(
+                f"calibration set {chosen.name}",
+                f"package {source.package} has no file {name}",
+                "give one of its files",
+            )
         for number, row in enumerate(read_jsonl(file), 1):
             try:
                 text = template.format_map(row)
             except (LookupError, ValueError, AttributeError, TypeError) as error:
                 what = f"'{template}' does not fit the rows of {name}: {brief(error)}"
-                raise bad_input(f"calibration set {chosen.name}", what) from None
+                remedy = f"its rows have: {', '.join(row)}" if isinstance(row, dict) else "give a file of JSON objects"
+                raise bad_input(f"calibration set {chosen.name}", what, remedy) from None
             if text not in seen:
                 seen.add(text)
                 yield f"{name}:{number}", text
+
+
+FIELDS = "write fields like {doc[query]}"
 
 
 def _check_template(chosen: CalibrationSet, template: str) -> None:
@@ -266,10 +274,10 @@ def _check_template(chosen: CalibrationSet, template: str) -> None:
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise bad_input(f"calibration set {chosen.name}", f"'{template}' is no template: {error}") from None
+        raise bad_input(f"calibration set {chosen.name}", f"'{template}' is no template: {error}", FIELDS) from None
     if not all(FIELD.fullmatch(field or "") and not form and not turned for field, form, turned in parts):
         what = f"'{template}' asks for more than fields of a row"
-        raise bad_input(f"calibration set {chosen.name}", what, "write fields like {doc[query]}")
+        raise bad_input(f"calibration set {chosen.name}", what, FIELDS)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

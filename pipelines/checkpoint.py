@@ -145,7 +145,8 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
             problems.append(Problem(str(folder / file), f"cannot be read: {error.strerror}", "copy it again"))
     names = [tensor.name for tensor in tensors]
     for name in sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
-        problems.append(Problem(str(folder), f"tensor {name} is in more than one file"))
+        what = f"tensor {name} is in more than one file"
+        problems.append(Problem(str(folder), what, "take it out of all files but one"))
     if not problems and (absent := sorted(promised - set(names))):
         what = f"names {len(absent)} tensors that its files do not hold, like {absent[0]}"
         problems.append(Problem(str(folder / INDEX), what, "copy it again"))
@@ -293,7 +294,7 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
                 end=data_start + end,
             )
         except (KeyError, TypeError, ValueError):
-            problems.append(Problem(str(path), f"corrupt header entry for tensor {name}"))
+            problems.append(Problem(str(path), f"corrupt header entry for tensor {name}", "copy it again"))
             continue
         if tensor.end > size:
             missing = tensor.end - size
@@ -301,15 +302,27 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
                 Problem(str(path), f"truncated: {missing} bytes of tensor {name} are missing", "copy it again")
             )
         elif tensor.dtype not in BYTES:
-            problems.append(Problem(str(path), f"tensor {name} has dtype {tensor.dtype}, which is not supported"))
+            problems.append(
+                Problem(
+                    str(path),
+                    f"tensor {name} has dtype {tensor.dtype}, which is not supported",
+                    f"give weights in {', '.join(sorted(FLOAT))}",
+                )
+            )
         elif tensor.elements * BYTES[tensor.dtype] != tensor.bytes or min(tensor.shape, default=0) < 0:
-            problems.append(Problem(str(path), f"corrupt header: shape and size of tensor {name} disagree"))
+            problems.append(
+                Problem(str(path), f"corrupt header: shape and size of tensor {name} disagree", "copy it again")
+            )
         tensors.append(tensor)
     refuse(problems)
     position = data_start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)):
         if tensor.start != position:
-            raise bad_input(path, f"corrupt header: tensor {tensor.name} does not begin where the one before it ends")
+            raise bad_input(
+                path,
+                f"corrupt header: tensor {tensor.name} does not begin where the one before it ends",
+                "copy it again",
+            )
         position = tensor.end
     if position != size:
         raise bad_input(path, f"has {size - position} bytes that belong to no tensor", "copy it again")
@@ -368,7 +381,13 @@ def _indexed_files(folder: Path, problems: list[Problem]) -> tuple[list[str], se
     files = sorted(set(weight_map.values()))
     for file in files:
         if Path(file).name != file:
-            problems.append(Problem(str(index), f"names a file outside its folder: {file}"))
+            problems.append(
+                Problem(
+                    str(index),
+                    f"names a file outside its folder: {file}",
+                    "copy the file beside the index, and name it there",
+                )
+            )
         elif not _is_file(folder / file):
             problems.append(Problem(str(folder / file), "missing shard, named by the index", "copy it again"))
     return [file for file in files if Path(file).name == file and _is_file(folder / file)], set(weight_map)
@@ -414,12 +433,12 @@ def _read_json(path: Path, problems: list[Problem]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problems.append(Problem(str(path), "is missing"))
+        problems.append(Problem(str(path), "is missing", f"copy the model's {path.name} here"))
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(Problem(str(path), f"cannot be read as JSON: {error}"))
+        problems.append(Problem(str(path), f"cannot be read as JSON: {error}", "copy it again"))
         return {}
     if not isinstance(value, dict):
-        problems.append(Problem(str(path), "is not a JSON object"))
+        problems.append(Problem(str(path), "is not a JSON object", "copy it again"))
         return {}
     return value

@@ -465,9 +465,11 @@ def quantize(
     from pipelines.plan import make_plan
     from pipelines.quantize import quantize as quantize_stage
     from pipelines.recipe import load_recipe
+    from pipelines.store import cache_dir
     from pipelines.verify import verify
 
-    planned = make_plan(load_recipe(recipe, _overrides(overrides, experimental_cpu)), model, dtype=dtype)
+    chosen = load_recipe(recipe, _overrides(overrides, experimental_cpu))
+    planned = make_plan(chosen, model, cache_dir(), dtype=dtype)  # nothing is published
     with command_display("quantize", "quantize", "verify") as display:
         with display.stage("quantize"):
             artifact = quantize_stage(planned)
@@ -694,7 +696,7 @@ def publish(
     from pipelines.publish import publish as publish_stage
 
     if force is not None and not force.strip():
-        raise bad_input("--force", "needs a reason")
+        raise bad_input("--force", "needs a reason", "give it in quotes: it is written into the card")
     made = _artifact(artifact)
     verdict: Verdict = _read(verdict_file, Verdict)
     for place in publish_stage(made, verdict, to, force, signer=signer):

@@ -1,5 +1,6 @@
 """The errors a user sees. Each says what is wrong, where, and what to do about it."""
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -48,3 +49,15 @@ def refuse(problems: Iterable[Problem]) -> None:
     found = tuple(problems)
     if found:
         raise BadInput(found)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Return the three of the `known` names that are most like `name`, whatever the case of either."""
+    folded = {one.casefold(): one for one in known}
+    return [folded[near] for near in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=cutoff)]
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Ask for the nearest of the `known` names; empty where none is near."""
+    near = nearest(name, known, cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else ""

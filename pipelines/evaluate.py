@@ -24,7 +24,7 @@ from pipelines.recipe import Suite, SuiteTask, Task, expected_documents, load_su
 from pipelines.schema import Frozen
 from pipelines.scores import Block, Document, Evaluation, TaskResult
 from pipelines.store import digest, file_digest, found, keep
-from pipelines.tasks import NOT_ASKED, SEED, Opened, quiet
+from pipelines.tasks import NOT_ASKED, SEED, Asked, Opened, quiet
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
 
@@ -79,18 +79,26 @@ def looks(
                 tasks.check_prompts(suite, opened, lambda: made, subject.digest)
             return made
 
-        counts = _counts(suite, opened, subject)
-        orders = {task: sequential.blocks(task, count) for task, count in counts.items()}
-        kept = _finished(subject, suite, orders, place, opened)
+        @functools.cache
+        def documents_of(name: str) -> Any:
+            tasks.check_unchanged(name, asked[name], tasks.content(opened(name)))
+            return opened(name)
+
+        asked = _asked(suite, opened, subject)
+        orders = _orders(asked)
+        kept = _finished(subject, suite, asked, place, opened)
         progress.found(sum(len(documents) for _, documents in kept))
-        done: dict[str, list[Block]] = {task: [] for task in counts}
+        done: dict[str, list[Block]] = {task: [] for task in asked}
         for look in range(len(sequential.LOOKS)):
             for wanted in suite.tasks:
                 for documents in orders[wanted.task][look]:
                     block = kept.get((wanted.task, documents))
                     if block is None:
                         with progress.part(len(documents)):
-                            block = _evaluate_block(subject.digest, wanted, documents, place, harness, opened)
+                            content = asked[wanted.task].content
+                            block = _evaluate_block(
+                                subject.digest, wanted, documents, content, place, harness, documents_of
+                            )
                     done[wanted.task].append(block)
             if not keep_loaded:
                 harness.cache_clear()
@@ -102,7 +110,7 @@ def looks(
                 runtime=place.name,
                 device=place.device,
                 dtype=place.dtype,
-                tasks=tuple(_task_result(blocks, counts[task]) for task, blocks in done.items()),
+                tasks=tuple(_task_result(blocks, asked[task].documents) for task, blocks in done.items()),
             )
 
 
@@ -129,8 +137,7 @@ def finished_share(
         subject = _subject(model)
         place = _place(subject, suite, device, runtime, python, dtype)
         with tasks.opener() as opened:
-            orders = {task: sequential.blocks(task, count) for task, count in _counts(suite, opened, subject).items()}
-            kept = _finished(subject, suite, orders, place, opened)
+            kept = _finished(subject, suite, _asked(suite, opened, subject), place, opened)
         documents: dict[str, int] = defaultdict(int)
         for task, asked in kept:
             documents[task] += len(asked)
@@ -139,23 +146,27 @@ def finished_share(
     return found(look) or Share()
 
 
-Orders = Mapping[str, Sequence[Sequence[tuple[int, ...]]]]
-"""Of each task the blocks of documents that each look adds."""
+def _orders(asked: Mapping[str, Asked]) -> dict[str, Sequence[Sequence[tuple[int, ...]]]]:
+    """Return of each task the blocks of documents that each look adds."""
+    return {task: sequential.blocks(task, found.documents) for task, found in asked.items()}
 
 
 def _finished(
-    subject: "_Subject", suite: Suite, orders: Orders, place: "_Place", opened: Opened
+    subject: "_Subject", suite: Suite, asked: Mapping[str, Asked], place: "_Place", opened: Opened
 ) -> dict[tuple[str, tuple[int, ...]], Block]:
     """Return the blocks of an evaluation that are finished, by task and documents."""
 
     def never() -> Any:
         raise AssertionError("a block was to be found, not made")
 
-    blocks = {}
+    blocks, orders = {}, _orders(asked)
     for wanted in suite.tasks:
+        content = asked[wanted.task].content
         for documents in itertools.chain(*orders[wanted.task]):
-            block = found(functools.partial(_evaluate_block, subject.digest, wanted, documents, place, never, opened))
-            if block:
+            look_up = functools.partial(
+                _evaluate_block, subject.digest, wanted, documents, content, place, never, opened
+            )
+            if block := found(look_up):
                 blocks[(wanted.task, documents)] = block
     return blocks
 
@@ -212,12 +223,12 @@ class _Subject(Frozen):
     gguf: Path | None = None
 
 
-def _counts(suite: Suite, opened: Opened, subject: _Subject) -> dict[str, int]:
-    """How many documents of each task are asked, once it is known that they can be; a GGUF tells when it is loaded."""
+def _asked(suite: Suite, opened: Opened, subject: _Subject) -> dict[str, Asked]:
+    """What is asked of each task, once it is known that it can be; a GGUF tells when it is loaded."""
     asked = tasks.ask(suite, opened)
     if subject.checkpoint:
         tasks.check_context(suite, opened, subject.checkpoint)
-    return {task: found.documents for task, found in asked.items()}
+    return asked
 
 
 def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
@@ -279,6 +290,7 @@ def _evaluate_block(
     model_digest: str,
     wanted: SuiteTask,
     documents: tuple[int, ...],
+    content: str,
     place: _Place,
     harness: Callable[[], Any],
     opened: Opened,
@@ -291,7 +303,7 @@ def _evaluate_block(
         "shots": wanted.shots,
         "drawn": [wanted.temperature, wanted.seeds],
         "documents": digest(documents),
-        "data": tasks.data_digest(task),
+        "data": [tasks.data_digest(task), content],
         **place.inputs,
     }
 

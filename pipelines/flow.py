@@ -401,7 +401,7 @@ def prepare(
         suite = _blame(problems, _suite, recipe)
         if checkpoint:
             targets = _blame(problems, _targets, to, checkpoint.label, recipe.name, len(known) > 1) or ()
-            folder = next((target.path for target in targets if isinstance(target, FolderTarget)), None)
+            folder = next((target.path for target in targets if isinstance(target, FolderTarget)), cache_dir())
             plan = _blame(problems, make_plan, recipe, checkpoint, folder, device, dtype)
             _blame(problems, check_targets, targets, checkpoint, recipe)
             if plan:

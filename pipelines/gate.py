@@ -29,6 +29,7 @@ from pipelines.scores import Distance, Document, Evaluation, Scores
 FEWEST_INDEPENDENT = 2
 """Documents of a task: a variance takes two."""
 TOO_FEW = "has fewer than two independent documents"
+MORE = "raise its limit, or use another suite"
 
 
 class TaskVerdict(Frozen):
@@ -343,7 +344,7 @@ def _paired(
     for side, documents in sides.items():
         keyed[side] = {(d.id, d.doc_hash, d.prompt_hash, d.target_hash): d for d in documents}
         if len({d.id for d in documents}) < len(documents):
-            problems.append(Problem(f"task {task}", f"the {side} has documents twice"))
+            problems.append(Problem(f"task {task}", f"the {side} has documents twice", "evaluate it again"))
         if any(not 0 <= d.score <= 1 for d in documents):
             problems.append(Problem(f"task {task}", f"the {side} has scores outside [0, 1]", "choose another metric"))
     ours, theirs = keyed["baseline"], keyed["candidate"]
@@ -351,7 +352,7 @@ def _paired(
         what = f"{unmatched} documents or prompts are on one side only"
         problems.append(Problem(f"task {task}", what, "evaluate both models on the same documents"))
     elif len({d.cluster for d in baseline}) < FEWEST_INDEPENDENT:
-        problems.append(Problem(f"task {task}", TOO_FEW, "raise its limit"))
+        problems.append(Problem(f"task {task}", TOO_FEW, MORE))
     return [(document, theirs[key]) for key, document in ours.items() if key in theirs]
 
 

@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "Phi3ForCausalLM": "PHI3",
 }
 """transformers' name → llama.cpp's."""
+OTHER_RUNTIME = "use a recipe that makes no GGUF, like fp8 or int8-weight-only"
 IMATRIX = "imatrix.gguf"
 """What the importance matrix is called, beside the GGUF."""
 EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
@@ -69,7 +70,8 @@ def gguf_tensors(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]
     architecture = next(iter(checkpoint.config.get("architectures") or ["?"]))
     if architecture not in ARCHITECTURES:
         what = f"its architecture {architecture} is not one that quantgate converts to GGUF"
-        problems.append(Problem(str(checkpoint.folder / "config.json"), what, f"known: {', '.join(ARCHITECTURES)}"))
+        remedy = f"{OTHER_RUNTIME}; it converts {', '.join(ARCHITECTURES)}"
+        problems.append(Problem(str(checkpoint.folder / "config.json"), what, remedy))
         return ()
     named = _named(checkpoint, ARCHITECTURES[architecture], problems)
     if problems:
@@ -105,7 +107,7 @@ def _named(checkpoint: Checkpoint, architecture: str, problems: list[Problem]) -
             named.setdefault(name, []).append(tensor)
     if unknown:
         what = f"llama.cpp has no place for {len(unknown)} of its tensors, like {unknown[0]}"
-        problems.append(Problem(str(checkpoint.folder), what, "quantize it for another runtime"))
+        problems.append(Problem(str(checkpoint.folder), what, OTHER_RUNTIME))
     return named
 
 
@@ -153,7 +155,8 @@ def _unfitting(recipe: Recipe, columns: dict[str, int]) -> Iterable[Problem]:
     for name, (key, wanted) in asked.items():
         if wanted and name in columns and columns[name] % BLOCKS[wanted][0]:
             what = f"quantize.{key} {wanted} needs columns that {BLOCKS[wanted][0]} divides, and {name} has"
-            yield Problem(f"recipe {recipe.name}", f"{what} {columns[name]}", "Q8_0 takes any multiple of 32")
+            instead = "null" if columns[name] % BLOCKS["Q8_0"][0] else "Q8_0"  # null: as the mixture has it, or F16
+            yield Problem(f"recipe {recipe.name}", f"{what} {columns[name]}", f"use --set quantize.{key}={instead}")
 
 
 def _unmatched(recipe: Recipe, choices: dict[str, Choice]) -> Iterable[Problem]:

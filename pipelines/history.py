@@ -175,4 +175,5 @@ def _read(place: Path) -> Manifest:
             raise bad_input(file, "is of a run that did not finish", "run it again; it goes on where it was")
         return Manifest.model_validate_json(json.dumps(record.get("manifest", record)))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise bad_input(file, "is not the record of a run by this version of quantgate") from None
+        what = "is not the record of a run by this version of quantgate"
+        raise bad_input(file, what, "run it again, or read it with the version that wrote it") from None

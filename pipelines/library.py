@@ -3,11 +3,10 @@
 A name is looked up in the library; anything that ends in `.yaml` is a path of the user's own.
 """
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
-from pipelines.errors import bad_input
+from pipelines.errors import bad_input, did_you_mean
 
 Kind = Literal["recipe", "set", "suite", "task"]
 FOLDERS: dict[Kind, str] = {
@@ -38,16 +37,30 @@ def find(kind: Kind, name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-        try:
-            found = path.is_file()
-        except OSError:  # a name that no file system takes
-            found = False
-        if not found:
-            raise bad_input(name, f"there is no such {kind} file")
+        if not _exists(path):
+            raise bad_input(name, f"there is no such {kind} file", _other_file(kind, path))
         return path
     path = folder(kind) / f"{name}.yaml"
     if name in names(kind):
         return path
-    near = difflib.get_close_matches(name, names(kind), n=3, cutoff=0.4)
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names(kind))}"
+    own = [str(file) for suffix in (".yaml", ".yml") if (file := Path(name + suffix)).name != suffix and _exists(file)]
+    remedy = did_you_mean(name, own or names(kind), cutoff=0.4) or f"there are: {', '.join(names(kind))}"
     raise bad_input(name, f"there is no {kind} of this name", remedy)
+
+
+def _other_file(kind: Kind, path: Path) -> str:
+    """Name what may be meant by a path of no file: a name of the library, or files beside it."""
+    if path.stem in names(kind):
+        return f"did you mean {path.stem}, which comes with quantgate?"
+    try:
+        beside = [str(file) for file in path.parent.iterdir() if _exists(file) and file.suffix in (".yaml", ".yml")]
+    except OSError:
+        beside = []
+    return did_you_mean(str(path), beside) or f"give the path of a file, or one of: {', '.join(names(kind))}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False

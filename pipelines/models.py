@@ -55,7 +55,9 @@ def _from_hub(model: str) -> Checkpoint:
             )
         )
     except HFValidationError as error:
-        raise bad_input(model, f"is not a name the hub allows: {error}") from None
+        raise bad_input(
+            model, f"is not a name the hub allows: {error}", "give a checkpoint folder, or org/name[@revision]"
+        ) from None
     except RepositoryNotFoundError:
         remedy = "check the name; for a private or a gated repository, set HF_TOKEN"
         raise bad_input(model, "there is no such repository on the hub, or it needs a token", remedy) from None

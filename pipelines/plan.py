@@ -6,14 +6,15 @@ Nothing here imports torch where there is no GPU: `quantgate plan` answers in a 
 import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from pydantic import Field
 
-from pipelines import environments
+from pipelines import advice, environments
 from pipelines.anatomy import Anatomy, Family, Place, check_complete, examine
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint, TensorInfo, refuse_quantized
 from pipelines.device import (
@@ -27,12 +28,12 @@ from pipelines.device import (
     model_bytes,
     own_dtype,
 )
-from pipelines.errors import BadInput, Problem, refuse
+from pipelines.errors import BadInput, Problem, did_you_mean, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
 from pipelines.packings import Form, Packing, cannot_hold, layout
 from pipelines.readers import misread
-from pipelines.recipe import Gguf, Recipe, Rule, load_recipe
+from pipelines.recipe import Gguf, Method, Recipe, Rule, load_recipe
 from pipelines.rehearsal import unreadable
 from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Layout, SchemeName
@@ -107,6 +108,10 @@ class Module(Frozen):
         return layout_bytes(self.parts) if self.scheme else self.bytes_before
 
 
+Part = Literal["cache", "artifact"]
+"""What takes disk space: of the cache, and where the artifact is published."""
+
+
 class Need(Frozen):
     """What a stage is estimated to need of something, against what the machine has."""
 
@@ -116,6 +121,8 @@ class Need(Frozen):
     needed: int
     available: int
     """Bytes."""
+    parts: dict[Part, int] = Field(default={})
+    """Of disk: what `needed` is made of."""
 
 
 class Plan(Frozen):
@@ -215,7 +222,7 @@ def make_plan(
     problems = [*check_complete(checkpoint, anatomy)]
     if any(place.kind == "transposed" for place in anatomy.places.values()):
         what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
-        problems.append(Problem(str(checkpoint.folder), what, "no recipe here can quantize it"))
+        problems.append(Problem(str(checkpoint.folder), what, advice.NONE))
         refuse(problems)
     computes = choose_dtype(dtype, device or default_device(), checkpoint)
     plan = _plan(recipe, checkpoint, computes, anatomy, problems)
@@ -279,22 +286,63 @@ def _plan_modules(
 ) -> tuple[tuple[Module, ...], tuple[str, ...]]:
     """The modules of a plan, and the attentions whose cache it quantizes."""
     assert not isinstance(recipe.quantize, Gguf)
-    modules = tuple(_decide(recipe, checkpoint, anatomy, problems))
-    if not problems and not any(module.quantized for module in modules):
-        problems.append(Problem(str(checkpoint.folder), "has no linear module left to quantize"))
-    attentions = _attentions(recipe, checkpoint, modules)
+    decided = _decide(recipe, checkpoint, anatomy)
+    problems += (*decided.problems, *_advised(recipe, checkpoint, anatomy, decided))
+    attentions = _attentions(recipe, checkpoint, decided.modules)
     if recipe.quantize.kv_cache and not attentions:
         what = f"quantize.kv_cache is set, but no attention module of {checkpoint.label} is known"
-        problems.append(Problem(f"recipe {recipe.name}", what, "leave kv_cache out"))
-    return modules, attentions
+        without = ({"quantize.kv_cache": None}, {"quantize.kv_cache": None, "calibrate": None})
+        (way,) = advice.helpful(recipe, without, lambda _: True)  # without data unless something else needs it
+        problems.append(Problem(f"recipe {recipe.name}", what, f"leave it out: {way}"))
+    return decided.modules, attentions
+
+
+def _advised(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, decided: "_Decided") -> Iterator[Problem]:
+    """Yield why the recipe's settings do not suit the model, each with the settings that were tried and do."""
+    for kind, found in decided.unsuited.items():
+
+        def suits(other: Recipe, kind: Unsuited = kind) -> bool:
+            tried = _decide(other, checkpoint, anatomy)
+            return not tried.unsuited.get(kind) and tried.told <= decided.told
+
+        ways = advice.helpful(recipe, _tries(kind, recipe, decided), suits)
+        remedy = f"use {', or '.join(ways)}" if ways else advice.instead(suits)
+        remedy = f"runtimes load them as one: {remedy}" if kind == "torn" else remedy
+        where = str(checkpoint.folder) if kind == "nothing" else f"recipe {recipe.name}"
+        yield from (Problem(where, what, remedy) for what in found)
+
+
+def _tries(kind: "Unsuited", recipe: Recipe, decided: "_Decided") -> Iterator[advice.Settings]:
+    """Yield what may make a recipe suit a model."""
+    method = recipe.quantize
+    assert not isinstance(method, Gguf)
+    match kind:
+        case "outside":
+            yield {"quantize.ignore": [*method.ignore, *decided.outside]}
+        case "torn":
+            yield {"quantize.on_indivisible": "shrink"}
+            yield from advice.widened(recipe, decided.tearing_rules, decided.whole)
+            yield {"quantize.ignore": [pattern for pattern in method.ignore if pattern not in decided.tearing]}
+            yield {"quantize.ignore": [*dict.fromkeys((*method.ignore, *decided.whole))]}
+        case "nothing":
+            yield {"quantize.ignore": [HEAD]}
+            yield {"quantize.on_indivisible": "shrink"}
+        case "indivisible" | "unstorable":
+            yield from advice.regrouped(recipe, decided.widths)
+            yield from ({"quantize.on_indivisible": action} for action in ("shrink", "skip"))
+            yield {"export": "compressed-tensors"}
 
 
 def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
     """What the artifacts of all `plans` together lack of disk space, where each alone has enough."""
     needs: dict[str, Need] = {}
     for need in (need for plan in plans for need in plan.needs if need.resource == "disk"):
-        before = needs[need.where].needed if need.where in needs else 0
-        needs[need.where] = need.model_copy(update={"needed": before + need.needed})
+        before = needs.get(need.where)
+        parts = {part: size + (before.parts.get(part, 0) if before else 0) for part, size in need.parts.items()}
+        needed = need.needed + (before.needed if before else 0)
+        needs[need.where] = need.model_copy(
+            update={"needed": needed, "parts": (before.parts if before else {}) | parts}
+        )
     return _lacks(needs.values(), None)
 
 
@@ -308,9 +356,22 @@ def _lacks(needs: Iterable[Need], plan: Plan | None) -> list[Problem]:
         if need.needed > need.available:
             what = f"stage {need.stage} needs about {_size(need.needed)} of {need.resource}"
             what += f", {_size(need.available)} is free"
-            remedy = "free some, or set QUANTGATE_CACHE" if need.resource == "disk" else more
+            remedy = _room(need) if need.resource == "disk" else more
             problems.append(Problem(need.where or label, what, remedy))
     return problems
+
+
+ELSEWHERE: dict[Part, str] = {
+    "cache": "set QUANTGATE_CACHE to a folder on another disk",
+    "artifact": "publish to another disk (`quantgate run --to`, or start in a folder there)",
+}
+
+
+def _room(need: Need) -> str:
+    """Say how to get the disk space that lacks: what to put elsewhere, so that the rest has enough."""
+    alone = [part for part, size in need.parts.items() if need.needed - size <= need.available]
+    ways = [ELSEWHERE[part] for part in alone] or [" and ".join(ELSEWHERE[part] for part in need.parts)]
+    return ", or ".join(["free some", *ways])
 
 
 def layout_bytes(parts: Layout) -> int:
@@ -334,8 +395,38 @@ def _attentions(recipe: Recipe, checkpoint: Checkpoint, modules: tuple[Module, .
     return tuple(sorted({name.rpartition(".")[0] for name in inside}))
 
 
-def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: list[Problem]) -> list[Module]:
-    places = anatomy.places
+Unsuited = Literal["indivisible", "outside", "torn", "unstorable", "nothing"]
+
+
+class _Decided(Frozen):
+    """What becomes of the modules, and what speaks against it."""
+
+    modules: tuple[Module, ...]
+    problems: tuple[Problem, ...]
+    unsuited: dict[Unsuited, tuple[str, ...]]
+    """What other settings may help against."""
+    widths: dict[int, set[int]]
+    """Number of a rule, or `advice.MAIN` → what its group size has to divide."""
+    outside: tuple[str, ...]
+    """Modules that are outside of the decoder layers."""
+    whole: tuple[str, ...]
+    """Patterns for all modules of what is torn."""
+    tearing: tuple[str, ...]
+    """Patterns of `ignore` that mean some of those …"""
+    tearing_rules: tuple[int, ...]
+    """… and the numbers of rules that do."""
+
+    @property
+    def told(self) -> set[str]:
+        """All that speaks against it."""
+        return {
+            *(problem.what for problem in self.problems),
+            *(what for found in self.unsuited.values() for what in found),
+        }
+
+
+def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy) -> _Decided:
+    places, problems = anatomy.places, list[Problem]()
     linear = {t.name.removesuffix(".weight"): t for t in checkpoint.tensors if t.name in places and is_linear(t)}
     head = next((name for name, tensor in linear.items() if places[tensor.name].module == anatomy.head), HEAD)
     names = {*linear, head}  # the head exists in the model, though the checkpoint may hold no tensor for it
@@ -349,39 +440,68 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy, problems: 
         hits = {pattern: {name for name in names if _means(pattern, name, head, last)} for pattern in patterns}
         for pattern in (pattern for pattern, found in hits.items() if not found):
             what_is = f"{what} pattern '{pattern}' matches no linear module of {checkpoint.label}"
-            problems.append(
-                Problem(f"recipe {recipe.name}", what_is, f"modules are named like {min(linear, default='?')}")
-            )
-        asked.append(set().union(*hits.values()))
-    ignored, ruled = asked[0], asked[1:]
+            problems.append(Problem(f"recipe {recipe.name}", what_is, _spelling(pattern, names, last)))
+        asked.append(hits)
+    ignored, *ruled = (set[str]().union(*hits.values()) for hits in asked)
     indivisible: dict[tuple[int, int], list[str]] = {}
+    widths: dict[int, set[int]] = {}
     modules = []
     tied = head if anatomy.head_is_embedding else None
     for name, tensor in sorted(linear.items()):
-        rule = next((rule for rule, hits in zip(quantize.rules, ruled, strict=True) if name in hits), None)
+        number = next((number for number, hits in enumerate(ruled) if name in hits), advice.MAIN)
+        target = quantize if number == advice.MAIN else quantize.rules[number]
         place = places[tensor.name]
         reason = "ignored by the recipe" if name in ignored else _kept(name, tensor, layers, tied)
         reason = reason or _unfit(place, anatomy)
-        module = _module(name, tensor, reason, rule, recipe, indivisible)
+        module = _module(name, tensor, reason, target, recipe, indivisible)
+        if not reason and target.group_size:
+            widths.setdefault(number, set()).update(_grouped(module.shape, target.scheme))
         modules.append(module.model_copy(update={"address": name if place.kind == "experts" else place.module}))
-    for (size, width), affected in sorted(indivisible.items()):
-        who = affected[0] if len(affected) == 1 else f"{len(affected)} modules, like {affected[0]}"
-        what = f"group size {size} does not divide the width {width} of {who}"
-        remedy = "quantize.on_indivisible=shrink or skip"
-        if SCHEMES[quantize.scheme].resizable:
-            remedy = f"quantize.group_size={_divisor((width,), size)}, or {remedy}"
-        problems.append(Problem(f"recipe {recipe.name}", what, f"use {remedy}"))
-    outside = [module.name for module in modules if module.quantized and layer_number(module.name) < 0]
-    if recipe.calibrated and outside:
-        what = f"{', '.join(outside)} is outside the decoder layers, which is all that calibrated methods quantize"
-        problems.append(Problem(f"recipe {recipe.name}", what, "add it to quantize.ignore"))
     modules = _shrunk_together(modules)
-    problems += _torn(recipe, modules) or misread(recipe, checkpoint, modules, layers)
+    outside = [m.name for m in modules if m.quantized and layer_number(m.name) < 0] if recipe.calibrated else []
+    torn = _torn(modules)
+    unsuited: dict[Unsuited, list[str]] = {
+        "indivisible": [_does_not_divide(*sizes, affected) for sizes, affected in sorted(indivisible.items())],
+        "outside": [f"{', '.join(outside)} is {OUTSIDE}"] if outside else [],
+        "torn": [f"{next(iter(torn))} are not treated alike ({len(torn)} such groups)"] if torn else [],
+    }
+    problems += [] if torn else misread(recipe, checkpoint, modules, layers)
     problems += _beyond_engine(recipe, checkpoint, modules)
     stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
     if not indivisible and (why := cannot_hold(recipe.packing, stored)):
-        problems.append(Problem(f"recipe {recipe.name}", why, "give one that fits, or another export"))
-    return modules
+        unsuited["unstorable"] = [why]
+    if not problems and not any(unsuited.values()) and not stored:
+        unsuited["nothing"] = ["has no linear module left to quantize"]
+    apart = {module.name for together in torn.values() for module in together}
+    return _Decided(
+        modules=tuple(modules),
+        problems=tuple(problems),
+        unsuited={kind: tuple(found) for kind, found in unsuited.items() if found},
+        widths=widths,
+        outside=tuple(outside),
+        whole=_whole(torn),
+        tearing=tuple(pattern for pattern, found in asked[0].items() if found & apart),
+        tearing_rules=tuple(number for number, found in enumerate(ruled) if found & apart),
+    )
+
+
+OUTSIDE = "outside the decoder layers, which is all that calibrated methods quantize"
+
+
+def _spelling(pattern: str, names: set[str], last: int) -> str:
+    """Say how modules are named, to whom a pattern means none."""
+    example = f"modules are named like {min(names)}"
+    if pattern.startswith("layer:"):
+        return f"its decoder layers are layer:0 to layer:{last}" if last >= 0 else example
+    if pattern.startswith("re:"):
+        inside = any(re.search(pattern[3:], name) for name in names)
+        return f"it is matched from the start of a name: 're:.*{pattern[3:]}'" if inside else example
+    return did_you_mean(pattern, {*names, *(name.rpartition(".")[2] for name in names)}) or example
+
+
+def _does_not_divide(size: int, width: int, affected: list[str]) -> str:
+    who = affected[0] if len(affected) == 1 else f"{len(affected)} modules, like {affected[0]}"
+    return f"group size {size} does not divide the width {width} of {who}"
 
 
 def _beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module]) -> list[Problem]:
@@ -462,19 +582,18 @@ def _shrunk_together(modules: list[Module]) -> list[Module]:
     return [module.model_copy(update=changes.get(module.name)) for module in modules]
 
 
-def _torn(recipe: Recipe, modules: list[Module]) -> list[Problem]:
-    """Modules that vLLM loads as one, and that the recipe treats differently: it refuses those."""
+def _torn(modules: list[Module]) -> dict[str, list[Module]]:
+    """Return those that vLLM loads as one, and that the recipe treats differently: it refuses those."""
     sets = _loaded_as_one(modules)
-    torn = [name for name, together in sets.items() if len({(m.scheme, m.group_size) for m in together}) > 1]
-    if not torn:
-        return []
-    what = f"{torn[0]} are not treated alike ({len(torn)} such groups)"
-    return [Problem(f"recipe {recipe.name}", what, "runtimes load them as one: ignore all of them, or none")]
+    return {name: some for name, some in sets.items() if len({(m.scheme, m.group_size) for m in some}) > 1}
 
 
-def _divisor(widths: tuple[int, ...], group_size: int) -> int:
-    """The largest power of two, not above `group_size`, that divides all `widths`."""
-    return math.gcd(*widths, 1 << (group_size.bit_length() - 1))
+def _whole(torn: Mapping[str, list[Module]]) -> tuple[str, ...]:
+    """Return patterns for all modules of the sets that are `torn`."""
+    names = [module.name for together in torn.values() for module in together]
+    if len(torn) > 1:
+        names = [name if EXPERTS.match(name) else name.rpartition(".")[2] for name in names]
+    return tuple(dict.fromkeys(r"re:.*\.experts\." if EXPERTS.match(name) else name for name in names))
 
 
 def matches(pattern: str, name: str, last_layer: int) -> bool:
@@ -511,27 +630,26 @@ def _module(
     name: str,
     tensor: TensorInfo,
     kept: str,
-    rule: Rule | None,
+    target: Method | Rule,
     recipe: Recipe,
     indivisible: dict[tuple[int, int], list[str]],
 ) -> Module:
     """What becomes of a module; widths that its group size does not divide are noted in `indivisible`."""
     assert not isinstance(recipe.quantize, Gguf)
-    target, action = rule or recipe.quantize, recipe.quantize.on_indivisible
+    action = recipe.quantize.on_indivisible
     chosen = SCHEMES[target.scheme]
     size = target.group_size or chosen.weights.group_size
     scheme: SchemeName | None = None if kept else target.scheme
     reason = kept
-    widths = tensor.shape if chosen.is_block else tensor.shape[1:]
+    widths = _grouped(tensor.shape, target.scheme)
     odd = [width for width in widths if size and width % size] if scheme else []
     if odd and size:
-        divisor = _divisor(widths, size)
+        divisor = advice.divisor(widths, size)
         told = f"{size} does not divide {odd[0]}"
         if action == "shrink" and chosen.resizable and divisor >= SMALLEST_GROUP:
             size, reason = divisor, f"group size {divisor}: {told}"
         elif action == "error":
             indivisible.setdefault((size, odd[0]), []).append(name)
-            scheme = None
         else:
             scheme, reason = None, f"group size {told}"
     return Module(
@@ -548,6 +666,11 @@ def _module(
     )
 
 
+def _grouped(shape: tuple[int, ...], scheme: SchemeName) -> tuple[int, ...]:
+    """Return the sides of a weight that a group size divides."""
+    return shape if SCHEMES[scheme].is_block else shape[1:]
+
+
 def _scales_input(name: str, recipe: Recipe) -> bool:
     """Model Optimizer folds AWQ's factors into the norm that several modules read, SmoothQuant's into none."""
     method = recipe.quantize
@@ -560,24 +683,32 @@ def _scales_input(name: str, recipe: Recipe) -> bool:
 def _needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     memory = psutil.virtual_memory().available
     cache, target = _existing(cache_dir()), _existing((to or Path("artifacts")).absolute())
-    disk = {str(cache): plan.bytes_after + _temporary(plan), str(target): plan.bytes_after}
-    if cache.stat().st_dev == target.stat().st_dev:
-        disk = {str(cache): 2 * plan.bytes_after + _temporary(plan)}
+    in_cache, published = plan.bytes_after + _temporary(plan), plan.bytes_after
+    disk: dict[str, dict[Part, int]]
+    disk = {str(cache): {"cache": in_cache}, str(target): {"artifact": published}}
+    if _disk(cache) == _disk(target):
+        disk = {str(cache): {"cache": in_cache, "artifact": published}}
     needs = [
         Need(stage=stage, resource="memory", needed=needed, available=memory)
         for stage, needed in expected_memory(plan).items()
     ]
-    for where, needed in disk.items():
+    for where, parts in disk.items():
         needs.append(
             Need(
                 stage="quantize and publish",
                 resource="disk",
                 where=where,
-                needed=needed,
+                needed=sum(parts.values()),
                 available=shutil.disk_usage(where).free,
+                parts=parts,
             )
         )
     return tuple(needs)
+
+
+def _disk(folder: Path) -> int:
+    """Return the number of the disk that a folder is on."""
+    return folder.stat().st_dev
 
 
 def expected_memory(plan: Plan) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipelines.bounds import quantile
 from pipelines.errors import Problem
-from pipelines.gate import FEWEST_INDEPENDENT, TOO_FEW, Statistic
+from pipelines.gate import FEWEST_INDEPENDENT, MORE, TOO_FEW, Statistic
 from pipelines.recipe import Recipe, Suite, task_documents
 from pipelines.schema import Frozen
 from pipelines.scores import Document, Evaluation
@@ -67,17 +67,25 @@ def typical(loss_class: str) -> Discordance:
     return Discordance(share=TYPICAL_DISCORDANCE[loss_class])
 
 
+OTHER = "use a suite with more documents, for example --set gate.suite=smoke"
+"""Against too few documents of tasks that have no limit."""
+
+
 def blindness(suite: Suite, independent: Mapping[str, int]) -> list[Problem]:
     """Return why the gate could tell nothing, whatever a model scores, on so many `independent` documents by task."""
     few = [task for task, count in independent.items() if count < FEWEST_INDEPENDENT]
     if few or not independent:
-        return [Problem(f"suite {suite.name}, task {task}", TOO_FEW, "raise its limit") for task in few]
+        limits = {task.task: task.limit for task in suite.tasks}
+        return [
+            Problem(f"suite {suite.name}, task {task}", TOO_FEW, MORE if limits.get(task) else OTHER) for task in few
+        ]
     leverage = max(share / independent[task] for task, share in suite.shares.items())
     perfect = Statistic(baseline=1.0, candidate=1.0, vbb=0.0, vbc=0.0, vcc=0.0, leverage=leverage)
     if perfect.above_chance(suite.policy.confidence):
         return []
     what = f"on its {sum(independent.values())} documents not even a perfect model could be shown to be above chance"
-    return [Problem(f"suite {suite.name}", what, "raise the limits of its tasks")]
+    limited = any(task.limit for task in suite.tasks)
+    return [Problem(f"suite {suite.name}", what, "raise the limits of its tasks" if limited else OTHER)]
 
 
 def sight(

@@ -282,7 +282,7 @@ class Recipe(Frozen):
         if not self.calibrated and self.calibrate is not None:
             what = "method rtn uses no data with this scheme"
             what = "without imatrix: true, no data is used" if isinstance(self.quantize, Gguf) else what
-            raise ValueError(f"{what}: remove the 'calibrate' block")
+            raise ValueError(f"{what}: remove the 'calibrate' block, or --set calibrate=null")
         return self
 
     @model_validator(mode="after")
@@ -291,10 +291,11 @@ class Recipe(Frozen):
             return self
         if isinstance(self.quantize, Gguf) or self.quantize.engine in ("modelopt", "bitsandbytes"):
             what = "a GGUF" if isinstance(self.quantize, Gguf) else f"what engine {self.quantize.engine} makes"
-            raise ValueError(f"{what} has one form only: remove 'export'")
+            raise ValueError(f"{what} has one form only: remove 'export', or --set export=null")
         holds = HOLDS.get(self.packing, self.quantize.schemes)
         if strangers := [scheme for scheme in self.quantize.schemes if scheme not in holds]:
-            raise ValueError(f"export {self.export} holds {', '.join(holds)}, not {strangers[0]}: remove 'export'")
+            what = f"export {self.export} holds {', '.join(holds)}, not {strangers[0]}"
+            raise ValueError(f"{what}: remove 'export', or --set export=null")
         return self
 
     @property

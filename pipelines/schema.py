@@ -4,7 +4,6 @@ Nothing a file can say runs code or multiplies itself: no tags, no anchors, no a
 a parser would spend its time in.
 """
 
-import difflib
 import json
 import re
 import types
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipelines.errors import BadInput, Problem, bad_input, refuse
+from pipelines.errors import BadInput, Problem, bad_input, did_you_mean, nearest, refuse
 
 KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20
@@ -225,7 +224,7 @@ def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -
     match detail["type"]:
         case "extra_forbidden":
             known = sorted(owner.model_fields) if owner else []
-            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            near = _inside(owner, location) or nearest(str(location[-1]), known)[:1]
             remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             return Problem(where, f"unknown key '{key}'", remedy)
         case "missing":
@@ -236,10 +235,23 @@ def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -
             given = context.get("tag")
             where = place(document, (*location, tag))
             what = f"'{key}.{tag}' is '{given}'" if given else f"key '{key}.{tag}' is missing"
-            return Problem(where, what, f"known: {context.get('expected_tags', 'see docs/recipes.md')}")
+            expected = str(context.get("expected_tags", "see docs/recipes.md"))
+            guess = did_you_mean(str(given), re.findall(r"'([^']*)'", expected)) if given else ""
+            return Problem(where, what, guess or f"known: {expected}")
+        case "literal_error":
+            guess = did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", detail["msg"]))
+            return Problem(where, f"{key}: {detail['msg']}", guess)
         case _:
             message = detail["msg"].removeprefix("Value error, ")
             return Problem(where, f"{key}: {message}" if key else message)
+
+
+def _inside(owner: type[BaseModel] | None, location: KeyPath) -> list[str]:
+    """Return where a key that `owner` does not know stands, one level below."""
+    *above, last = map(str, location)
+    below = {name: _models_in(field.annotation) for name, field in owner.model_fields.items()} if owner else {}
+    found = [name for name, models in below.items() if any(last in model.model_fields for model in models)]
+    return [".".join((*above, name, last)) for name in found[:1]]
 
 
 def place(document: Document, path: KeyPath) -> str:

@@ -5,7 +5,6 @@ be had or have no right answer, prompts that leave a model no room to answer.
 """
 
 import contextlib
-import difflib
 import functools
 import importlib.util
 import io
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import progress, sequential, wheels
 from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint
-from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, brief, refuse
+from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, brief, did_you_mean, refuse
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_task
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
 
@@ -113,9 +112,8 @@ def _unknown(suite: Suite, name: str, index: TaskIndex) -> Problem:
     if (held := index.holds.get(name)) is not None:
         listed = ", ".join((*held[:MOST_LISTED], *(["…"] if len(held) > MOST_LISTED else [])))
         what = f"'{name}' is no task but lm-eval's name for a group of {len(held)}"
-        return Problem(f"suite {suite.name}", what, f"list those that you want: {listed}" if held else "")
-    near = difflib.get_close_matches(name, index.files, n=3)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+        return Problem(f"suite {suite.name}", what, f"list those that you want: {listed}" if held else "leave it out")
+    remedy = did_you_mean(name, index.files) or "`lm_eval ls tasks` lists them"
     return Problem(f"suite {suite.name}", f"lm-eval has no task '{name}'", remedy)
 
 
@@ -260,6 +258,8 @@ class Asked(Result):
     """Groups of them that share nothing."""
     metrics: tuple[str, ...]
     """What scores each of them; empty where the task's own code decides."""
+    content: str
+    """Digest of all documents of the task: the hub may have others tomorrow."""
 
 
 def ask(suite: Suite, opened: Opened) -> dict[str, Asked]:
@@ -297,13 +297,36 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
         if wrong:
             raise _wrong(task, wrong)
         independent = len({cluster(task, doc) for doc in documents})
-        return {"documents": len(documents), "independent": independent, "metrics": _metrics(loaded)}
+        return {
+            "documents": len(documents),
+            "independent": independent,
+            "metrics": _metrics(loaded),
+            "content": content(loaded),
+        }
 
     found = keep("documents", {**_inputs(task), "limit": wanted.limit}, Asked, make)
     metric = wanted.metric or task.metric
     if found.metrics and metric not in found.metrics:
         raise unscored(task, metric, found.metrics)
     return found
+
+
+def content(loaded: Any) -> str:
+    """Return the digest of a task's documents."""
+    return digest(list(loaded.task_docs))
+
+
+def check_unchanged(task: str, asked: Asked, now: str) -> None:
+    """Check that a task's documents, whose digest is `now`, are those that were looked at; else forget those.
+
+    Raises:
+        QuantgateError: they are others.
+    """
+    if now != asked.content:
+        (asked.folder / "result.json").unlink(missing_ok=True)
+        raise QuantgateError(
+            f"task {task}: its documents are no longer those of before\n    run it again, on the new ones"
+        )
 
 
 def unscored(task: Task, metric: str, metrics: Iterable[str]) -> BadInput:
@@ -432,7 +455,8 @@ def check_prompts(suite: Suite, opened: Opened, reader: Callable[[], "TokenLM"],
         def make(_: Path) -> dict[str, Any]:
             return {"cut": _check_longest(wanted, opened(wanted.task), reader())}
 
-        asked = {"limit": wanted.limit, "shots": wanted.shots, "reads": reads}
+        content = _ask(wanted, opened).content
+        asked = {"limit": wanted.limit, "shots": wanted.shots, "reads": reads, "content": content}
         return keep("prompts", {**_inputs(load_task(wanted.task)), **asked}, _Fit, make)
 
     for task, found in _each(suite, look).items():

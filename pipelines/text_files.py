@@ -55,7 +55,7 @@ def refusals(where: str, path: Path) -> Iterator[Problem]:
         else:
             path.open("rb").close()
     except OSError as error:
-        yield Problem(where, f"names a file that cannot be read: {path}: {error.strerror}")
+        yield Problem(where, f"names a file that cannot be read: {path}: {error.strerror}", "make it readable")
 
 
 def _conversion(path: Path) -> str:

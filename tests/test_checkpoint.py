@@ -189,8 +189,8 @@ def corrupt(folder: Path, **entry: object) -> None:
 
 NO_HEADER = f"MODEL/{WEIGHTS}: is not a safetensors file, or its header is truncated\n    copy it again"
 BAD_HEADER = f"MODEL/{WEIGHTS}: has a corrupt safetensors header\n    copy it again"
-BAD_ENTRY = f"MODEL/{WEIGHTS}: corrupt header entry for tensor {LINEAR}"
-BAD_SIZE = f"MODEL/{WEIGHTS}: corrupt header: shape and size of tensor {LINEAR} disagree"
+BAD_ENTRY = f"MODEL/{WEIGHTS}: corrupt header entry for tensor {LINEAR}\n    copy it again"
+BAD_SIZE = f"MODEL/{WEIGHTS}: corrupt header: shape and size of tensor {LINEAR} disagree\n    copy it again"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,8 @@ BAD_SIZE = f"MODEL/{WEIGHTS}: corrupt header: shape and size of tensor {LINEAR} 
         ),
         (
             lambda folder: corrupt(folder, dtype="Q4_K"),
-            f"MODEL/{WEIGHTS}: tensor {LINEAR} has dtype Q4_K, which is not supported",
+            f"MODEL/{WEIGHTS}: tensor {LINEAR} has dtype Q4_K, which is not supported\n"
+            "    give weights in BF16, F16, F32",
         ),
     ],
 )
@@ -300,14 +301,18 @@ def test_an_index_cannot_name_a_file_outside_its_folder(tmp_path: Path, file: st
     folder = write_checkpoint(tmp_path / "model")
     write_safetensors(tmp_path / "other.safetensors", SMALL)
     write_index(folder, {EMBEDDING: WEIGHTS, LINEAR: file})
-    assert problems(folder) == {f"MODEL/{INDEX}: names a file outside its folder: {file}"}
+    assert problems(folder) == {
+        f"MODEL/{INDEX}: names a file outside its folder: {file}\n    copy the file beside the index, and name it there"
+    }
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     write_safetensors(folder / "model-00002.safetensors", {LINEAR: SMALL[LINEAR]})
     write_index(folder, {EMBEDDING: WEIGHTS, LINEAR: "model-00002.safetensors"})
-    assert problems(folder) == {f"MODEL: tensor {LINEAR} is in more than one file"}
+    assert problems(folder) == {
+        f"MODEL: tensor {LINEAR} is in more than one file\n    take it out of all files but one"
+    }
 
 
 @pytest.mark.parametrize(
@@ -348,7 +353,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     (folder / "config.json").unlink()
-    assert problems(folder) == {"MODEL/config.json: is missing"}
+    assert problems(folder) == {"MODEL/config.json: is missing\n    copy the model's config.json here"}
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX])
@@ -363,7 +368,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 def test_json_that_is_no_object_is_refused(tmp_path: Path, name: str, text: str, told: str) -> None:
     folder = write_checkpoint(tmp_path / "model")
     (folder / name).write_text(text)
-    assert problems(folder) == {f"MODEL/{name}: {told}"}
+    assert problems(folder) == {f"MODEL/{name}: {told}\n    copy it again"}
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

@@ -176,20 +176,20 @@ def test_scheme_and_width_come_to_a_group_size_or_to_none(
 
 
 def test_a_group_size_that_does_not_divide_is_refused_with_one_that_does(tmp_path: Path) -> None:
-    model = fake(tmp_path, {f"{ODD}.weight": ("BF16", (32, 576)), "b.weight": ("BF16", (32, 40)), **EVEN})
-    assert told(w4a16(128), model) == [
-        "recipe mine: group size 128 does not divide the width 40 of b\n"
-        "    use quantize.group_size=8, or quantize.on_indivisible=shrink or skip",
-        f"recipe mine: group size 128 does not divide the width 576 of {ODD}\n"
-        "    use quantize.group_size=64, or quantize.on_indivisible=shrink or skip",
-    ]
-    assert told(rtn("NVFP4A16"), model) == [  # whose groups are of 16, always
-        "recipe mine: group size 16 does not divide the width 40 of b\n    use quantize.on_indivisible=shrink or skip"
+    model = fake(tmp_path, {f"{ODD}.weight": ("BF16", (32, 576)), "b.weight": ("BF16", (32, 80)), **EVEN})
+    quantize = rtn("W4A16", 128)
+    remedy = (
+        "    use --set quantize.group_size=16, or --set quantize.on_indivisible=shrink, "
+        "or --set quantize.on_indivisible=skip"
+    )
+    assert told(quantize, model) == [
+        f"recipe mine: group size 128 does not divide the width 80 of b\n{remedy}",
+        f"recipe mine: group size 128 does not divide the width 576 of {ODD}\n{remedy}",
     ]
 
 
 def test_the_group_size_that_is_proposed_works(smollm2: Checkpoint) -> None:
-    assert all("use quantize.group_size=64" in problem for problem in told(w4a16(128), smollm2))
+    assert all("use --set quantize.group_size=64, or" in problem for problem in told(w4a16(128), smollm2))
     assert len(make_plan(recipe(w4a16(64)), smollm2).quantized) == 210
 
 
@@ -240,7 +240,7 @@ def test_full_names_and_regular_expressions_keep_what_they_match(smollm2: Checkp
 def test_a_regular_expression_matches_from_the_start_of_the_name(smollm2: Checkpoint) -> None:
     assert told(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=("re:down_proj",)), smollm2) == [
         "recipe mine: ignore pattern 're:down_proj' matches no linear module of SmolLM2-135M-Instruct\n"
-        "    modules are named like model.layers.0.mlp.down_proj"
+        "    it is matched from the start of a name: 're:.*down_proj'"
     ]
 
 
@@ -252,7 +252,8 @@ def test_every_pattern_that_matches_nothing_is_told(smollm2: Checkpoint) -> None
 
 def test_a_recipe_that_leaves_nothing_to_quantize_is_refused(smollm2: Checkpoint) -> None:
     assert told(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=("re:.*",)), smollm2) == [
-        f"{smollm2.folder}: has no linear module left to quantize"
+        f"{smollm2.folder}: has no linear module left to quantize\n"
+        """    use --set 'quantize.ignore=["lm_head"]'"""
     ]
 
 
@@ -546,7 +547,14 @@ def test_a_model_larger_than_the_machine_is_refused_before_anything_is_written(
 def test_several_artifacts_share_the_disk(tmp_path: Path) -> None:
     """Each is a third of what is free, so that two fit and four do not."""
     free = shutil.disk_usage(tmp_path).free
-    need = Need(stage="quantize and publish", resource="disk", where="/x", needed=free // 3, available=free)
+    need = Need(
+        stage="quantize and publish",
+        resource="disk",
+        where="/x",
+        needed=free // 3,
+        available=free,
+        parts={"cache": free // 3},
+    )
     memory = Need(stage="quantize", resource="memory", needed=free, available=free)
     plan = make_plan(
         recipe(FP8), fake(tmp_path, bf16((64, 64), *(f"model.layers.{n}.mlp.down_proj.weight" for n in range(3))))
@@ -554,6 +562,7 @@ def test_several_artifacts_share_the_disk(tmp_path: Path) -> None:
     plan = plan.model_copy(update={"needs": (memory, need)})
     assert disk_lacks([plan, plan]) == []
     (problem,) = disk_lacks([plan] * 4)
+    assert "QUANTGATE_CACHE" in problem.remedy
     assert problem.where == "/x" and problem.what.startswith("stage quantize and publish needs about ")
 
 
@@ -709,7 +718,7 @@ def test_what_runtimes_load_as_one_matrix_is_treated_alike(
         return
     (problem,) = told(quantize, model)
     assert problem.startswith(f"recipe mine: {says} are not treated alike")
-    assert "ignore all of them, or none" in problem
+    assert "runtimes load them as one" in problem
 
 
 def test_what_is_loaded_as_one_is_shrunk_to_one_group_size(tmp_path: Path) -> None:

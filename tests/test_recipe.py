@@ -278,7 +278,7 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
 ) -> None:
     without = RTN.replace("method: rtn, scheme: FP8_DYNAMIC", quantize)
     right, wrong = without, without + "calibrate: {set: self}\n"
-    told = "method rtn uses no data with this scheme: remove the 'calibrate' block"
+    told = "method rtn uses no data with this scheme: remove the 'calibrate' block, or --set calibrate=null"
     if needs:
         right, wrong = wrong, right
         block = "{set: passages, samples: 128, seq_len: 512}"
@@ -331,7 +331,7 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
         (RTN + "gate: {retention: .nan}\n", "mine.yaml:5:8: gate.retention: Input should be less than 1"),
         (
             RTN.replace("rtn", "gtpq"),
-            "mine.yaml:4:12: 'quantize.method' is 'gtpq'\n    known: 'rtn', 'gptq', 'awq', 'gguf'",
+            "mine.yaml:4:12: 'quantize.method' is 'gtpq'\n    did you mean gptq?",
         ),
         (RTN.replace("FP8_DYNAMIC", "FP9"), f"mine.yaml:4:25: quantize.scheme: {A_SCHEME}"),
         (
@@ -360,7 +360,10 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
             "mine.yaml:8:8: quantize.rules.0.match: 'layer:last' is not of the form layer:N, for example layer:0 or "
             "layer:-1",
         ),
-        (RULED.replace("W4A16", "W4A4"), f"mine.yaml:8:40: quantize.rules.0.scheme: {A_SCHEME}"),
+        (
+            RULED.replace("W4A16", "W4A4"),
+            f"mine.yaml:8:40: quantize.rules.0.scheme: {A_SCHEME}\n    did you mean W4A16 or W4AFP8?",
+        ),
         (RTN.replace("}", ", kv_cache: INT8}"), "mine.yaml:4:46: quantize.kv_cache: Input should be 'FP8'"),
         (
             GPTQ.replace("W4A16", "W4A16, on_indivisible: pad"),
@@ -430,7 +433,7 @@ def test_a_suite_without_tasks_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_of_source_is_told_with_the_known_ones(tmp_path: Path) -> None:
     assert problems(write(tmp_path, SET.replace("files", "fils", 1)), CalibrationSet) == {
-        "mine.yaml:4:10: 'source.kind' is 'fils'\n    known: 'hub', 'files', 'package', 'self'"
+        "mine.yaml:4:10: 'source.kind' is 'fils'\n    did you mean files?"
     }
 
 
@@ -481,7 +484,7 @@ gtae: {suite: smoke}
 """
     assert problems(write(tmp_path, text)) == {
         "mine.yaml:1:1: key 'summary' is missing",
-        f"mine.yaml:5:3: quantize.scheme: {A_SCHEME}",
+        f"mine.yaml:5:3: quantize.scheme: {A_SCHEME}\n    did you mean W8A8 or W8A16?",
         "mine.yaml:6:3: unknown key 'quantize.dampning'\n    did you mean 'dampening'?",
         "mine.yaml:7:24: calibrate.samples: Input should be a valid integer",
         "mine.yaml:8:1: unknown key 'gtae'\n    did you mean 'gate'?",
@@ -603,7 +606,9 @@ def test_an_override_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     [
         ("calibrate.sampels=4", "calibrate.sampels: unknown key 'calibrate.sampels'\n    did you mean 'samples'?"),
         ("calibrate.samples=-4", "calibrate.samples: calibrate.samples: Input should be greater than 0"),
-        ("quantize.method=rtm", "quantize.method: 'quantize.method' is 'rtm'\n    known: 'rtn', 'gptq', 'awq', 'gguf'"),
+        ("quantize.method=rtm", "quantize.method: 'quantize.method' is 'rtm'\n    did you mean rtn?"),
+        ("quantize.method=xxx", "quantize.method: 'quantize.method' is 'xxx'\n    known: 'rtn', 'gptq', 'awq', 'gguf'"),
+        ("group_size=64", "group_size: unknown key 'group_size'\n    did you mean 'quantize.group_size'?"),
         ("gaet=x", "gaet: unknown key 'gaet'\n    did you mean 'gate'?"),
         ("gate.suite=5", "gate.suite: gate.suite: Input should be a valid string"),
         ("summary", "summary: is not of the form key=value\n    for example --set calibrate.samples=64"),
@@ -626,7 +631,9 @@ def test_mistakes_of_the_file_and_of_overrides_are_told_together(tmp_path: Path)
 
 def test_a_mistake_in_a_block_given_by_an_override_is_blamed_on_it(tmp_path: Path) -> None:
     override = "quantize={method: gptq, scheme: W4A4}"
-    assert problems(write(tmp_path, GPTQ), Recipe, override) == {f"--set quantize: quantize.scheme: {A_SCHEME}"}
+    assert problems(write(tmp_path, GPTQ), Recipe, override) == {
+        f"--set quantize: quantize.scheme: {A_SCHEME}\n    did you mean W4A16 or W4AFP8?"
+    }
 
 
 def test_an_override_that_looks_like_a_date_but_is_none_is_text(tmp_path: Path) -> None:
@@ -637,7 +644,13 @@ def test_an_override_that_looks_like_a_date_but_is_none_is_text(tmp_path: Path) 
 
 
 def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
-    for kind, wrong, near in (("recipe", "fp9", "fp8"), ("set", "slef", "self"), ("task", "boolqq", "boolq")):
+    for kind, wrong, near in (
+        ("recipe", "fp9", "fp8"),
+        ("recipe", "FP8", "fp8"),
+        ("suite", "smok", "smoke"),
+        ("set", "slef", "self"),
+        ("task", "boolqq", "boolq"),
+    ):
         with pytest.raises(BadInput) as caught:
             library.find(kind, wrong)  # type: ignore[arg-type]
         told = str(caught.value)
@@ -701,4 +714,9 @@ def test_a_path_to_no_file_is_told_as_such(tmp_path: Path) -> None:
         (tmp_path / "folder.yaml").mkdir(exist_ok=True)
         with pytest.raises(BadInput) as caught:
             load_recipe(path)
-        assert str(caught.value) == f"{path}: there is no such recipe file"
+        assert str(caught.value).startswith(f"{path}: there is no such recipe file\n    give the path of a file, or")
+    with pytest.raises(BadInput, match=r"no such recipe file\n    did you mean fp8, which comes with quantgate\?"):
+        load_recipe(tmp_path / "fp8.yaml")
+    write(tmp_path, RTN)
+    with pytest.raises(BadInput, match=r"no such recipe file\n    did you mean .*mine\.yaml\?"):
+        load_recipe(tmp_path / "mne.yaml")

@@ -13,9 +13,9 @@ from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.evaluate import evaluate
 from pipelines.flow import Job, prepare
-from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite, load_task
+from pipelines.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
 from pipelines.store import cache_dir
-from pipelines.tasks import ask, check_context, check_suite, check_tasks, opener
+from pipelines.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
 from tests.conftest import PLAIN, Cli, edit_json, own_cache
 
 
@@ -138,6 +138,30 @@ def test_a_task_that_is_not_asked_in_text_is_refused(monkeypatch: pytest.MonkeyP
     assert said == (
         "task copa: runs the code that a model writes, which is not done here\n    leave it out of the suite"
     )
+
+
+def test_documents_that_changed_are_evaluated_anew(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of the hub may, of which nothing else tells: first it is told, then the new ones are evaluated."""
+    monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache_dir())))
+    few = suite(SuiteTask(task="copa", limit=7))
+    before = evaluate(tiny, few, "cpu")
+    assert all(block.reused for task in evaluate(tiny, few, "cpu").tasks for block in task.blocks)
+
+    def changed(task: Task, folder: Path) -> Any:
+        loaded = open_task(task, folder)
+        loaded.task_docs[0] = {**loaded.task_docs[0], "premise": "It rained."}
+        return loaded
+
+    monkeypatch.setattr("pipelines.tasks.open_task", changed)
+    assert evaluate(tiny, few, "cpu").scores() == before.scores()  # what is kept asks no one
+    shots = suite(SuiteTask(task="copa", limit=7, shots=1))
+    with pytest.raises(
+        QuantgateError, match="task copa: its documents are no longer those of before\n    run it again"
+    ):
+        evaluate(tiny, shots, "cpu")
+    after = evaluate(tiny, few, "cpu")
+    assert after.scores()["copa"][0].doc_hash != before.scores()["copa"][0].doc_hash
+    assert len(evaluate(tiny, shots, "cpu").scores()["copa"]) == 7
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate"])
@@ -296,7 +320,7 @@ def test_a_metric_that_scores_no_document_is_refused_before_the_work(tiny: Path,
     )
 
 
-FEW = "has fewer than two independent documents\n    raise its limit"
+FEW = "has fewer than two independent documents\n    raise its limit, or use another suite"
 BLIND = "documents not even a perfect model could be shown to be above chance\n    raise the limits of its tasks"
 
 
