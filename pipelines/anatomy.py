@@ -8,7 +8,6 @@ transformers once for each config.
 
 import contextlib
 import copy
-import functools
 import importlib.metadata
 import io
 import re
@@ -16,11 +15,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines import trial
 from pipelines.checkpoint import Checkpoint, TensorInfo, entries
 from pipelines.errors import Problem, bad_input, brief, refuse
 from pipelines.schema import Frozen
 from pipelines.schemes import Layout
-from pipelines.store import Result, keep
+from pipelines.store import Result, file_digest, keep
+from pipelines.trial import Trial
 
 Kind = Literal["linear", "transposed", "experts", "other"]
 """Of a module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all experts
@@ -35,8 +36,6 @@ TORCH_DTYPES = {
 }  # fmt: skip
 COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
 """Keys of a config that say how many layers there are: each holds at least one tensor."""
-TOKENS = 8
-"""Tokens that pass through the model on the meta device, to see what is called."""
 
 
 class Place(Frozen):
@@ -61,8 +60,8 @@ class Anatomy(Result):
     """Tensors of the checkpoint that the model does not read."""
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     """Name, shape in the checkpoint, shape in the model."""
-    unused: tuple[str, ...]
-    """Linear modules that the model does not use as such: it reads their weights itself, or not at all."""
+    trial: Trial
+    """What it does with a text."""
     head: str
     """The module that makes logits of hidden states; empty where the class does not say which."""
     head_is_embedding: bool
@@ -78,6 +77,7 @@ def examine(checkpoint: Checkpoint) -> Anatomy:
         "config": checkpoint.config,
         "tensors": [[tensor.name, tensor.dtype, tensor.shape] for tensor in checkpoint.tensors],
         "transformers": importlib.metadata.version("transformers"),
+        "trial": file_digest(Path(trial.__file__)),
     }
     return keep("anatomy", inputs, Anatomy, lambda _: _examine(checkpoint))
 
@@ -156,7 +156,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
             model, info = load_on_meta(chosen, config, tensors)
             places = dict(_places(checkpoint, model))
             head, head_is_embedding = _head(model)
-            unused = _unused(model)
+            tried = trial.run(model)
     except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
         what = f"transformers cannot make a {chosen.__name__} of it: {brief(error)}"
         remedy = "give the config.json that belongs to these weights"
@@ -168,7 +168,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
         "missing": tuple(sorted(info["missing_keys"])),
         "unexpected": tuple(sorted(info["unexpected_keys"])),
         "mismatched": tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]),
-        "unused": unused,
+        "trial": tried,
         "head": head,
         "head_is_embedding": head_is_embedding,
     }
@@ -245,51 +245,6 @@ def _kind(module: Any, name: str, parameter: Any, tensor: TensorInfo) -> Kind:
         return "transposed"
     alike = tuple(parameter.shape) == tensor.shape  # else the weights of several modules become one while they load
     return "linear" if isinstance(module, torch.nn.Linear) and alike else "other"
-
-
-def _unused(model: Any) -> tuple[str, ...]:
-    """The linear modules that a forward pass of text does not call, or whose weight the model reads itself."""
-    import torch
-
-    linear = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
-    watch = _Watch(linear)
-    for module in model.modules():  # a loader calls this for modules with parts that it does not find
-        if not isinstance(module, torch.nn.Linear):
-            with contextlib.suppress(Exception), torch.no_grad():
-                model._init_weights(module)
-        if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
-            module.forward = lambda hidden, *_, **__: hidden  # which expert a token goes to, only weights tell
-    ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
-    try:
-        with torch.inference_mode():
-            model(input_ids=ids, use_cache=False)
-    except Exception:  # what depends on values fails, and where, depends on the model
-        watch.called |= linear.keys()
-    return tuple(sorted((linear.keys() - watch.called) | watch.read))
-
-
-class _Watch:
-    """Notes which linear modules are called, and of which the weight is read from outside."""
-
-    def __init__(self, linear: dict[str, Any]) -> None:
-        self.called: set[str] = set()
-        self.read: set[str] = set()
-        for name, module in linear.items():
-            weight = module._parameters.pop("weight")
-            module.forward = functools.partial(self._call, name, weight, module)
-            module.__class__ = type(
-                "Linear", (type(module),), {"weight": property(functools.partial(self._read, name, weight))}
-            )
-
-    def _call(self, name: str, weight: Any, module: Any, x: Any) -> Any:
-        import torch
-
-        self.called.add(name)
-        return torch.nn.functional.linear(x, weight, module.bias)
-
-    def _read(self, name: str, weight: Any, _: Any) -> Any:
-        self.read.add(name)
-        return weight
 
 
 def _head(model: Any) -> tuple[str, bool]:

@@ -65,10 +65,10 @@ def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
     import torch
 
     for chunk in text:
-        half = len(chunk) // 2
+        kept = len(chunk) - len(chunk) // 2
         with torch.inference_mode():
             ids = torch.tensor([chunk], device=model.device)
-            logits = model(ids, use_cache=False, logits_to_keep=len(chunk) - half).logits[0, :-1]
+            logits = model(ids, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]  # some give those of all
             yield logits.float().log_softmax(-1)
 
 

@@ -36,3 +36,16 @@ def use_own_settings(model: Any) -> None:
 
     told = model.generation_config
     model.generation_config = GenerationConfig(**{name: getattr(told, name, None) for name in KEPT})
+
+
+def generate(model: Any, ids: Any, mask: Any, **settings: Any) -> Any:
+    """Return what `model.generate` makes of `ids`: without a cache, where its class fails with the one that it gets, as
+    that of a Jamba whose layers are all recurrent does."""
+    import torch
+
+    try:
+        return model.generate(ids, attention_mask=mask, **settings)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError):  # each class says it in its own way, and fails again if it was not that
+        return model.generate(ids, attention_mask=mask, use_cache=False, **settings)

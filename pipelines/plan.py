@@ -32,7 +32,7 @@ from pipelines.errors import BadInput, Problem, did_you_mean, refuse
 from pipelines.gguf_plan import GgufTensor, gguf_tensors
 from pipelines.models import load_model
 from pipelines.packings import Form, Packing, cannot_hold, layout
-from pipelines.readers import misread
+from pipelines.readers import misread, uncomputable
 from pipelines.recipe import Gguf, Method, Recipe, Rule, load_recipe
 from pipelines.rehearsal import unreadable
 from pipelines.schema import Frozen
@@ -466,6 +466,8 @@ def _decide(recipe: Recipe, checkpoint: Checkpoint, anatomy: Anatomy) -> _Decide
         "torn": [f"{next(iter(torn))} are not treated alike ({len(torn)} such groups)"] if torn else [],
     }
     problems += [] if torn else misread(recipe, checkpoint, modules, layers)
+    problems += uncomputable(recipe, checkpoint, anatomy)
+    problems += _beyond_layers(recipe, modules, anatomy)
     problems += _beyond_engine(recipe, checkpoint, modules)
     stored = {m.name: (m.scheme, m.group_size, m.shape) for m in modules if m.scheme}
     if not indivisible and (why := cannot_hold(recipe.packing, stored)):
@@ -504,6 +506,17 @@ def _does_not_divide(size: int, width: int, affected: list[str]) -> str:
     return f"group size {size} does not divide the width {width} of {who}"
 
 
+def _beyond_layers(recipe: Recipe, modules: list[Module], anatomy: Anatomy) -> list[Problem]:
+    """What keeps a calibrated method from taking hidden states from one decoder layer to the next."""
+    if not recipe.calibrated or recipe.quantize.engine != "quantgate":
+        return []
+    found = (LAYER.search(f"{module.address}.") for module in modules if module.quantized)
+    stacks = {one.string[: one.end()].rstrip(".").rpartition(".")[0] for one in found if one}
+    reasons = sorted({anatomy.trial.bound[stack] for stack in stacks if stack in anatomy.trial.bound})
+    what = f"takes a text through one decoder layer after the other, and those of a {anatomy.architecture}"
+    return [Problem(f"recipe {recipe.name}", f"{what} {why}", DATA_FREE) for why in reasons]
+
+
 def _beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module]) -> list[Problem]:
     """What another project's engine would stumble over in the middle of its work."""
     method, why = recipe.quantize, ""
@@ -534,13 +547,14 @@ KNOWN_MODELS: dict[str, tuple[str, ...]] = {
 """Model types that engines without maintainers were seen to quantize in full."""
 INSTEAD = {"gptq": "recipe int4-gptq can", "awq": "recipe int4-awq can"}
 CLIPPED_TOGETHER = 64
+DATA_FREE = "use a recipe without calibration, like fp8 or int8-weight-only"
 
 
 def _unfit(place: Place, anatomy: Anatomy) -> str:
     """Why transformers could not take a quantized weight at `place`; empty if it could."""
     if place.kind not in ("linear", "experts"):
         return "is no linear module of its model"
-    return "its model reads the weight itself" if place.module in anatomy.unused else ""
+    return "its model reads the weight itself" if place.module in anatomy.trial.unused else ""
 
 
 def _kept(name: str, tensor: TensorInfo, layers: int, tied: str | None) -> str:

@@ -16,6 +16,7 @@ from pipelines.schema import Frozen
 from pipelines.schemes import SCHEMES, Format, SchemeName
 
 if TYPE_CHECKING:
+    from pipelines.anatomy import Anatomy
     from pipelines.checkpoint import Checkpoint
     from pipelines.plan import Module
     from pipelines.recipe import Recipe
@@ -84,6 +85,28 @@ def misread(recipe: "Recipe", checkpoint: "Checkpoint", modules: list["Module"],
     loaded = [module for module in modules if layer_number(module.name) < layers]
     reasons = (_experts_misread(recipe.packing, loaded), _types_clash(checkpoint, loaded))
     return [Problem(f"recipe {recipe.name}", why, INSTEAD) for why in reasons if why]
+
+
+def uncomputable(recipe: "Recipe", checkpoint: "Checkpoint", anatomy: "Anatomy") -> list[Problem]:
+    """Return why transformers, where it is to load the artifact, could not compute with it in the type of `checkpoint`,
+    by the trial of its model."""
+    from pipelines.device import own_dtype
+
+    trial, file = anatomy.trial, str(checkpoint.folder / "config.json")
+    if trial.refused:
+        what = f"transformers cannot compute with the model that it makes: {trial.refused}"
+        return [Problem(file, what, "mend it, or give another model")]
+    what, own = "", own_dtype(checkpoint)
+    if home(recipe).program == "transformers" and trial.clash:
+        what = f"transformers cannot compute with the model in {own}: {trial.clash}"
+    elif recipe.packing == "compressed-tensors" and trial.retyped:
+        what = f"the model replaces {trial.retyped[0]} by one in {own} while it computes"
+        what += ", and transformers keeps the type of that in a quantized one"
+    renamed = any(place.module != name.rpartition(".")[0] for name, place in anatomy.places.items())
+    remedy = 'set "dtype": "float32" in it'
+    if renamed:  # then transformers leaves what is kept as it is stored
+        remedy += ", and store the weights in float32"
+    return [Problem(file, what, remedy)] if what else []
 
 
 def _experts_misread(packing: Packing, modules: list["Module"]) -> str:

@@ -2,6 +2,7 @@
 the meta device, with the config that it will have."""
 
 import importlib.metadata
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipelines.anatomy import load_config, load_on_meta, model_class, quiet
@@ -22,6 +23,8 @@ class Rehearsal(Result):
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     """Names of tensors that it would make up at random, not read, or read in another shape."""
+    widened: tuple[str, ...] = ()
+    """Scales that it would read as another type than it computes in: it makes weights of that type by them."""
 
 
 def rehearse(plan: "Plan") -> Rehearsal:
@@ -44,6 +47,8 @@ def unreadable(plan: "Plan") -> str:
     found = rehearse(plan)
     if lost := found.missing or found.unexpected or found.mismatched:
         return f"it would not find or not read {len(lost)} of its tensors, like {lost[0]}"
+    if found.widened:
+        return f"it would compute with weights of two types, because it widens {found.widened[0]}"
     return found.failed
 
 
@@ -53,7 +58,7 @@ def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
     _, chosen = model_class(config, plan.checkpoint.folder)
     try:
         with quiet():
-            _, info = load_on_meta(chosen, config, plan.stored)
+            model, info = load_on_meta(chosen, config, plan.stored)
     except Exception as error:  # of transformers or compressed-tensors, which share no class
         return {"failed": brief(error)}
     mismatched = (name for name, *_ in info["mismatched_keys"])
@@ -62,4 +67,17 @@ def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
         "missing": tuple(sorted(info["missing_keys"])),
         "unexpected": tuple(unknown(info["unexpected_keys"])),
         "mismatched": tuple(sorted(mismatched)),
+        "widened": tuple(_widened(model)),
     }
+
+
+def _widened(model: Any) -> Iterator[str]:
+    """Each scale in float32 of a `model` in a narrower type, which keeps some of its own parameters in float32 and
+    takes the scale for one of those by its name."""
+    import torch
+
+    kept = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    for name, parameter in model.named_parameters():
+        wide = parameter.dtype == torch.float32 and model.config.dtype in (torch.bfloat16, torch.float16)
+        if wide and name.endswith(".weight_scale") and any(word in "weight_scale" for word in kept):
+            yield name

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import progress
 from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
+from pipelines.generation import generate
 from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.limits import check_tokens, known_token
 from pipelines.plan import EVALUATION_LOGITS_BYTES
@@ -90,7 +91,7 @@ class TransformersLM(HubLM):
                 longest = max(map(len, batch))
                 ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in batch])
                 mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
-                output = self._model.generate(ids.to(self._where), attention_mask=mask.to(self._where), **settings)
+                output = generate(self._model, ids.to(self._where), mask.to(self._where), **settings)
                 yield from self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
 
     def _check(self, texts: Sequence[Sequence[int]]) -> None:

@@ -17,6 +17,7 @@ from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
 from pipelines.errors import QuantgateError, bad_input
+from pipelines.generation import generate
 from pipelines.limits import check_tokens, positions
 from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
 from pipelines.quantize import Artifact
@@ -300,7 +301,7 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
         mask = torch.ones_like(prompt)
         written = min(CONTINUATION, most - prompt.shape[1])
         with explained(broken):
-            output = model.generate(prompt, attention_mask=mask, max_new_tokens=written, do_sample=False)
+            output = generate(model, prompt, mask, max_new_tokens=written, do_sample=False)
     ours = reading.evaluated(model, artifact, PROMPT, tokenizer(PROMPT)["input_ids"])
     del model
     gc.collect()

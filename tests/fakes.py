@@ -5,11 +5,15 @@ from pipelines.checkpoint import Checkpoint, TensorInfo
 from pipelines.plan import Plan, is_linear
 from pipelines.rehearsal import unreadable
 from pipelines.store import cache_dir
+from pipelines.trial import Trial
 
 
 def is_fake(checkpoint: Checkpoint) -> bool:
     """Tell whether a checkpoint is headers alone."""
     return not (checkpoint.folder / "tokenizer.json").exists()
+
+
+UNTRIED = Trial(unused=(), refused="", clash="", retyped=(), bound={})
 
 
 def unreadable_unless_fake(plan: Plan) -> str:
@@ -26,7 +30,7 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
     return Anatomy(
         stage="anatomy", key="", inputs={}, versions={}, seconds=0, peak_memory=0, folder=cache_dir(),
         family="AutoModelForCausalLM", architecture="LlamaForCausalLM", places=places, missing=(), unexpected=(),
-        mismatched=(), unused=(), head="lm_head", head_is_embedding=tied,
+        mismatched=(), trial=UNTRIED, head="lm_head", head_is_embedding=tied,
     )  # fmt: skip
 
 

@@ -12,13 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from docs.models import write_tokenizer
+from docs.models import build, write_tokenizer
 from pipelines.anatomy import examine
 from pipelines.checkpoint import read_checkpoint
+from pipelines.distance import measure_distance, write_logprobs
 from pipelines.errors import BadInput
+from pipelines.generation import generate
 from pipelines.plan import Plan, make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
+from pipelines.runtime import load_for_inference
 from pipelines.verify import verify
 from tests.conftest import Cli, edit_json
 from tests.test_families import EXPERTS, UNTIED, Make, make, text
@@ -199,6 +202,70 @@ def test_a_mixture_is_refused_where_transformers_would_misread_it(
     keep_last = ("quantize.ignore=[lm_head, 'layer:-1']",) if recipe == "int4-gptq" else ()
     said = told(recipe, source, *keep_last, *(text if recipe.startswith("int") else ()))
     assert f"recipe {recipe}: transformers does not read experts " in said and said.endswith("recipe fp8 can")
+
+
+# What a class does with a text
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "says"),
+    [
+        ("xmod", "fp8", "transformers cannot compute with the model that it makes: Input language unknown"),
+        ("xlnet", "fp8", "cannot compute with the model in bfloat16: transformer.layer.0.rel_attn multiplies bfloat16"),
+        ("xlstm", "fp8", "in bfloat16: backbone.blocks.0.mlstm_layer.mlstm_backend multiplies bfloat16 by float32"),
+        ("ctrl", "fp8", "the model replaces transformer.pos_encoding by one in bfloat16 while it computes"),
+        ("hy_v4", "fp8", "compute with weights of two types, because it widens model.layers.1.self_attn.q_a_proj.we"),
+        ("hy_v4", "int4-gptq", "and those of a HYV4ForCausalLM read more of a text than hidden states"),
+        ("zamba2", "int4-gptq", "and those of a Zamba2ForCausalLM read more of a text than hidden states"),
+        ("gemma4_text", "int4-gptq", "and those of a Gemma4ForCausalLM read more of a text than hidden states"),
+        ("cpmant", "int4-gptq", "and those of a CpmAntForCausalLM get no hidden state for each token"),
+    ],
+)
+def test_a_model_that_would_fail_later_is_refused(
+    text: tuple[str, ...], tmp_path: Path, kind: str, recipe: str, says: str
+) -> None:
+    build(kind, tmp_path / kind)
+    overrides = (*text, "quantize.on_indivisible=skip") if recipe == "int4-gptq" else ()
+    assert says in told(recipe, tmp_path / kind, *overrides)
+
+
+@pytest.mark.parametrize("kind", ["ctrl", "xlnet"])
+def test_a_model_that_computes_in_float32_only_says_so(tmp_path: Path, kind: str) -> None:
+    build(kind, tmp_path / kind)
+    assert 'set "dtype": "float32" in it' in told("fp8", tmp_path / kind)
+    edit_json(tmp_path / kind / "config.json", dtype="float32")  # as the remedy says
+    plan_of("fp8", tmp_path / kind)
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_layers_that_read_keys_of_others_are_not_calibrated_one_by_one(
+    text: tuple[str, ...], tmp_path: Path, shared: int
+) -> None:
+    """Their module lends all layers the same dict, whether or not one reads it."""
+    build("gemma4_unified_text", tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", num_kv_shared_layers=shared)
+    overrides = (*text, "quantize.on_indivisible=skip")
+    if shared:
+        assert "read more of a text than hidden states" in told("int4-gptq", tmp_path / "model", *overrides)
+    else:
+        plan_of("int4-gptq", tmp_path / "model", *overrides)
+
+
+def test_a_model_may_give_logits_of_all_tokens(tmp_path: Path) -> None:
+    """As TrOCR's decoder does, whatever it is asked for."""
+    build("trocr", tmp_path / "model")
+    model, text = load_for_inference(tmp_path / "model", "cpu"), [[*range(2, 34)]] * 2
+    write_logprobs(model, text, tmp_path / "logprobs")
+    found = measure_distance(model, text, tmp_path / "logprobs")
+    assert found.tokens == 30 and found.same_top > 0.9
+
+
+def test_a_model_whose_cache_fails_writes_without(tmp_path: Path) -> None:
+    """A tiny Jamba has no layer of attention, and asks its cache for the length of such a one."""
+    build("jamba", tmp_path / "model")
+    model, ids = load_for_inference(tmp_path / "model", "cpu"), torch.tensor([[5, 6, 7]])
+    settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    assert generate(model, ids, torch.ones_like(ids), **settings).shape == (1, 5)
 
 
 # Configs

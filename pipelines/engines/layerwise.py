@@ -43,8 +43,8 @@ MADV_PAGEOUT = 21
 """Linux's number for: take these pages out of memory, and lose nothing. Kernels before 5.4 ignore it."""
 SOUND = 0.03
 """Share of what a layer adds to its input that smoothing may change: rounding, where a norm has an offset."""
-EXPERT_NAMES = {"block_sparse_moe": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-"""Mixtral's names in a checkpoint, where transformers has others in the model."""
+EXPERT_NAMES = {"block_sparse_moe": "mlp", "ffn": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""Names in a checkpoint of Mixtral or DeepSeek, where transformers has others in the model."""
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
