@@ -21,13 +21,13 @@ setup: $(READY) ## make the environment in .venv, from pinned versions
 $(READY): pyproject.toml constraints.txt
 	$(call environment,1.6 GB; a minute or two,once)
 	$(INSTALL) .
-	@$(COMPILE)
+	@echo "compiling byte code, which each command starts faster with"; $(COMPILE)
 	@touch $@
 
 $(READY_DEV): pyproject.toml constraints.txt
 	$(call environment,2.5 GB; two or three minutes,once)
 	$(INSTALL) '.[dev]'
-	@$(COMPILE)
+	@echo "compiling byte code, which each command starts faster with"; $(COMPILE)
 	@touch $@ $(READY)
 
 define environment

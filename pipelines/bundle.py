@@ -10,9 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipelines.card import hub_results
 from pipelines.documents import DOCUMENTS, judge_again, write_documents
-from pipelines.errors import QuantgateError
+from pipelines.errors import QuantgateError, brief
 from pipelines.gate import Verdict
 from pipelines.package import Bundle
 from pipelines.places import SUMS
@@ -82,7 +84,12 @@ def _link(source: Path, target: Path) -> None:
 def _write_proof(target: Path, bundle: Bundle, verdict: Verdict) -> None:
     (target / CARD).write_text(bundle.card, encoding="utf-8")
     (target / REPORT).write_text(html([bundle.manifest]), encoding="utf-8")
-    (target / RECORD).write_text(bundle.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    record = bundle.manifest.model_dump_json(indent=2)
+    try:
+        Manifest.model_validate_json(record)  # JSON has no infinity, and what cannot be read is no proof
+    except ValidationError as error:
+        raise QuantgateError(f"the record cannot be read again: {brief(error)}; nothing was published") from None
+    (target / RECORD).write_text(record + "\n", encoding="utf-8")
     baseline, candidate, *_ = verdict.evaluations
     write_documents(baseline, candidate, target / DOCUMENTS)
     (target / HUB_RESULTS).parent.mkdir(exist_ok=True)

@@ -855,8 +855,12 @@ def _gguf_of(model: str | None) -> Path | None:
 
 def _artifact(folder: Path) -> "Artifact":
     """The artifact whose files are in `folder`, as `quantize` printed it."""
+    from pipelines.errors import bad_input
     from pipelines.quantize import Artifact
 
+    if not (folder.parent / "result.json").is_file():
+        what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
+        raise bad_input(folder, what, "give the folder that `run --to` published into, or that `quantize` printed")
     made: Artifact = _read(folder.parent / "result.json", Artifact)
     return made.model_copy(update={"folder": folder.parent.absolute()})
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import psutil
 
 from pipelines.checkpoint import BYTES, FLOAT, Checkpoint
-from pipelines.errors import bad_input
+from pipelines.errors import Problem, bad_input
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -106,16 +106,31 @@ def model_bytes(checkpoint: Checkpoint, dtype: ComputeDtype) -> int:
 
 def own_dtype(checkpoint: Checkpoint) -> ComputeDtype:
     """Return the type that transformers loads `checkpoint` in: the one its config names, else that of most weights."""
-    config = checkpoint.config
-    text = config.get("text_config") or {}
-    named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    if isinstance(named, str) and (name := named.removeprefix("torch.")) in SIZES:
-        return name
+    for name in SIZES:
+        if named_dtype(checkpoint) == name:
+            return name
     counts = dict.fromkeys(FLOAT, 0)
     for tensor in checkpoint.tensors:
         if tensor.dtype in counts:
             counts[tensor.dtype] += tensor.elements
     return NAMES[max(counts, key=lambda stored: counts[stored])]
+
+
+def named_dtype(checkpoint: Checkpoint) -> str | None:
+    """Return what config.json calls the type of the weights; None if it says nothing."""
+    config = checkpoint.config
+    text = config.get("text_config") or {}
+    named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return named.removeprefix("torch.") if isinstance(named, str) else None
+
+
+def check_dtype(checkpoint: Checkpoint) -> list[Problem]:
+    """Return what is wrong with the type that config.json says that the model computes in."""
+    named = named_dtype(checkpoint)
+    if named is None or named in SIZES or named == "auto":
+        return []
+    what = f'"dtype" is {named}, which no model here computes in'
+    return [Problem(str(checkpoint.folder / "config.json"), what, f'set "dtype" to one of {", ".join(SIZES)}')]
 
 
 def check_room(needed: int, device: str) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Distributions that are compared at once: they stay in a CPU's cache."""
+LEAST = -65504.0
+"""The least log-probability: what float16 holds. A masked token's is less, and 0 times infinity is no number."""
 STRETCH = 51
 """Tokens that are taken as dependent on each other: neighbours in a text are."""
 
@@ -69,27 +71,41 @@ def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
         with torch.inference_mode():
             ids = torch.tensor([chunk], device=model.device)
             logits = model(ids, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]  # some give those of all
-            yield logits.float().log_softmax(-1)
+            yield logits.float().log_softmax(-1).clamp_(min=LEAST)
 
 
 def _summary(rows: "npt.NDArray[np.float64]", lengths: Sequence[int]) -> Distance:
     """`rows`: for each scored token its log-probability before and after, the divergence, and whether the likeliest
-    token is the same; nats."""
+    token is the same; nats.
+
+    Raises:
+        ValueError: the artifact's are no numbers, where the source's are.
+    """
     import numpy as np
 
+    if np.isfinite(rows[:, 0]).all() and not np.isfinite(rows).all():
+        raise ValueError("what it computes on plain text is not a number")
     places = [f"{chunk} {place // STRETCH}" for chunk, length in enumerate(lengths) for place in range(length)]
     before, after, divergence, same = (rows[:, column] for column in range(4))
     ratio = clustered_mean((before - after).tolist(), places)
     mean, top = clustered_mean(divergence.tolist(), places), clustered_mean(same.tolist(), places)
     return Distance(
         tokens=len(rows),
-        perplexity_before=math.exp(-before.mean()),
-        perplexity_after=math.exp(-after.mean()),
-        perplexity_ratio=math.exp(ratio.value),
-        perplexity_ratio_error=math.exp(ratio.value) * math.sqrt(ratio.variance),
+        perplexity_before=_exp(-before.mean()),
+        perplexity_after=_exp(-after.mean()),
+        perplexity_ratio=_exp(ratio.value),
+        perplexity_ratio_error=_exp(ratio.value) * math.sqrt(ratio.variance),
         divergence=max(0.0, mean.value),
         divergence_error=math.sqrt(mean.variance),
         divergence_99=float(np.quantile(divergence, 0.99)),
         same_top=top.value,
         same_top_error=math.sqrt(top.variance),
     )
+
+
+def _exp(nats: float) -> float:
+    """Return e to the power of `nats`; infinity where that is no float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

@@ -21,6 +21,7 @@ from pipelines.device import (
     SIZES,
     ComputeDtype,
     Dtype,
+    check_dtype,
     choose_dtype,
     default_device,
     fits,
@@ -219,7 +220,7 @@ def make_plan(
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
     refuse_quantized(checkpoint)
     anatomy = examine(checkpoint)
-    problems = [*check_complete(checkpoint, anatomy)]
+    problems = [*check_complete(checkpoint, anatomy), *check_dtype(checkpoint)]
     if any(place.kind == "transposed" for place in anatomy.places.values()):
         what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
         problems.append(Problem(str(checkpoint.folder), what, advice.NONE))

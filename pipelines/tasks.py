@@ -429,8 +429,14 @@ def questions(wanted: SuiteTask, loaded: Any) -> Iterator[tuple[int, Any]]:
     count = len(loaded.task_docs[: wanted.limit])
     for block in itertools.chain(*sequential.blocks(wanted.task, count)):
         choose(loaded, block)
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar would begin anew for each block
-            loaded.build_all_requests(rank=0, world_size=1)
+        try:
+            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar would begin anew for each block
+                loaded.build_all_requests(rank=0, world_size=1)
+        except (ValueError, AssertionError) as error:  # of its sampler of examples
+            if not wanted.shots:
+                raise
+            what = f"lm-eval cannot put {wanted.shots} examples before each question: {brief(error)}"
+            raise bad_input(f"task {wanted.task}", what, "give the suite fewer shots") from None
         yield from ((block[request.doc_id], request) for request in loaded.instances)
 
 

@@ -210,7 +210,6 @@ def test_a_mixture_is_refused_where_transformers_would_misread_it(
 @pytest.mark.parametrize(
     ("kind", "recipe", "says"),
     [
-        ("xmod", "fp8", "transformers cannot compute with the model that it makes: Input language unknown"),
         ("xlnet", "fp8", "cannot compute with the model in bfloat16: transformer.layer.0.rel_attn multiplies bfloat16"),
         ("xlstm", "fp8", "in bfloat16: backbone.blocks.0.mlstm_layer.mlstm_backend multiplies bfloat16 by float32"),
         ("ctrl", "fp8", "the model replaces transformer.pos_encoding by one in bfloat16 while it computes"),
@@ -227,6 +226,19 @@ def test_a_model_that_would_fail_later_is_refused(
     build(kind, tmp_path / kind)
     overrides = (*text, "quantize.on_indivisible=skip") if recipe == "int4-gptq" else ()
     assert says in told(recipe, tmp_path / kind, *overrides)
+
+
+def test_what_a_class_says_of_any_text_is_told(tmp_path: Path) -> None:
+    build("xmod", tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", default_language=None)
+    said = "transformers cannot compute with the model that it makes: Input language unknown"
+    assert said in told("fp8", tmp_path / "model")
+
+
+def test_a_type_that_no_model_computes_in_is_refused(tmp_path: Path) -> None:
+    build("llama", tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", dtype="float64")
+    assert '"dtype" is float64, which no model here computes in' in told("fp8", tmp_path / "model")
 
 
 @pytest.mark.parametrize("kind", ["ctrl", "xlnet"])

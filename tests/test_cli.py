@@ -488,12 +488,16 @@ def test_a_python_for_vllm_is_refused_where_vllm_does_not_run(
 
 def test_verify_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, model: Path) -> None:
     told = refused(cli, tmp_path, "verify", model)
-    assert told == f"error: {tmp_path}/result.json: cannot be read: No such file or directory\n"
+    what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
+    remedy = "give the folder that `run --to` published into, or that `quantize` printed"
+    assert told == f"error: {model}: {what}\n    {remedy}\n"
 
 
 def test_publish_refuses_what_quantize_did_not_make(cli: Cli, tmp_path: Path, model: Path) -> None:
     told = refused(cli, tmp_path, "publish", model, "--verdict", tmp_path / "verdict.json", "--to", tmp_path / "to")
-    assert told == f"error: {tmp_path}/result.json: cannot be read: No such file or directory\n"
+    what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
+    remedy = "give the folder that `run --to` published into, or that `quantize` printed"
+    assert told == f"error: {model}: {what}\n    {remedy}\n"
 
 
 def test_names_in_brackets_are_no_markup(cli: Cli, model: Path) -> None:

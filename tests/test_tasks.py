@@ -280,6 +280,14 @@ def test_of_a_question_with_given_answers_the_end_is_read_as_in_lm_eval(tiny: Pa
     assert model.loglikelihood_rolling([whole])[0] < 0, "a text that is read in windows is not cut, either"
 
 
+def test_more_examples_than_there_are_is_one_error_before_the_work(tiny: Path) -> None:
+    few = suite(SuiteTask(task="copa", limit=20, shots=100_000))
+    with opener() as opened:
+        said = told(check_context, few, opened, read_checkpoint(tiny))
+    assert said.startswith("task copa: lm-eval cannot put 100000 examples before each question: ")
+    assert said.endswith("\n    give the suite fewer shots")
+
+
 def test_more_shots_make_questions_longer_than_the_context_and_that_is_said(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
