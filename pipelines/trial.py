@@ -36,7 +36,7 @@ class Trial(Frozen):
     clash: str
     """The module that multiplies numbers of two types, which no device does, and these types; empty if none."""
     retyped: tuple[str, ...]
-    """Buffers that the model replaces by others of another type while it computes."""
+    """Buffers that the model replaces by others of a narrower floating-point type while it computes."""
     bound: dict[str, str]
     """Stack of layers (`model.layers`) → what its layers do with a text that one layer after the other cannot."""
 
@@ -59,7 +59,7 @@ def run(model: Any) -> Trial:
             module.register_forward_hook(functools.partial(watch.compare, name))
     sight = _Sight(tokens)
     _look(model, sight)
-    types = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    before = _types(model)
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     refused = ""
     try:
@@ -68,14 +68,20 @@ def run(model: Any) -> Trial:
     except Exception as error:  # what depends on values fails, and where, depends on the model
         watch.called |= linear.keys()
         refused = brief(error) if sight.exact and _own(error) else ""
-    after = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    after = _types(model)
+    narrowed = (name for name in before.keys() & after.keys() if after[name].itemsize < before[name].itemsize)
     return Trial(
         unused=tuple(sorted((linear.keys() - watch.called) | watch.read)),
         refused=refused,
         clash=sight.clash,
-        retyped=tuple(sorted(name for name in types if after.get(name, types[name]) != types[name])),
+        retyped=tuple(sorted(narrowed)),
         bound=sight.bound,
     )
+
+
+def _types(model: Any) -> dict[str, Any]:
+    """The types of the buffers of `model` that hold floating-point numbers."""
+    return {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
 def _own(error: Exception) -> bool:
