@@ -430,7 +430,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
         "quantize": "cache/stages/quantize/*.partial/artifact/model.safetensors",
         "evaluate": "cache/stages/evaluate/*.partial",
         "seal": "cache/stages/seal/*.partial/bundle/model.safetensors",
-        "publish": "artifacts/m/.fp8.partial/*",
+        "publish": "artifacts/m/.fp8.*.partial/files/*",
     }
     finished: dict[str, set[str]] = {}
     for stage, pattern in moments.items():

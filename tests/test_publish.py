@@ -23,13 +23,14 @@ from pipelines.errors import BadInput, QuantgateError
 from pipelines.flow import run
 from pipelines.gate import Verdict, gate
 from pipelines.places import FolderTarget, OciTarget, open_place, parse_target
+from pipelines.places.folder import Folder
 from pipelines.plan import make_plan
 from pipelines.proof import Signer, Trust
 from pipelines.publish import check_published, publish, published, pull, sealed
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.record import Manifest
-from pipelines.store import folder_digests
+from pipelines.store import file_digest, folder_digests
 from tests import hub_server, servers
 from tests.conftest import EASY, Cli
 from tests.servers import Registry, Store
@@ -393,7 +394,155 @@ def test_a_folder_on_a_full_disk(judged: Judged, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}/out: File too large\n    give another folder")
-    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists() and is_intact(judged)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*")) and is_intact(judged)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """What a bundle is to a folder: files, one of them in a folder of its own."""
+    for name in ("a.bin", "b/c.json", "SHA256SUMS", "quantgate.json"):
+        (tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "plain" / name).write_text(name)
+    return tmp_path / "plain"
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("link", "{to}: is a link, which cannot be replaced by the finished folder\n    give a folder inside it: --to"),
+        ("dangling", "{to}: is a link that leads to no folder\n    remove the link, or give another folder"),
+        ("loop", "{to}: is a link that leads to no folder\n    remove the link, or give another folder"),
+        ("loop/x", "{to}: cannot be made: {here}/loop is a link that leads to no folder\n    give another folder"),
+        ("dangling/x/y", "{to}: cannot be made: {here}/dangling is a link that leads to no folder\n    give another"),
+        ("file/x", "{to}: cannot be made: {here}/file is not a folder\n    give another folder"),
+        ("new/../..", "{to}: cannot be made: it leads up out of a folder that is not there\n    give another folder"),
+        ("x" * 250, "{to}: cannot be made: File name too long\n    give another folder"),
+        ("x" * 300, "{to}: cannot be made: File name too long\n    give another folder"),
+        ("new/" + "x" * 300 + "/y", "{to}: cannot be made: File name too long\n    give another folder"),
+        ("/proc/x", "{to}: cannot be made: "),
+        ("/proc/x/y", "{to}: cannot be made: "),
+    ],
+    ids=lambda text: text[:20].replace("/", "-"),
+)  # fmt: skip
+def test_a_folder_that_cannot_be_made_is_known_before_the_work(to: str, said: str, plain: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "empty").mkdir(parents=True)
+    (here / "file").touch()
+    for name, leads in {"link": "empty", "dangling": "nowhere", "loop": "loop"}.items():
+        (here / name).symlink_to(leads)
+    before = sorted(here.rglob("*"))
+    target = parse_target(here / to)
+    with pytest.raises(BadInput) as early:
+        published(target)
+    assert str(early.value).startswith(said.format(to=target, here=here))
+    with pytest.raises(QuantgateError) as late:  # had it come to be so during the run
+        open_place(target).upload(plain)
+    assert str(late.value).startswith(f"{target}: ") and "\n    " in str(late.value)
+    assert not [path for path in here.rglob("*") if path.name.endswith(".partial")]
+    if not to.startswith("new/"):
+        assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("to", ["new", "empty", "link/new", "empty/../new", "a.b/c", "n\new", "x" * 200])
+def test_a_folder_that_can_be_made(to: str, plain: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "empty").mkdir(parents=True)
+    (here / "link").symlink_to("empty")
+    (here / ".new.mine.partial").mkdir()
+    place = Folder(here / to)
+    assert place.read("quantgate.json") is None
+    place.upload(plain)
+    assert place.read("quantgate.json") == b"quantgate.json" and folder_digests(here / to) == folder_digests(plain)
+    assert (here / to).stat().st_mode == plain.stat().st_mode, "others may read it as the umask says"
+    assert list(here.rglob("*.partial")) == [here / ".new.mine.partial"], "what somebody else called so stays"
+
+
+MOUNTS = """
+mount -t tmpfs none "$1/disk" && mount --bind "$1/other" "$1/bound place" || exit 99
+exec "$2" -c '
+import sys; from pathlib import Path; from pipelines.places.folder import Folder; from pipelines.errors import *
+for name in ("disk", "bound place"):
+    for what in (lambda f: f.read("quantgate.json"), lambda f: f.upload(Path(sys.argv[2]))):
+        try: what(Folder(Path(sys.argv[1]) / name))
+        except QuantgateError as error: print(error.exit_code, error)
+Folder(Path(sys.argv[1]) / "bound place" / "new").upload(Path(sys.argv[2]))
+' "$1" "$3"
+"""
+
+
+def test_a_mount_point_is_no_target_but_a_folder_in_it_is(plain: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    for name in ("disk", "other", "bound place"):
+        (here / name).mkdir(parents=True)
+    command = ["unshare", "-rm", "sh", "-c", MOUNTS, "sh", str(here), sys.executable, str(plain)]
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is not installed")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 99 or done.stderr.startswith("unshare:"):
+        pytest.skip("no mounts are allowed here")
+    assert done.returncode == 0, done.stderr
+    expected = ""
+    for name in ("disk", "bound place"):
+        to = here / name
+        expected += f"2 {to}: is a mount point, which cannot be replaced by the finished folder\n"
+        expected += f"    give a folder inside it: --to {to}/NAME\n"
+        expected += f"1 {to}: Device or resource busy\n    give another folder with TO= or --to\n"
+    assert done.stdout == expected
+    assert folder_digests(here / "other" / "new") == folder_digests(plain)
+    assert not list(here.rglob("*.partial"))
+
+
+def test_two_publishers_with_caches_of_their_own(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins and ends while the first has copied and not yet renamed."""
+    other = tmp_path / "other"
+    shutil.copytree(plain, other)
+    (other / "a.bin").write_text("other")
+    target = tmp_path / "here" / "out"
+    copy = Folder._copy
+
+    def slowly(self: Folder, folder: Path, staging: Path) -> None:
+        copy(self, folder, staging)
+        monkeypatch.setattr(Folder, "_copy", copy)
+        Folder(target).upload(other)
+        assert staging.parent.is_dir(), "what another process is filling is no leftover"
+
+    monkeypatch.setattr(Folder, "_copy", slowly)
+    with pytest.raises(
+        QuantgateError, match="out: something else was put there meanwhile, and is left as it is\n    pub"
+    ):
+        Folder(target).upload(plain)
+    assert folder_digests(target) == folder_digests(other), "one of them, and whole"
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_files_that_vanish_while_a_folder_is_filled(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest_and_lose(path: Path) -> str:
+        if path.parent.name == "files" and path.name == "SHA256SUMS":
+            (path.parent / "a.bin").unlink()
+        return file_digest(path)
+
+    monkeypatch.setattr("pipelines.places.folder.file_digest", digest_and_lose)
+    with pytest.raises(QuantgateError, match="files were removed from"):
+        Folder(tmp_path / "here" / "out").upload(plain)
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_what_a_killed_publisher_left_is_removed_by_the_next(plain: Path, tmp_path: Path) -> None:
+    killed = (
+        "import os, sys; from pathlib import Path; from pipelines.places.folder import Folder\n"
+        "Folder._show = lambda self, staging: os.kill(os.getpid(), 9)\n"
+        "Folder(Path(sys.argv[1])).upload(Path(sys.argv[2]))"
+    )
+    target = tmp_path / "here" / "out"
+    for name in ("out", "out[1]"):
+        subprocess.run([sys.executable, "-c", killed, str(target.with_name(name)), str(plain)], check=False)
+    left = list(target.parent.iterdir())
+    assert len(left) == 2 and all((path / "files" / "a.bin").is_file() for path in left)
+    for name in ("out", "out[1]"):
+        Folder(target.with_name(name)).upload(plain)
+    assert {path.name for path in target.parent.iterdir()} == {"out", "out[1]"}
 
 
 @pytest.mark.parametrize(
