@@ -4,7 +4,6 @@ Text wraps. Where that does not do, headings and pairs of figures take several l
 then the columns that matter least, which the table names below.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,8 +58,7 @@ class _Layout:
 def console(width: int | None = None) -> Console:
     """Standard output; wide enough for our tables when it is not a terminal. Names in brackets are no markup."""
     plain = Console(highlight=False, markup=False, width=width)
-    chosen = plain.is_terminal or width or os.environ.get("COLUMNS")
-    return plain if chosen else Console(highlight=False, markup=False, width=PIPED)
+    return plain if plain.is_terminal or width else Console(highlight=False, markup=False, width=PIPED)
 
 
 def show_table(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
