@@ -106,8 +106,9 @@ def model_bytes(checkpoint: Checkpoint, dtype: ComputeDtype) -> int:
 
 def own_dtype(checkpoint: Checkpoint) -> ComputeDtype:
     """Return the type that transformers loads `checkpoint` in: the one its config names, else that of most weights."""
+    named = named_dtype(checkpoint)
     for name in SIZES:
-        if named_dtype(checkpoint) == name:
+        if name == named:
             return name
     counts = dict.fromkeys(FLOAT, 0)
     for tensor in checkpoint.tensors:

@@ -109,6 +109,8 @@ def verify(artifact: Artifact, device: str | None = None, dtype: Dtype = "auto")
         fail(artifact, problems)
         spoken = _speak(artifact, device, computes, folder, problems)
         problems += worst_loss(spoken["loss_before"], spoken["loss_after"])
+        if not all(map(math.isfinite, spoken["distance"].model_dump().values())):  # after the reader, who says why
+            problems.append("what it computes on plain text is not a number")
         fail(artifact, problems)
         return {
             "quantized": len(layers),

@@ -9,8 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.distance import measure_distance, write_logprobs
+from pipelines.errors import QuantgateError
+from pipelines.plan import make_plan
+from pipelines.quantize import quantize
 from pipelines.runtime import load_for_inference
 from pipelines.scores import Distance
+from pipelines.verify import verify
 from tests.test_families import Make, make
 
 assert make  # a fixture
@@ -44,10 +48,15 @@ def test_tokens_that_a_model_never_writes_add_nothing(make: Make, tmp_path: Path
     assert all(value is not None for value in json.loads(other.model_dump_json()).values()), "JSON has no NaN"
 
 
-def test_an_artifact_whose_logits_are_no_numbers_is_an_error(make: Make, tmp_path: Path) -> None:
+def test_an_artifact_whose_logits_are_no_numbers_is_an_error(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make("phi")
-    with pytest.raises(ValueError, match="what it computes on plain text is not a number"):
-        distance(model, with_bias(model, tmp_path / "broken", math.nan), tmp_path)
+    found = distance(model, with_bias(model, tmp_path / "broken", math.nan), tmp_path)
+    assert math.isnan(found.divergence), "it is not taken for none"
+    monkeypatch.setattr("pipelines.verify.measure_distance", lambda *_: found)
+    with pytest.raises(QuantgateError, match="what it computes on plain text is not a number"):
+        verify(quantize(make_plan("fp8", model)), "cpu")
 
 
 def test_a_loss_beyond_every_float_is_infinite_and_no_traceback(make: Make, tmp_path: Path) -> None:

@@ -246,8 +246,7 @@ def test_damaged_tensors_are_found_by_the_names_of_their_modules(
 @pytest.mark.parametrize(
     ("ignored", "says"),
     [
-        # scales that are not found are whatever lies in memory: at times no number, which is seen before the reader
-        (["lm_head"], r"finds no model\.layers\.0\..*weight_scale|plain text is not a number"),
+        (["lm_head"], r"finds no model\.layers\.0\..*weight_scale"),
         (["lm_head", "re:.*"], r"does not read 7 of its quantized tensors, like model\.layers\.1\."),
     ],
 )
