@@ -50,7 +50,7 @@ def main() -> None:
 def print_ratios(options: argparse.Namespace) -> None:
     """Artifacts against their source, and bfloat16 against float32, in seconds over all tasks."""
     from pipelines.models import load_model
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.quantize import quantize
 
     source = load_model(options.model)

@@ -23,7 +23,8 @@ from pipelines.gguf_convert import convert
 from pipelines.gguf_plan import IMATRIX
 from pipelines.imatrix import write_imatrix
 from pipelines.models import load_model
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import Gguf, load_recipe
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "iq3_m", "iq2_m")

@@ -163,7 +163,7 @@ def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[st
     """Our engine; plan and tokens are made before."""
     from pipelines.calibrate import calibrate
     from pipelines.engines import layerwise, streaming
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.quantize import write_companions
     from pipelines.recipe import load_recipe
 
@@ -187,7 +187,7 @@ def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str])
     from pipelines import environments
     from pipelines.calibrate import calibrate
     from pipelines.engines import others
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.quantize import write_companions
     from pipelines.recipe import load_recipe
 
@@ -217,7 +217,7 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from transformers import AutoModelForCausalLM
 
     from pipelines.calibrate import calibrate, read_tokens
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
@@ -300,7 +300,7 @@ def held_out(settings: list[str]) -> Any:
     import torch
 
     from pipelines.calibrate import calibrate, read_tokens
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.recipe import load_recipe
 
     return torch.tensor(read_tokens(calibrate(make_plan(load_recipe("int4-gptq", settings)))))

@@ -8,7 +8,7 @@ Importing this package loads neither torch nor transformers; a stage does when i
 from pipelines.evaluate import evaluate
 from pipelines.flow import run, run_all
 from pipelines.gate import gate
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.publish import publish
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe

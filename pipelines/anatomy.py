@@ -6,34 +6,23 @@ model lacks, and whether its head is the embedding by default. What was found is
 transformers once for each config.
 """
 
-import contextlib
-import copy
 import importlib.metadata
-import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import trial
+from pipelines.architecture import Family, load_config, load_on_meta, model_class, quiet
 from pipelines.checkpoint import Checkpoint, TensorInfo, entries
 from pipelines.errors import Problem, bad_input, brief, refuse
 from pipelines.schema import Frozen
-from pipelines.schemes import Layout
 from pipelines.store import Result, file_digest, keep
 from pipelines.trial import Trial
 
 Kind = Literal["linear", "transposed", "experts", "other"]
 """Of a module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all experts
 of a layer in one tensor; anything else."""
-Family = Literal["AutoModelForCausalLM", "AutoModelForImageTextToText"]
-FAMILIES: tuple[Family, ...] = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
-"""The classes of transformers that load a language model, in the order in which they are asked."""
-TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
-    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
 """Keys of a config that say how many layers there are: each holds at least one tensor."""
 
@@ -102,50 +91,6 @@ def _named(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} tensors, like {names[0]},"
 
 
-def load_config(folder: Path) -> Any:
-    """Return transformers' config of the checkpoint in `folder`.
-
-    Raises:
-        BadInput: it makes none of `config.json`.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of transformers, of its checks of types, of what computes with wrong values
-        what = f"transformers makes no config of it: {brief(error)}"
-        raise bad_input(folder / "config.json", what, "give the config.json that belongs to these weights") from None
-
-
-def model_class(config: Any, folder: Path) -> tuple[Family, Any]:
-    """Return the auto class that loads a language model of `config`, and the class of the model.
-
-    Raises:
-        BadInput: there is none.
-    """
-    import transformers
-
-    mappings = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
-    for family, mapping in zip(FAMILIES, mappings, strict=True):
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return family, found[0] if isinstance(found, tuple | list) else found
-    what = f"is of model type {config.model_type}, of which transformers has no language model"
-    remedy = "give a causal language model, or one that sees images and writes text"
-    raise bad_input(folder / "config.json", what, remedy)
-
-
-def auto_class(config: Any, folder: Path) -> Any:
-    """Return the auto class of transformers that loads a language model of `config`.
-
-    Raises:
-        BadInput: there is none.
-    """
-    import transformers
-
-    return getattr(transformers, model_class(config, folder)[0])
-
-
 def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
     refuse(_endless(checkpoint))
     config = load_config(checkpoint.folder)
@@ -183,26 +128,6 @@ def _endless(checkpoint: Checkpoint) -> Iterator[Problem]:
             yield Problem(str(checkpoint.folder / "config.json"), what, "give the config that belongs to these weights")
 
 
-def load_on_meta(chosen: Any, config: Any, tensors: Layout) -> tuple[Any, dict[str, Any]]:
-    """Return the model of class `chosen` without weights, and what transformers says of the names and shapes that it
-    was given."""
-    import torch
-
-    state = {
-        name: torch.empty(shape, dtype=getattr(torch, TORCH_DTYPES[dtype]), device="meta")
-        for name, (dtype, shape) in tensors.items()
-    }
-    loaded: tuple[Any, dict[str, Any]] = chosen.from_pretrained(
-        None,
-        config=copy.deepcopy(config),
-        state_dict=state,
-        device_map={"": "meta"},
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    return loaded
-
-
 def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
     """Each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -217,20 +142,6 @@ def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
         if name in parameters:
             holder = name.rpartition(".")[0]
             yield tensor.name, Place(module=holder, kind=_kind(modules[holder], name, parameters[name], tensor))
-
-
-def addresses(model: Any, modules: Iterable[str]) -> dict[str, str]:
-    """Return what a loaded `model` calls `modules` of its checkpoint, by transformers' own renaming; those that it does
-    not have keep their names."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
-    parameters, prefix = model.state_dict(), model.base_model_prefix
-    return {
-        name: rename_source_key(f"{name}.weight", renamings, [], prefix, parameters)[0].removesuffix(".weight")
-        for name in modules
-    }
 
 
 def _kind(module: Any, name: str, parameter: Any, tensor: TensorInfo) -> Kind:
@@ -252,17 +163,3 @@ def _head(model: Any) -> tuple[str, bool]:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     name = next((name for name, module in model.named_modules() if module is head), "")
     return name, bool(name) and head.weight is getattr(embedding, "weight", None)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep to themselves what transformers and compressed-tensors report of loading, and their bars."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)

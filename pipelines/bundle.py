@@ -17,7 +17,7 @@ from pipelines.documents import DOCUMENTS, judge_again, write_documents
 from pipelines.errors import QuantgateError, brief
 from pipelines.gate import Verdict
 from pipelines.package import Bundle
-from pipelines.places import SUMS
+from pipelines.places.place import SUMS
 from pipelines.proof import PROVENANCE, SIGNATURE, Signer, Trust, check_signature, contradictions, sign, statement
 from pipelines.quantize import Artifact
 from pipelines.record import CARD, RECORD, REPORT, Manifest

@@ -1,22 +1,21 @@
 """The calibrate stage: from a calibration set to token ids that every engine and recipe of a model shares."""
 
-import gzip
-import json
 import random
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, assert_never
 
 from pipelines import library, progress, wheels
+from pipelines.amounts import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, bad_input, brief
 from pipelines.finite import check_finite
 from pipelines.generation import check_generation, use_own_settings
 from pipelines.limits import check_tokens, known_token, language_config, positions
-from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT, Plan
+from pipelines.plan import Plan
 from pipelines.recipe import (
     Calibrate,
     CalibrationSet,
@@ -27,7 +26,8 @@ from pipelines.recipe import (
     load_set,
 )
 from pipelines.store import Result, digest, file_digest, keep
-from pipelines.text_files import Content, Row, content_of, read_rows
+from pipelines.text_files import Content, Row, content_of, read_jsonl, read_rows
+from pipelines.tokenizer import load_tokenizer
 
 SHORTEST = 8
 """Tokens of a text that is not left out."""
@@ -150,36 +150,6 @@ def _but_held_out(rows: Iterable[Row]) -> Iterator[Row]:
     return iter(kept)
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer; code in the checkpoint is never run.
-
-    Raises:
-        BadInput: it has none that transformers can load.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        tokenizer("Some settings are looked at only now.")
-    except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
-        remedy = "copy the tokenizer files beside the weights; one that needs code of its own is not run"
-        raise bad_input(checkpoint.folder, f"its tokenizer cannot be used: {brief(error)}", remedy) from None
-    _check_ids(checkpoint.folder / "tokenizer.json")
-    return tokenizer
-
-
-def _check_ids(file: Path) -> None:
-    """Raise `BadInput` where two tokens have one id: which of them tokenizers then forgets is chance."""
-    try:
-        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none of this kind
-        return
-    ids = [repr(one) for one in vocabulary.values()] if isinstance(vocabulary, dict) else []
-    if len(set(ids)) < len(ids):
-        what = "has several tokens of one id, so that chance decides what a text becomes"
-        raise bad_input(file, what, "copy the tokenizer files again")
-
-
 def _save(samples: list[list[int]], to: Path) -> dict[str, Any]:
     import numpy as np
     from safetensors.numpy import save_file
@@ -278,14 +248,6 @@ def _check_template(chosen: CalibrationSet, template: str) -> None:
     if not all(FIELD.fullmatch(field or "") and not form and not turned for field, form, turned in parts):
         what = f"'{template}' asks for more than fields of a row"
         raise bad_input(f"calibration set {chosen.name}", what, FIELDS)
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, gzipped or not."""
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def _tokenize(checkpoint: Checkpoint, rows: Iterable[Row], wanted: Calibrate) -> tuple[list[list[int]], list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipelines.bounds import level
+from pipelines.distance import Distance
 from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
@@ -19,7 +20,6 @@ from pipelines.reading import Reader
 from pipelines.recipe import Gguf, HubDataset, Recipe
 from pipelines.record import GateRecord, Manifest, ModulesRecord
 from pipelines.schemes import SCHEMES
-from pipelines.scores import Distance
 
 NO_LICENCE = "The base model declares no licence that is known: find out what you may do with this before you use it."
 

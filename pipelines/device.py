@@ -11,28 +11,18 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-import psutil
-
-from pipelines.checkpoint import BYTES, FLOAT, Checkpoint
-from pipelines.errors import Problem, bad_input
+from pipelines.errors import bad_input
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """What a user may ask for."""
-
-NAMES: dict[str, ComputeDtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""safetensors' names → PyTorch's."""
-SIZES: dict[ComputeDtype, int] = {name: BYTES[stored] for stored, name in NAMES.items()}
-"""Bytes of a number."""
 DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 """Of NVIDIA's cards and boards, of Windows' Linux, and of AMD's cards."""
 NO_ROOM = "give --device cpu, or a GPU with more memory"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's numbers for: the free memory kept at the end of the heap; the size from which a block is not part of it."""
-FREE_SHARE = 0.8
-"""Of the machine's memory, that a model in float32 may take up with what evaluating it needs beside it."""
 
 
 def choose_device(wanted: str | None) -> str:
@@ -71,67 +61,6 @@ def processor() -> str:
 def default_device() -> str:
     """Return what `choose_device` chooses unless told, without importing torch where that can be known without it."""
     return "cuda" if has_cuda() else "cpu"
-
-
-def choose_dtype(wanted: Dtype, device: str, checkpoint: Checkpoint) -> ComputeDtype:
-    """Return the type that `checkpoint`, and what is made of it, computes in on `device`.
-
-    That is `wanted`, or else float32 on a CPU whose memory holds it, and the checkpoint's own type everywhere else.
-
-    Raises:
-        BadInput: there is no such type.
-    """
-    if wanted not in get_args(Dtype):
-        raise bad_input(f"--dtype {wanted}", "is not a type to compute in", f"give {', '.join(get_args(Dtype))}")
-    if wanted != "auto":
-        return wanted
-    return "float32" if device == "cpu" and fits(checkpoint, "float32") else own_dtype(checkpoint)
-
-
-def fits(checkpoint: Checkpoint, dtype: ComputeDtype, models: int = 1, device: str = "cpu") -> bool:
-    """Tell whether the whole memory of `device` (not what happens to be free, so that two runs choose alike) holds
-    `models` copies of `checkpoint` in `dtype`."""
-    if device == "cpu":
-        return models * model_bytes(checkpoint, dtype) < FREE_SHARE * psutil.virtual_memory().total
-    import torch
-
-    _, total = torch.cuda.mem_get_info(torch.device(device))
-    return models * model_bytes(checkpoint, dtype) < FREE_SHARE * total
-
-
-def model_bytes(checkpoint: Checkpoint, dtype: ComputeDtype) -> int:
-    """Return the bytes of the weights of `checkpoint` in memory, as `dtype`."""
-    return sum(tensor.elements * SIZES[dtype] for tensor in checkpoint.tensors)
-
-
-def own_dtype(checkpoint: Checkpoint) -> ComputeDtype:
-    """Return the type that transformers loads `checkpoint` in: the one its config names, else that of most weights."""
-    named = named_dtype(checkpoint)
-    for name in SIZES:
-        if name == named:
-            return name
-    counts = dict.fromkeys(FLOAT, 0)
-    for tensor in checkpoint.tensors:
-        if tensor.dtype in counts:
-            counts[tensor.dtype] += tensor.elements
-    return NAMES[max(counts, key=lambda stored: counts[stored])]
-
-
-def named_dtype(checkpoint: Checkpoint) -> str | None:
-    """Return what config.json calls the type of the weights; None if it says nothing."""
-    config = checkpoint.config
-    text = config.get("text_config") or {}
-    named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    return named.removeprefix("torch.") if isinstance(named, str) else None
-
-
-def check_dtype(checkpoint: Checkpoint) -> list[Problem]:
-    """Return what is wrong with the type that config.json says that the model computes in."""
-    named = named_dtype(checkpoint)
-    if named is None or named in SIZES or named == "auto":
-        return []
-    what = f'"dtype" is {named}, which no model here computes in'
-    return [Problem(str(checkpoint.folder / "config.json"), what, f'set "dtype" to one of {", ".join(SIZES)}')]
 
 
 def check_room(needed: int, device: str) -> None:

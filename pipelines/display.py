@@ -25,7 +25,7 @@ from rich.text import Text
 from pipelines import progress
 from pipelines.secrets import redact
 from pipelines.store import cache_dir
-from pipelines.svg import roughly, size
+from pipelines.text import roughly, size
 
 REMEMBERED = 120.0
 """Seconds of the past that the time left is reckoned from."""

@@ -11,13 +11,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import progress
+from pipelines.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.bounds import clustered_mean
-from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT
-from pipelines.scores import Distance
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+from pipelines.schema import Frozen
+
+
+class Distance(Frozen):
+    """How far an artifact is from its source on held-out text, as `llama-perplexity --kl-divergence` defines it."""
+
+    tokens: int
+    """Scored: the second half of each chunk."""
+    perplexity_before: float
+    perplexity_after: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float
+    """Standard error, as of all below."""
+    divergence: float
+    """Mean Kullback-Leibler divergence from the unquantized model's distribution, nats per token."""
+    divergence_error: float
+    divergence_99: float
+    """Its 99th percentile."""
+    same_top: float
+    same_top_error: float
+    """Share of tokens at which both find the same token likeliest."""
+
 
 ROWS = 64
 """Distributions that are compared at once: they stay in a CPU's cache."""

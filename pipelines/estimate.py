@@ -15,15 +15,17 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines import progress, reading
+from pipelines.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.checkpoint import Checkpoint
 from pipelines.device import processor
 from pipelines.evaluate import Share
 from pipelines.history import seconds_of_runs
-from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, EXPERTS, Plan
+from pipelines.names import EXPERTS
+from pipelines.plan import Plan
 from pipelines.recipe import Suite, load_task, task_documents
 from pipelines.schema import Frozen
 from pipelines.store import Result, keep
-from pipelines.svg import roughly
+from pipelines.text import roughly
 
 Basis = Literal["finished runs", "a probe of this machine", "a guess", "kept results"]
 

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from pipelines import environments, llama_build, progress, sequential, tasks, wheels
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype, own_dtype
+from pipelines.device import ComputeDtype, Dtype, choose_device
+from pipelines.dtypes import choose_dtype, own_dtype
 from pipelines.errors import bad_input
 from pipelines.quantize import Artifact
 from pipelines.recipe import Suite, SuiteTask, Task, expected_documents, load_suite, load_task
@@ -237,7 +238,7 @@ def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
         stored = None if model.gguf else read_checkpoint(model.checkpoint)
         return _Subject(label=label, digest=model.digest, checkpoint=stored, gguf=model.gguf)
     if isinstance(model, str | Path) and Path(model).suffix == ".gguf":
-        from pipelines.gguf_verify import read_gguf
+        from pipelines.gguf_file import read_gguf
 
         file = Path(model).expanduser().absolute()
         read_gguf(file)

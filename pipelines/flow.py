@@ -10,8 +10,10 @@ from pipelines import progress
 from pipelines.calibrate import calibrate
 from pipelines.card import bounds, verdict_line
 from pipelines.checkpoint import Checkpoint
-from pipelines.device import Dtype, check_room, choose_device, fits, model_bytes
+from pipelines.device import Dtype, check_room, choose_device
 from pipelines.display import Display
+from pipelines.distance import Distance
+from pipelines.dtypes import fits, model_bytes
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.estimate import Expected, Finished, expected_times, in_all
 from pipelines.evaluate import Runtime, Share, finished_share, looks
@@ -21,8 +23,11 @@ from pipelines.history import discordance
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
 from pipelines.package import Bundle, package, stage_record
-from pipelines.places import FolderTarget, Target, parse_target
-from pipelines.plan import Plan, disk_lacks, make_plan
+from pipelines.places.place import FolderTarget
+from pipelines.places.targets import Target, parse_target
+from pipelines.plan import Plan
+from pipelines.plan_needs import disk_lacks
+from pipelines.plan_stage import make_plan
 from pipelines.power import blindness, foresee
 from pipelines.proof import Signer, check_signer
 from pipelines.publish import EXIT_CODES, check_targets, put, sealed
@@ -32,13 +37,14 @@ from pipelines.record import REPORT, Manifest, StageRecord
 from pipelines.remedy import remedies
 from pipelines.report import html, markdown
 from pipelines.schema import Frozen
-from pipelines.scores import Distance, Evaluation
+from pipelines.scores import Evaluation
 from pipelines.secrets import redact
 from pipelines.sequential import LOOKS, look_confidence
 from pipelines.store import Meter, Result, cache_dir, digest, found, now, package_versions, write_json
-from pipelines.svg import duration, size
 from pipelines.tasks import check_suite, check_tasks
-from pipelines.verify import Verification, verify
+from pipelines.text import duration, size
+from pipelines.verification import Verification
+from pipelines.verify_stage import verify
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,11 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from pipelines.bounds import level, quantile, reach, sparse
+from pipelines.distance import Distance
 from pipelines.errors import Problem, refuse
 from pipelines.measures import LABELS, Measure, measure
 from pipelines.recipe import Gate, Policy, Suite
 from pipelines.schema import Frozen
-from pipelines.scores import Distance, Document, Evaluation, Scores
+from pipelines.scores import Document, Evaluation, Scores
 
 FEWEST_INDEPENDENT = 2
 """Documents of a task: a variance takes two."""

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import llama_build
-from pipelines.calibrate import CalibrationTokens, held_out, load_tokenizer
+from pipelines.amounts import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
+from pipelines.calibrate import CalibrationTokens, held_out
 from pipelines.checkpoint import INDEX, Checkpoint
+from pipelines.distance import Distance
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.finite import check_finite
 from pipelines.limits import check_tokens, language_config
 from pipelines.llama_cpp import LlamaProcess, measure_distance, write_logits
-from pipelines.plan import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
+from pipelines.probe import PROMPT
 from pipelines.processes import run_logged
 from pipelines.runtime import score_tokens
-from pipelines.scores import Distance
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
-from pipelines.verify import PROMPT
+from pipelines.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn

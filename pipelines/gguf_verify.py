@@ -5,39 +5,24 @@ llama.cpp finds nearly the same in it as in the unquantized one.
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pipelines import llama_build, progress
-from pipelines.errors import bad_input
 from pipelines.gguf_convert import convert, measure_divergence
+from pipelines.gguf_file import read_gguf
 from pipelines.gguf_plan import GgufTensor
 from pipelines.llama_cpp import LlamaProcess
+from pipelines.probe import CONTINUATION, PROMPT
 from pipelines.quantize import Artifact
 from pipelines.reading import Reader
 from pipelines.recipe import Gguf
 from pipelines.store import keep
-from pipelines.verify import CONTINUATION, PROMPT, LayerError, Verification, fail, layer_error, worst_loss
+from pipelines.verification import LayerError, Verification, fail, layer_error, worst_loss
 
 ROWS_ELEMENTS = 1 << 22
 PROVENANCE = ("quantgate.version", "quantgate.recipe", "quantgate.source_digest")
 ALWAYS = ("general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.tokens", *PROVENANCE)
 IMATRIX = ("quantize.imatrix.file", "quantize.imatrix.entries_count", "quantgate.calibration_digest")
-
-
-def read_gguf(file: Path) -> Any:
-    """A `gguf.GGUFReader` of `file`, whose tensors are all there.
-
-    Raises:
-        BadInput: it is no GGUF, or not a whole one.
-    """
-    import gguf
-
-    try:
-        return gguf.GGUFReader(file)
-    except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        what = f"is not a GGUF file, or not a whole one: {str(error).splitlines()[0][:120] if str(error) else error!r}"
-        raise bad_input(file, what, "copy it again") from None
 
 
 def verify(artifact: Artifact, device: str, inputs: dict[str, Any]) -> Verification:

@@ -12,8 +12,9 @@ import torch
 
 from pipelines import progress
 from pipelines.calibrate import CalibrationTokens, read_tokens
-from pipelines.engines.layerwise import equal_batches, linearize_experts, named_alike
+from pipelines.engines.layerwise import equal_batches
 from pipelines.gguf_plan import EXPERT, GgufTensor
+from pipelines.module_names import linearize_experts, named_alike
 from pipelines.plan import Plan
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipelines.anatomy import load_config
+from pipelines.architecture import load_config
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import bad_input
 

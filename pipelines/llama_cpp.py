@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import environments
+from pipelines.distance import Distance
 from pipelines.errors import QuantgateError
 from pipelines.harness import Ends, Question, Score, TokenLM, batches
 from pipelines.processes import Worker, clean_variables, run_logged
-from pipelines.scores import Distance
 
 ALL_LAYERS = 999
 MAX_CONTINUATIONS = 64

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pipelines.bounds import clustered_mean, quantile, reach
+from pipelines.distance import Distance
 from pipelines.errors import bad_input
 from pipelines.recipe import Limits
 from pipelines.schema import Frozen
-from pipelines.scores import Distance, Document
+from pipelines.scores import Document
 
 Name = Literal["perplexity_ratio", "divergence", "same_top", "flips", "margin"]
 Pairs = Sequence[tuple[Document, Document]]

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from pipelines.checkpoint import Checkpoint, read_checkpoint
+from pipelines.default_model import DEFAULT
 from pipelines.errors import bad_input, brief
 
-DEFAULT = "SmolLM2-135M-Instruct"
 HUB_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 """Without `..`, for the name and the revision become parts of paths."""
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipelines.calibrate import CalibrationTokens, load_tokenizer, read_tokens
+from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.checkpoint import Checkpoint
 from pipelines.recipe import Suite
 from pipelines.store import Result, keep
+from pipelines.tokenizer import load_tokenizer
 
 WORDS = 13
 

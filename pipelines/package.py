@@ -15,7 +15,8 @@ from pipelines.device import processor
 from pipelines.gate import Verdict
 from pipelines.licence import spdx
 from pipelines.overlap import Overlap, measure_overlap
-from pipelines.plan import Plan, expected_memory
+from pipelines.plan import Plan
+from pipelines.plan_needs import expected_memory
 from pipelines.quantize import Artifact
 from pipelines.recipe import load_task
 from pipelines.record import (
@@ -33,7 +34,8 @@ from pipelines.record import (
 from pipelines.schema import Frozen
 from pipelines.scores import Evaluation
 from pipelines.store import Result, now, package_versions
-from pipelines.verify import Verification, verify
+from pipelines.verification import Verification
+from pipelines.verify_stage import verify
 
 
 class Bundle(Frozen):

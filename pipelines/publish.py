@@ -11,13 +11,14 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.gate import Verdict
 from pipelines.package import package
-from pipelines.places import FolderTarget, Target, open_place, parse_target
+from pipelines.places.place import FolderTarget
+from pipelines.places.targets import Target, open_place, parse_target
 from pipelines.proof import Signer, Trust
 from pipelines.quantize import Artifact
 from pipelines.recipe import Recipe
 from pipelines.record import RECORD, Manifest
 from pipelines.store import cache_dir, digest, folder_digests
-from pipelines.verify import Verification
+from pipelines.verification import Verification
 
 
 class Refused(QuantgateError):

@@ -9,15 +9,16 @@ from typing import Any
 from pipelines import environments, llama_build
 from pipelines.calibrate import CalibrationTokens, calibrate
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.engines import Written, packed_config, worker_module, written_config
 from pipelines.engines.files import quantized_module
 from pipelines.finite import check_finite
 from pipelines.generation import check_generation
 from pipelines.gguf_plan import file_name
 from pipelines.plan import Plan
+from pipelines.quantization_config import written_config
 from pipelines.readers import own_type
 from pipelines.recipe import Gguf, Recipe
 from pipelines.store import Result, digest, file_digest, folder_digests, keep
+from pipelines.written import Written, packed_config, worker_module
 
 
 class Artifact(Result):

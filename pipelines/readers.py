@@ -80,7 +80,7 @@ def unknown(unexpected: Iterable[str]) -> list[str]:
 def misread(recipe: "Recipe", checkpoint: "Checkpoint", modules: list["Module"], layers: int) -> list[Problem]:
     """Return why transformers would misread the artifact with these `modules`, of which it never loads those of decoder
     layers from number `layers` on."""
-    from pipelines.plan import layer_number
+    from pipelines.names import layer_number
 
     loaded = [module for module in modules if layer_number(module.name) < layers]
     reasons = (_experts_misread(recipe.packing, loaded), _types_clash(checkpoint, loaded))
@@ -90,7 +90,7 @@ def misread(recipe: "Recipe", checkpoint: "Checkpoint", modules: list["Module"],
 def uncomputable(recipe: "Recipe", checkpoint: "Checkpoint", anatomy: "Anatomy") -> list[Problem]:
     """Return why transformers, where it is to load the artifact, could not compute with it in the type of `checkpoint`,
     by the trial of its model."""
-    from pipelines.device import own_dtype
+    from pipelines.dtypes import own_dtype
 
     trial, file = anatomy.trial, str(checkpoint.folder / "config.json")
     if trial.refused:
@@ -132,7 +132,7 @@ def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
 
 def _types_clash(checkpoint: "Checkpoint", modules: list["Module"]) -> str:
     """Why transformers would multiply numbers of two types; empty if it would not."""
-    from pipelines.plan import NOT_TEXT
+    from pipelines.names import NOT_TEXT
 
     formats = {SCHEMES[module.scheme].format for module in modules if module.scheme}
     stored = {module.dtype for module in modules} - {"BF16"}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import environments
 from pipelines.checkpoint import FLOAT, read_checkpoint
-from pipelines.device import ComputeDtype, own_dtype
+from pipelines.device import ComputeDtype
+from pipelines.dtypes import own_dtype
 from pipelines.errors import QuantgateError
 from pipelines.limits import positions
 from pipelines.processes import Worker, clean_variables, serve

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines.device import ComputeDtype
+from pipelines.distance import Distance
 from pipelines.gate import TaskVerdict
 from pipelines.gguf_types import TensorType
 from pipelines.measures import Measure
@@ -15,9 +16,8 @@ from pipelines.reading import Reader
 from pipelines.recipe import HubDataset, Policy, Recipe, Suite
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
-from pipelines.scores import Distance
 from pipelines.store import digest
-from pipelines.verify import LayerError
+from pipelines.verification import LayerError
 
 SCHEMA_VERSION = 1
 RECORD = "quantgate.json"

@@ -5,7 +5,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipelines.anatomy import load_config, load_on_meta, model_class, quiet
+from pipelines.architecture import load_config, load_on_meta, model_class, quiet
 from pipelines.errors import brief
 from pipelines.readers import unknown
 from pipelines.store import Result, keep
@@ -29,7 +29,7 @@ class Rehearsal(Result):
 
 def rehearse(plan: "Plan") -> Rehearsal:
     """Let transformers load the artifact that `plan` describes, without its weights; what was found is kept."""
-    from pipelines.engines import written_config
+    from pipelines.quantization_config import written_config
 
     described = written_config(plan)
     inputs = {

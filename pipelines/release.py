@@ -20,7 +20,7 @@ from pipelines.evaluate import Runtime
 from pipelines.flow import Job, Run, attempt, discard, prepare, prepare_runtimes
 from pipelines.history import seconds_of_runs
 from pipelines.pages import Cell, Mark, Note, Section, Table, clean
-from pipelines.plan import disk_lacks
+from pipelines.plan_needs import disk_lacks
 from pipelines.proof import Signer
 from pipelines.publish import EXIT_CODES, worst
 from pipelines.recipe import Name
@@ -30,7 +30,7 @@ from pipelines.report import html, markdown, marked, retained
 from pipelines.schema import Document, Frozen, fit, place, read
 from pipelines.secrets import redact
 from pipelines.store import cache_dir, digest, now, package_versions, write_json
-from pipelines.svg import duration, size
+from pipelines.text import duration, size
 
 RECORD, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
 """What is written beside `report.html`."""

@@ -7,14 +7,14 @@ stage measured it, over those bytes. Each attempt raises as many more of them as
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-import yaml
 
 from pipelines.checkpoint import Checkpoint
 from pipelines.gguf_types import BLOCKS, TensorType
-from pipelines.plan import EXPERTS, FUSED, Plan, make_plan
+from pipelines.names import EXPERTS, FUSED
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import Gguf, Recipe
+from pipelines.recipe_yaml import as_yaml
 from pipelines.record import Manifest
 from pipelines.schemes import SchemeName
 
@@ -65,13 +65,6 @@ def suggestion(failed: Manifest) -> str | None:
     if not order or not _can_raise(failed.recipe):
         return None
     return as_yaml(_raised(failed.recipe, order[: max(1, len(order) // 3)], 1))
-
-
-def as_yaml(recipe: Recipe) -> str:
-    """What a file with this recipe would hold."""
-    values = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    kept: dict[str, Any] = {"version": recipe.version, "name": recipe.name, **values}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110)
 
 
 Unit = tuple[str, ...]

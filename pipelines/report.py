@@ -29,10 +29,10 @@ from pipelines.pages import (
 )
 from pipelines.pages import html as as_html
 from pipelines.pages import markdown as as_markdown
+from pipelines.recipe_yaml import as_yaml
 from pipelines.record import GateRecord, Manifest, StageRecord
-from pipelines.remedy import as_yaml
-from pipelines.svg import duration, percent, size
-from pipelines.verify import LayerError
+from pipelines.text import duration, percent, size
+from pipelines.verification import LayerError
 
 WORST = 10
 """Layers that are named."""

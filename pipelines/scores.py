@@ -100,23 +100,3 @@ class Evaluation(Frozen):
     def scores(self) -> Scores:
         """Task → per-document scores."""
         return {task.about.task: task.scores() for task in self.tasks}
-
-
-class Distance(Frozen):
-    """How far an artifact is from its source on held-out text, as `llama-perplexity --kl-divergence` defines it."""
-
-    tokens: int
-    """Scored: the second half of each chunk."""
-    perplexity_before: float
-    perplexity_after: float
-    perplexity_ratio: float
-    perplexity_ratio_error: float
-    """Standard error, as of all below."""
-    divergence: float
-    """Mean Kullback-Leibler divergence from the unquantized model's distribution, nats per token."""
-    divergence_error: float
-    divergence_99: float
-    """Its 99th percentile."""
-    same_top: float
-    same_top_error: float
-    """Share of tokens at which both find the same token likeliest."""

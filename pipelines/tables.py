@@ -22,7 +22,7 @@ from pipelines.card import (
     verdict_name,
 )
 from pipelines.columns import Cell, Column, console, show_table
-from pipelines.device import fits
+from pipelines.dtypes import fits
 from pipelines.errors import QuantgateError
 from pipelines.estimate import Expected, in_all
 from pipelines.flow import Run
@@ -35,8 +35,8 @@ from pipelines.recipe import Recipe
 from pipelines.record import GateRecord, Manifest, StageRecord
 from pipelines.release import Foreseen, Outcome
 from pipelines.secrets import redact
-from pipelines.svg import duration, size
-from pipelines.verify import Verification
+from pipelines.text import duration, size
+from pipelines.verification import Verification
 
 if TYPE_CHECKING:
     from pipelines.vllm import Comparison  # it needs lm-eval

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import progress, sequential, wheels
-from pipelines.calibrate import read_jsonl
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, Problem, QuantgateError, bad_input, brief, did_you_mean, refuse
 from pipelines.recipe import OfflineData, Suite, SuiteTask, Task, load_task
 from pipelines.store import Result, cache_dir, digest, file_digest, keep
+from pipelines.text_files import read_jsonl
 
 if TYPE_CHECKING:
     from pipelines.harness import TokenLM

@@ -1,5 +1,6 @@
 """Rows of a user's own files: texts or chat messages, each with the place where it stands."""
 
+import gzip
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -7,6 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, bad_input, brief
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, gzipped or not."""
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
 
 Content = str | list[dict[str, Any]]
 """A text, or chat messages."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import progress
+from pipelines.amounts import EVALUATION_LOGITS_BYTES
 from pipelines.device import ComputeDtype
 from pipelines.errors import QuantgateError
 from pipelines.generation import generate
 from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.limits import check_tokens, known_token
-from pipelines.plan import EVALUATION_LOGITS_BYTES
 from pipelines.prefixes import Ask, Row, Tokens, lay_out, shared
 from pipelines.runtime import load_for_inference, unrounded
 

@@ -92,7 +92,7 @@ def _own(error: Exception) -> bool:
 
 def _look(model: Any, sight: "_Sight") -> None:
     """Let `sight` see what layers of `model` are given, and which module is at work."""
-    from pipelines.plan import LAYER
+    from pipelines.names import LAYER
 
     for name, module in model.named_modules():
         module.register_forward_pre_hook(functools.partial(sight.enter, name))

@@ -10,89 +10,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import progress, reading
-from pipelines.calibrate import held_out, load_tokenizer
+from pipelines.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
+from pipelines.calibrate import held_out
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
-from pipelines.device import ComputeDtype, Dtype, choose_device, choose_dtype
+from pipelines.device import ComputeDtype
 from pipelines.distance import chunks, measure_distance, write_logprobs
-from pipelines.engines import read_smoothing, rows_at_a_time
 from pipelines.engines.files import read_rows
 from pipelines.errors import QuantgateError, bad_input
 from pipelines.generation import generate
 from pipelines.limits import check_tokens, positions
-from pipelines.plan import DISTANCE_CHUNKS, DISTANCE_CONTEXT, Module
+from pipelines.plan import Module
 from pipelines.quantize import Artifact
-from pipelines.reading import Reader
 from pipelines.runtime import explained, load_for_inference
-from pipelines.schema import Frozen
-from pipelines.scores import Distance
-from pipelines.store import Result, keep
+from pipelines.store import keep
+from pipelines.tokenizer import load_tokenizer
+from pipelines.written import read_smoothing, rows_at_a_time
 
 if TYPE_CHECKING:
     import torch
+from pipelines.probe import CONTINUATION, PROMPT
+from pipelines.verification import LayerError, Verification, _failed, fail, layer_error, worst_loss
 
 BLOCK_ELEMENTS = 1 << 22
-PROMPT = (
-    "The water cycle describes how water moves between the oceans, the air and the land. The sun warms the surface of "
-    "the sea, and some of the water becomes vapour and rises. High in the sky it cools and forms clouds. When the "
-    "drops in a cloud grow heavy enough they fall as rain or snow, and rivers carry the water back to the sea."
-)
 SCALES = ("_scale", "_scale_2", ".scales")
 """How the names of scales end."""
-CONTINUATION = 24
-"""Tokens to write after `PROMPT`."""
-WORST_LOSS = 1.0
-"""Nats per token that the artifact may lose on held-out text: far more than by any sound scheme, far less than a broken
-one loses."""
 WORST_LAYER = 7.0
 """Decibels that each layer keeps at least. Seen: 9 of random weights in NVFP4, more of everything else; a scale that is
 half or twice what it should be leaves 6 or 0, weights of another layer -3."""
 
 
-class LayerError(Frozen):
-    """How far a layer's weights moved."""
-
-    module: str
-    sqnr: float
-    """Signal to quantization noise ratio of the dequantized weights, in decibels."""
-
-
-class Verification(Result):
-    """What was checked and measured; a check that fails raises instead."""
-
-    quantized: int
-    kept: int
-    dropped: tuple[str, ...]
-    """Source tensors the artifact does not have; always empty for the schemes of today."""
-    layers: tuple[LayerError, ...]
-    bytes_before: int
-    bytes_after: int
-    """Of all tensors."""
-    bits_per_weight: float
-    loss_before: float
-    loss_after: float
-    """Nats per token on held-out text."""
-    agreement: float
-    """Share of that text's positions at which source and artifact predict the same token."""
-    continuation: str
-    """What the artifact writes after a fixed text, greedily."""
-    distance: Distance
-    """On held-out text; losses and agreement are those of this."""
-    reader: Reader
-
-
-def verify(artifact: Artifact, device: str | None = None, dtype: Dtype = "auto") -> Verification:
-    """Check an artifact against its plan and its source. Both compute in `dtype` (`pipelines.device.choose_dtype`).
+def verify(artifact: Artifact, device: str, computes: ComputeDtype, inputs: dict[str, Any]) -> Verification:
+    """The verify stage of a checkpoint. It keeps its result here, so that an edit of this module makes it run again.
 
     Raises:
         QuantgateError: with everything that is wrong with it.
     """
-    device = choose_device(device)
-    computes = choose_dtype(dtype, device, artifact.source)
-    inputs = {"artifact": artifact.files, "source": artifact.source.digest, "device": device, "dtype": computes}
-    if artifact.gguf:
-        from pipelines import gguf_verify
-
-        return gguf_verify.verify(artifact, device, inputs)
     inputs["reader"] = reading.identity(artifact)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -124,19 +76,6 @@ def verify(artifact: Artifact, device: str | None = None, dtype: Dtype = "auto")
         }
 
     return keep("verify", inputs, Verification, make)
-
-
-def worst_loss(before: float, after: float) -> list[str]:
-    """What is wrong with losses of source and artifact, in nats per token."""
-    if after <= before + WORST_LOSS:
-        return []
-    return [f"its loss is {after:.2f} nats per token, the source's is {before:.2f}: it is broken, not merely quantized"]
-
-
-def fail(artifact: Artifact, problems: list[str]) -> None:
-    """Raise QuantgateError if there are problems."""
-    if problems:
-        raise _failed(artifact, problems)
 
 
 def _check_companions(artifact: Artifact, problems: list[str]) -> None:
@@ -234,11 +173,6 @@ def _layer_error(
     return found
 
 
-def layer_error(name: str, signal: float, noise: float) -> LayerError:
-    """From the sums of squares of a layer's weights, and of what they lost."""
-    return LayerError(module=name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
-
-
 def _dequantized(
     artifact: Artifact, module: Module, target: dict[str, TensorInfo], first: int, last: int
 ) -> "torch.Tensor":
@@ -315,8 +249,3 @@ def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, 
         "distance": distance,
         "reader": reading.read(artifact, ours, device, dtype, scratch, problems),
     }
-
-
-def _failed(artifact: Artifact, problems: list[str]) -> QuantgateError:
-    listed = "\n".join(f"    {problem}" for problem in problems[:20])
-    return QuantgateError(f"verification of {artifact.checkpoint} failed:\n{listed}")

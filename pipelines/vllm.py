@@ -14,12 +14,12 @@ from typing import Any
 from pipelines.device import ComputeDtype
 from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.prefixes import shared
+from pipelines.probe import CONTINUATION, PROMPT
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.runtime import load_for_inference, score_tokens
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName
 from pipelines.store import cache_dir
-from pipelines.verify import CONTINUATION, PROMPT
 
 NEXT_TOKENS = 128
 """Next tokens vLLM scores after one prompt, at most."""

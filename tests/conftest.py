@@ -155,8 +155,8 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of checkpoints that are headers and no model: transformers is not asked about these."""
-    monkeypatch.setattr("pipelines.plan.examine", anatomy_of)
-    monkeypatch.setattr("pipelines.plan.unreadable", unreadable_unless_fake)
+    monkeypatch.setattr("pipelines.plan_stage.examine", anatomy_of)
+    monkeypatch.setattr("pipelines.plan_stage.unreadable", unreadable_unless_fake)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from pipelines.anatomy import Anatomy, Kind, Place, examine
 from pipelines.checkpoint import Checkpoint, TensorInfo
-from pipelines.plan import Plan, is_linear
+from pipelines.names import is_linear
+from pipelines.plan import Plan
 from pipelines.rehearsal import unreadable
 from pipelines.store import cache_dir
 from pipelines.trial import Trial

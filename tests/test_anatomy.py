@@ -18,11 +18,12 @@ from pipelines.checkpoint import read_checkpoint
 from pipelines.distance import measure_distance, write_logprobs
 from pipelines.errors import BadInput
 from pipelines.generation import generate
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from pipelines.runtime import load_for_inference
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import Cli, edit_json
 from tests.test_families import EXPERTS, UNTIED, Make, make, text
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.calibrate import HELD_OUT_CHARACTERS, calibrate, encode, held_out, load_tokenizer, read_tokens
+from pipelines.calibrate import HELD_OUT_CHARACTERS, calibrate, encode, held_out, read_tokens
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput
 from pipelines.models import load_model
 from pipelines.overlap import measure_overlap
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import load_recipe, load_suite
+from pipelines.tokenizer import load_tokenizer
 from tests.conftest import BEAMS, edit_json, make_tiny, spoil, with_token
 
 WORDS = (

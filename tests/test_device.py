@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.device import Dtype, choose_dtype, fits, model_bytes, own_dtype
+from pipelines.device import Dtype
+from pipelines.dtypes import choose_dtype, fits, model_bytes, own_dtype
 from pipelines.errors import BadInput
 from pipelines.evaluate import evaluate
 from pipelines.gate import gate
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import Suite, SuiteTask
 from tests.conftest import PLAIN, Cli, edit_json
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.distance import measure_distance, write_logprobs
+from pipelines.distance import Distance, measure_distance, write_logprobs
 from pipelines.errors import QuantgateError
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.runtime import load_for_inference
-from pipelines.scores import Distance
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.test_families import Make, make
 
 assert make  # a fixture

@@ -20,14 +20,15 @@ from transformers import AutoModelForCausalLM
 from pipelines import environments
 from pipelines.checkpoint import Checkpoint
 from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan import KNOWN_MODELS, make_plan
+from pipelines.plan_engines import KNOWN_MODELS
+from pipelines.plan_stage import make_plan
 from pipelines.processes import Worker, clean_variables, serve
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import load_recipe
 from pipelines.repack import unpack
 from pipelines.rounding import dequantize
 from pipelines.runtime import load_for_inference
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import VOCABULARY, Cli, edit_json, make_tiny
 from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 

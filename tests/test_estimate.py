@@ -10,7 +10,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.estimate import Finished, expected_times, probe
 from pipelines.evaluate import Share, evaluate
 from pipelines.flow import foresee_times
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite, task_documents
 from tests.conftest import EASY, Cli, own_cache
 from tests.test_progress import Heard

@@ -17,11 +17,12 @@ from docs.models import write_tokenizer
 from pipelines.engines import layerwise
 from pipelines.errors import BadInput
 from pipelines.limits import positions
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.runtime import load_for_inference
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 
 COMMON = {
     "vocab_size": 258,
@@ -356,7 +357,7 @@ def test_experts_in_formats_that_transformers_reads(
 
 def test_inputs_of_experts_are_rounded(make: Make, text: tuple[str, ...]) -> None:
     """One token, one layer that counts: what an expert makes of it is what its rounded weights make of it rounded."""
-    from pipelines.runtime import fp8_round
+    from pipelines.activations import fp8_round
 
     source = make("qwen3_moe", **EXPERTS)
     artifact = quantize(make_plan(recipe_for("fp8", text, EVERY_LAYER), source))

@@ -10,7 +10,7 @@ from pipelines import gguf_convert
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.finite import BLOCK, check_finite
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from tests.conftest import Cli, spoil

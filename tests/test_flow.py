@@ -19,7 +19,7 @@ from pipelines.cli import _finish_all as finish_all
 from pipelines.cli import main
 from pipelines.errors import BadInput, Problem, QuantgateError
 from pipelines.flow import Run, run
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from pipelines.record import Manifest

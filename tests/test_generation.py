@@ -8,11 +8,11 @@ import pytest
 from pipelines.errors import BadInput
 from pipelines.generation import FILE, check_generation
 from pipelines.harness import Ends
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.runtime import load_for_inference
 from pipelines.transformers_lm import TransformersLM
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import BEAMS, Cli, edit_json
 from tests.test_transformers_lm import plain
 

@@ -21,15 +21,18 @@ from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.evaluate import evaluate
 from pipelines.gguf_convert import _in_float32, _run_converter, convert, discard
+from pipelines.gguf_file import read_gguf
 from pipelines.gguf_plan import IMATRIX
 from pipelines.gguf_types import BLOCKS
-from pipelines.gguf_verify import _plain, read_gguf
+from pipelines.gguf_verify import _plain
 from pipelines.imatrix import write_imatrix
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
+from pipelines.probe import PROMPT
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe, load_suite
 from pipelines.record import Manifest
-from pipelines.verify import PROMPT, verify
+from pipelines.verify_stage import verify
 from tests.conftest import Cli, edit_json
 from tests.test_families import write_model
 from tests.test_flow import little, sums_hold

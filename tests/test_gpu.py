@@ -9,17 +9,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipelines import rounding
-from pipelines.calibrate import calibrate, held_out, load_tokenizer
+from pipelines.activations import fp8_round, input_rounder, int8_round
+from pipelines.calibrate import calibrate, held_out
 from pipelines.checkpoint import Checkpoint
 from pipelines.distance import chunks, measure_distance, write_logprobs
 from pipelines.engines import gptq, layerwise
 from pipelines.errors import QuantgateError
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import write_companions
 from pipelines.recipe import load_recipe
 from pipelines.record import Manifest
-from pipelines.runtime import _rounder, fp8_round, int8_round, load_for_inference
+from pipelines.runtime import load_for_inference
 from pipelines.schemes import FP8_MAX, OWN_SCHEMES, SCHEMES, SchemeName
+from pipelines.tokenizer import load_tokenizer
 from pipelines.transformers_lm import TransformersLM
 from tests.conftest import EASY, PLAIN, Cli
 from tests.test_layerwise import DAMPENING, energy, inputs, moment, scales_of
@@ -51,7 +53,7 @@ def leave() -> Iterator[Callable[[int], None]]:
 def test_activations_are_rounded_as_on_a_cpu_bit_for_bit(name: SchemeName, dtype: torch.dtype) -> None:
     """Not so in float32: where a CPU divides by a number, PyTorch multiplies by its reciprocal on a GPU."""
     module = linear(name, 4.0, dtype)
-    ours, *further = _rounder(module, module.quantization_scheme.input_activations)
+    ours, *further = input_rounder(module, module.quantization_scheme.input_activations)
     for kind, x in activations(dtype).items():
         assert torch.equal(ours(x.cuda(), *further).cpu(), ours(x, *further)), kind
 

@@ -14,14 +14,16 @@ from safetensors.torch import save_file
 from pipelines import rounding
 from pipelines.calibrate import CalibrationTokens, calibrate, read_tokens
 from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.engines import gptq, layerwise, read_smoothing, smoothing
+from pipelines.engines import gptq, layerwise, smoothing
 from pipelines.engines.statistics import Collector, InputStatistics
 from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import load_recipe
 from pipelines.runtime import load_for_inference
 from pipelines.schemes import SCHEMES, SchemeName, config_group
+from pipelines.written import read_smoothing
 from tests.conftest import edit_json
 from tests.test_families import ALL_HEADS, EXPERTS, GEMMA, MIXTRAL, TEXT, tensors, write_model
 

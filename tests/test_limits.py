@@ -11,10 +11,10 @@ from pipelines.errors import BadInput
 from pipelines.harness import Ends
 from pipelines.limits import known_token, language_config, positions
 from pipelines.models import load_model
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.transformers_lm import TransformersLM
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import edit_json, make_tiny, with_token
 
 KINDS: list[tuple[str, dict[str, Any], int | None]] = [

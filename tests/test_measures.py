@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 from pipelines.bounds import clustered_mean
+from pipelines.distance import Distance
 from pipelines.errors import BadInput
 from pipelines.gate import Verdict, judge
 from pipelines.measures import Measure, Name, Pairs, measure
 from pipelines.recipe import Limits, Policy
-from pipelines.scores import Distance, Document
+from pipelines.scores import Document
 from tests.test_gate import documents, suite, within_alpha
 
 ALPHA = 0.05

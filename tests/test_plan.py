@@ -16,7 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipelines.checkpoint import BYTES, Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
-from pipelines.plan import Need, Plan, disk_lacks, make_plan
+from pipelines.plan import Need, Plan
+from pipelines.plan_needs import disk_lacks
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
 from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName
 from pipelines.store import digest

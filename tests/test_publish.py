@@ -22,9 +22,10 @@ from pipelines.card import card
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.flow import run
 from pipelines.gate import Verdict, gate
-from pipelines.places import FolderTarget, OciTarget, open_place, parse_target
 from pipelines.places.folder import Folder
-from pipelines.plan import make_plan
+from pipelines.places.place import FolderTarget, OciTarget
+from pipelines.places.targets import open_place, parse_target
+from pipelines.plan_stage import make_plan
 from pipelines.proof import Signer, Trust
 from pipelines.publish import check_published, publish, published, pull, sealed
 from pipelines.quantize import Artifact, quantize

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipelines import engines, plan, processes, reading
+from pipelines import plan, processes, quantization_config, reading
 from pipelines.card import reader_line
-from pipelines.engines import written_config
 from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
+from pipelines.quantization_config import written_config
 from pipelines.quantize import Artifact, quantize
 from pipelines.reading import Reader
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import edit_json
 from tests.test_families import EXPERTS, MIXTRAL, UNTIED, write_model, write_text
 
@@ -196,7 +196,7 @@ def test_modules_are_addressed_by_the_names_of_transformers_and_of_the_checkpoin
     ignored = written_config(make_plan("fp8", sources("nemotron_h")))["ignore"]
     assert {"backbone.layers.0.mixer.q_proj", "model.layers.0.mixer.q_proj"} < set(ignored)
     monkeypatch.setattr(plan, "unreadable", lambda _: "")
-    monkeypatch.setattr(engines, "_addresses", lambda plan: {m.name: {m.name} for m in plan.modules})
+    monkeypatch.setattr(quantization_config, "_addresses", lambda plan: {m.name: {m.name} for m in plan.modules})
     with pytest.raises(QuantgateError, match=r"finds no model\.layers\.0\.mixer\.k_proj\.weight_scale"):
         verify(quantize(make_plan(recipe("quantize.ignore=[lm_head,'layer:0']"), sources("nemotron_h"))))
 

@@ -14,7 +14,7 @@ import pytest
 from pipelines import quantize
 from pipelines.calibrate import CalibrationTokens
 from pipelines.errors import BadInput
-from pipelines.places import files_of
+from pipelines.places.place import files_of
 from pipelines.plan import Plan
 from pipelines.publish import check_published
 from pipelines.quantize import Artifact

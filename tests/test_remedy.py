@@ -9,12 +9,13 @@ import yaml
 from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.errors import BadInput
 from pipelines.flow import Run, run
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.recipe_yaml import as_yaml
 from pipelines.record import Manifest
-from pipelines.remedy import ATTEMPTS, as_yaml, ranked, recipes, remedies, suggestion
+from pipelines.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
 from pipelines.repair import repair
-from pipelines.verify import LayerError
+from pipelines.verification import LayerError
 from tests.test_flow import little
 
 

@@ -13,14 +13,14 @@ from pipelines import rounding
 from pipelines.checkpoint import read_checkpoint
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.packings import Form, Packing, form_of, layout
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import load_recipe
 from pipelines.repack import pack, repack, unpack
 from pipelines.rounding import Scales
 from pipelines.runtime import load_for_inference
 from pipelines.schemes import SCHEMES, SchemeName
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import edit_json
 
 OTHERS: tuple[Packing, ...] = ("gptq", "awq")

@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
 from pipelines import rounding
-from pipelines.engines import fused_names, written_config
-from pipelines.plan import make_plan
+from pipelines.activations import input_rounder
+from pipelines.plan_stage import make_plan
+from pipelines.quantization_config import written_config
 from pipelines.recipe import Calibrate, Recipe, Rtn
-from pipelines.runtime import _rounder, load_for_inference, unrounded
+from pipelines.runtime import load_for_inference, unrounded
 from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
+from pipelines.written import fused_names
 from tests.conftest import edit_json
 
 ROUNDED: list[SchemeName] = [name for name in OWN_SCHEMES if SCHEMES[name].activations]
@@ -67,7 +69,7 @@ def test_activations_are_rounded_as_by_compressed_tensors_bit_for_bit(name: Sche
     for largest in (4.0, 100.0):  # outliers go beyond what calibration saw, as they will
         module = linear(name, largest, dtype)
         arguments = module.quantization_scheme.input_activations
-        ours, *further = _rounder(module, arguments)
+        ours, *further = input_rounder(module, arguments)
         for kind, x in activations(dtype).items():
             before = x.clone()
             rounded = ours(x, *further)
@@ -81,7 +83,7 @@ def test_activations_are_rounded_as_by_compressed_tensors_bit_for_bit(name: Sche
 def test_a_token_is_rounded_by_itself_and_what_is_no_number_stays_none(name: SchemeName, dtype: torch.dtype) -> None:
     """compressed-tensors takes one scale for all tokens where there is no dimension of samples, as of experts."""
     module = linear(name, 4.0, dtype)
-    ours, *further = _rounder(module, module.quantization_scheme.input_activations)
+    ours, *further = input_rounder(module, module.quantization_scheme.input_activations)
     for kind, x in activations(dtype).items():
         rounded = ours(x, *further)
         assert torch.equal(ours(x.flatten(0, 1), *further), rounded.flatten(0, 1)), kind

@@ -17,12 +17,13 @@ from pipelines import verify as verification
 from pipelines.checkpoint import INDEX, Checkpoint, read_checkpoint, read_header
 from pipelines.engines import streaming
 from pipelines.errors import QuantgateError
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan
+from pipelines.plan_stage import make_plan
 from pipelines.quantize import quantize
 from pipelines.recipe import Recipe, Rtn, Rule
 from pipelines.runtime import load_for_inference
 from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
-from pipelines.verify import verify
+from pipelines.verify_stage import verify
 from tests.conftest import edit_json, make_tiny
 from tests.test_checkpoint import split, write_checkpoint
 
@@ -204,7 +205,7 @@ def test_kept_tensors_may_be_called_scales_and_be_anything(
     smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a model that has such; this one has not, and the plan is to take them."""
-    for name in ("pipelines.plan.check_complete", "pipelines.plan.unreadable", "pipelines.reading._unread"):
+    for name in ("pipelines.plan_stage.check_complete", "pipelines.plan_stage.unreadable", "pipelines.reading._unread"):
         monkeypatch.setattr(name, lambda *_: ())
     source = make_tiny(tmp_path / "source", smollm2, num_hidden_layers=1)
     others = {"model.logit_scale": torch.tensor(-1.0), "model.layers.0.attn_scale": torch.zeros(4)}

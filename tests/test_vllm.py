@@ -21,9 +21,9 @@ from pipelines.checkpoint import Checkpoint, read_checkpoint
 from pipelines.environments import Build, Distribution, Environment
 from pipelines.errors import QuantgateError
 from pipelines.evaluate import evaluate
+from pipelines.probe import PROMPT
 from pipelines.recipe import Suite, SuiteTask
 from pipelines.schemes import SchemeName
-from pipelines.verify import PROMPT
 from tests.conftest import edit_json
 
 STUB = Distribution(name="stand-in", version="1.2+test")

@@ -5,10 +5,10 @@ from pathlib import Path
 from pipelines import progress
 from pipelines.calibrate import CalibrationTokens
 from pipelines.device import choose_device
-from pipelines.engines import Written, named_kept
 from pipelines.engines.files import ArtifactFiles, copy_kept, read_rows
 from pipelines.packings import TORCH_NAMES, bitsandbytes_config
 from pipelines.plan import Plan
+from pipelines.written import Written, named_kept
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:

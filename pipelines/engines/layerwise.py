@@ -17,7 +17,7 @@ import ctypes
 import inspect
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,19 @@ import torch
 
 from pipelines import progress, rounding
 from pipelines.calibrate import CalibrationTokens, read_tokens
-from pipelines.engines import Written, gptq, smoothing, write_smoothing, written_config
+from pipelines.engines import gptq, smoothing
 from pipelines.engines.files import ArtifactFiles, copy_kept
 from pipelines.engines.statistics import Collector, InputStatistics
 from pipelines.errors import BadInput, QuantgateError, bad_input
 from pipelines.finite import check_finite
-from pipelines.plan import EXPERTS, LAYER, NOT_TEXT, Module, Plan, layer_number
+from pipelines.module_names import linearize_experts, named_alike
+from pipelines.names import EXPERTS, LAYER, layer_number
+from pipelines.plan import Module, Plan
+from pipelines.quantization_config import written_config
 from pipelines.recipe import Awq, Gptq, Rtn
 from pipelines.runtime import explained
 from pipelines.schemes import FP8_MAX, SCHEMES
+from pipelines.written import Written, write_smoothing
 
 BATCH_TOKENS = 4096
 """Tokens that pass through a layer at a time."""
@@ -43,8 +47,6 @@ MADV_PAGEOUT = 21
 """Linux's number for: take these pages out of memory, and lose nothing. Kernels before 5.4 ignore it."""
 SOUND = 0.03
 """Share of what a layer adds to its input that smoothing may change: rounding, where a norm has an offset."""
-EXPERT_NAMES = {"block_sparse_moe": "mlp", "ffn": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-"""Names in a checkpoint of Mixtral or DeepSeek, where transformers has others in the model."""
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
@@ -313,8 +315,6 @@ class _Work:
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer gets besides the hidden states."""
-
-
 DATA_FREE = "need a data-free method, like fp8"
 
 
@@ -410,14 +410,6 @@ def _load(plan: Plan) -> Any:
     return model
 
 
-def linearize_experts(model: Any) -> None:
-    """Put linear modules where transformers has one tensor for all experts of a layer."""
-    with smoothing.quietly():
-        from llmcompressor.modeling.moe.linearize import linearize_moe
-
-        linearize_moe(model)
-
-
 @contextlib.contextmanager
 def _all_experts(plan: Plan) -> Iterator[None]:
     """Give every token to every expert of a mixture."""
@@ -440,35 +432,6 @@ def _model_names(plan: Plan, model: Any) -> dict[str, str]:
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
     known = {name: module.address for name, module in plan.quantized.items()}
     return {**named_alike(plan.quantized, linear, known), **named_alike(plan.attentions, modules)}
-
-
-def named_alike(
-    names: Iterable[str], among: Iterable[str], addresses: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Each of `names` → itself or its address, if `among` has it, or the only name of the language model there that
-    ends alike."""
-    known = set(among)
-    by_tail: dict[str, list[str]] = {}
-    for name in known:
-        if not NOT_TEXT.search(name):
-            by_tail.setdefault(_tail(name), []).append(name)
-    found = {}
-    for name in names:
-        own = next((one for one in (name, (addresses or {}).get(name)) if one in known), None)
-        candidates = [own] if own else by_tail.get(_tail(name), [])
-        if len(candidates) != 1:
-            raise QuantgateError(f"module {name} of the checkpoint was not found in the model that transformers makes")
-        found[name] = candidates[0]
-    return found
-
-
-def _tail(name: str) -> str:
-    """A module's name from the number of its decoder layer on, as the model spells it."""
-    inside = name[found.start() :].lstrip(".") if (found := LAYER.search(name)) else name
-    parts = inside.split(".")
-    if "experts" in parts:
-        parts = [EXPERT_NAMES.get(part, part) for part in parts]
-    return ".".join(parts)
 
 
 def _decoder_layers(model: Any, names: dict[str, str]) -> list[Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pipelines import llama_cpp
 from pipelines.calibrate import CalibrationTokens
-from pipelines.engines import Written
 from pipelines.errors import QuantgateError
 from pipelines.gguf_convert import convert
 from pipelines.gguf_plan import IMATRIX, file_name
@@ -17,6 +16,7 @@ from pipelines.plan import Plan
 from pipelines.processes import run_logged
 from pipelines.recipe import Gguf
 from pipelines.store import package_versions
+from pipelines.written import Written
 
 LICENCES = ("LICENSE", "NOTICE")
 LONGEST = 127

@@ -16,7 +16,6 @@ from pipelines import environments, progress
 from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.device import choose_device
-from pipelines.engines import Written, named_kept, packed_config, worker_module, write_smoothing
 from pipelines.engines.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.errors import QuantgateError
 from pipelines.packings import exceptions
@@ -25,6 +24,7 @@ from pipelines.processes import Worker, clean_variables, serve
 from pipelines.recipe import Gptq
 from pipelines.repack import check_exact, unpack
 from pipelines.rounding import DTYPES, dequantize
+from pipelines.written import Written, named_kept, packed_config, worker_module, write_smoothing
 
 FIT_ROUNDS = 4
 """Of fitting the factors of columns and of rows in turn."""

@@ -11,11 +11,12 @@ import torch
 
 from pipelines import progress, rounding
 from pipelines.checkpoint import TensorInfo
-from pipelines.engines import Written, fused_names, rows_at_a_time, written_config
 from pipelines.engines.files import ArtifactFiles, quantized_module
 from pipelines.errors import QuantgateError, refuse
 from pipelines.finite import not_finite
 from pipelines.plan import Module, Plan
+from pipelines.quantization_config import written_config
+from pipelines.written import Written, fused_names, rows_at_a_time
 
 BLOCK_ELEMENTS = 1 << 21
 """Weights converted at a time: 8 MB in float32, small enough to stay in a core's cache."""

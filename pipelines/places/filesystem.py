@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import SUMS, FilesystemTarget, asking, files_of, path_for, sha256
+from pipelines.places.place import SUMS, FilesystemTarget, asking, files_of, path_for, sha256
 from pipelines.store import HASH_CHUNK, file_digest
 
 REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"

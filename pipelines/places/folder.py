@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, SUMS, files_of
+from pipelines.places.place import NOT_OURS, SUMS, files_of
 from pipelines.store import file_digest
 
 REMEDY = "give another folder with TO= or --to"

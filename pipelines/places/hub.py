@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, SUMS, HubTarget, asking, files_of, path_for
+from pipelines.places.place import NOT_OURS, SUMS, HubTarget, asking, files_of, path_for
 from pipelines.store import file_digest
 
 REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"

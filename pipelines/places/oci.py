@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from pipelines import progress
 from pipelines.errors import QuantgateError, bad_input
-from pipelines.places import NOT_OURS, OciTarget, asking, files_of, path_for
+from pipelines.places.place import NOT_OURS, OciTarget, asking, files_of, path_for
 from pipelines.record import RECORD, Manifest
 from pipelines.store import HASH_CHUNK, file_digest
 
