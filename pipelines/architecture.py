@@ -7,17 +7,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.checkpoint import Layout
+from pipelines.dtypes import TORCH_DTYPES
 from pipelines.errors import bad_input, brief
-from pipelines.schemes import Layout
 
 Family = Literal["AutoModelForCausalLM", "AutoModelForImageTextToText"]
 FAMILIES: tuple[Family, ...] = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 """The classes of transformers that load a language model, in the order in which they are asked."""
-TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
-    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 
 
 def load_config(folder: Path) -> Any:

@@ -15,6 +15,10 @@ from pipelines.errors import BadInput, Problem, bad_input, refuse
 from pipelines.schema import Frozen, check_plain
 from pipelines.store import digest, file_digest
 
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""Tensor suffix → (safetensors dtype, shape)."""
+
+
 BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,

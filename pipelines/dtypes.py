@@ -8,6 +8,14 @@ from pipelines.checkpoint import BYTES, FLOAT, Checkpoint
 from pipelines.device import ComputeDtype, Dtype
 from pipelines.errors import Problem, bad_input
 
+TORCH_DTYPES = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""PyTorch's name of each of safetensors' dtypes."""
+
+
 NAMES: dict[str, ComputeDtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """safetensors' names → PyTorch's."""
 SIZES: dict[ComputeDtype, int] = {name: BYTES[stored] for stored, name in NAMES.items()}

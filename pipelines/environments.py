@@ -22,6 +22,12 @@ from pipelines.processes import clean_variables
 from pipelines.schema import Frozen
 from pipelines.store import cache_dir, digest, file_digest
 
+
+def serve(module: str) -> list[str]:
+    """What follows a Python in the command that serves a module of `pipelines.workers`."""
+    return [str(Path(__file__).with_name("workers")), module]
+
+
 Accelerator = Literal["cpu", "cuda"]
 COMPLETE = ".complete"
 

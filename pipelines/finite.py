@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pipelines.checkpoint import FLOAT, Checkpoint, TensorInfo
+from pipelines.dtypes import TORCH_DTYPES
 from pipelines.errors import Problem, refuse
 
 if TYPE_CHECKING:
@@ -35,10 +36,8 @@ def _is_sound(checkpoint: Checkpoint, tensor: TensorInfo) -> bool:
 def _blocks(checkpoint: Checkpoint, tensor: TensorInfo) -> "Iterator[torch.Tensor]":
     import torch
 
-    from pipelines.rounding import DTYPES
-
     with (checkpoint.folder / tensor.file).open("rb") as file:
         file.seek(tensor.start)
         for at in range(0, tensor.bytes, BLOCK):
             data = bytearray(file.read(min(BLOCK, tensor.bytes - at)))
-            yield torch.frombuffer(data, dtype=DTYPES[tensor.dtype])
+            yield torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[tensor.dtype]))

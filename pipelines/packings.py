@@ -16,8 +16,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, assert_never
 
+from pipelines.checkpoint import Layout
 from pipelines.schema import Frozen
-from pipelines.schemes import Layout, SchemeName
+from pipelines.schemes import SchemeName
 from pipelines.schemes import layout as compressed_tensors
 
 Packing = Literal["compressed-tensors", "gptq", "awq", "modelopt", "bitsandbytes"]

@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.architecture import Family
-from pipelines.checkpoint import BYTES, Checkpoint
+from pipelines.checkpoint import BYTES, Checkpoint, Layout
 from pipelines.device import ComputeDtype
 from pipelines.gguf_plan import GgufTensor
 from pipelines.packings import Form, Packing, layout
 from pipelines.recipe import Recipe
 from pipelines.schema import Frozen
-from pipelines.schemes import Layout, SchemeName
+from pipelines.schemes import SchemeName
 
 
 class Module(Frozen):

@@ -180,8 +180,3 @@ def _kill(process: "subprocess.Popen[str]", log: IO[bytes]) -> None:
     for pipe in (process.stdin, process.stdout, log):
         with suppress(BrokenPipeError):  # what it did not read any more
             pipe.close()  # type: ignore[union-attr]
-
-
-def serve(module: str) -> list[str]:
-    """What follows a Python in the command that serves a module of `pipelines.workers`."""
-    return [str(Path(__file__).with_name("workers")), module]

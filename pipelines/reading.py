@@ -16,9 +16,10 @@ from pipelines import environments
 from pipelines.checkpoint import FLOAT, read_checkpoint
 from pipelines.device import ComputeDtype
 from pipelines.dtypes import own_dtype
+from pipelines.environments import serve
 from pipelines.errors import QuantgateError
 from pipelines.limits import positions
-from pipelines.processes import Worker, clean_variables, serve
+from pipelines.processes import Worker, clean_variables
 from pipelines.readers import ONE_BY_ONE, Home, Program, home, unknown
 from pipelines.runtime import load_for_inference, unrounded
 from pipelines.schema import Frozen

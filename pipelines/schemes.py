@@ -5,6 +5,7 @@ Plain data, no torch; `pipelines.rounding` does the arithmetic.
 
 from typing import Any, Literal, assert_never
 
+from pipelines.checkpoint import Layout
 from pipelines.schema import Frozen
 
 SchemeName = Literal[
@@ -15,10 +16,6 @@ Format = Literal[
     "float-quantized", "int-quantized", "pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "bitsandbytes"
 ]  # fmt: skip
 Strategy = Literal["tensor", "channel", "token", "group", "tensor_group", "block"]
-
-Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Tensor suffix → (safetensors dtype, shape)."""
-
 FP8_MAX = 448.0
 """Largest finite value of float8_e4m3fn."""
 FP4_MAX = 6.0
@@ -73,14 +70,12 @@ HOPPER = "NVIDIA GPUs of compute capability 9.0 or later (Hopper, Blackwell)"
 BLACKWELL = "NVIDIA GPUs of compute capability 10.0 or later (Blackwell)"
 HOPPER_ONLY = "NVIDIA GPUs of compute capability 9.0 (Hopper), for layers whose sides 128 divides"
 TURING = "NVIDIA GPUs of compute capability 7.5 or later (Turing on)"
-
 _INT8 = Numbers(bits=8, kind="int", strategy="channel")
 _INT4 = Numbers(bits=4, kind="int", strategy="group", group_size=128)
 _FP8 = Numbers(bits=8, kind="float", strategy="channel")
 _FP8_TOKEN = Numbers(bits=8, kind="float", strategy="token", dynamic=True)
 _FP4_16 = Numbers(bits=4, kind="float", strategy="tensor_group", group_size=16)
 _FP4_32 = Numbers(bits=4, kind="float", strategy="group", group_size=32)
-
 SCHEMES: dict[SchemeName, Scheme] = {
     "FP8_DYNAMIC": Scheme(family="FP8", format="float-quantized", weights=_FP8, activations=_FP8_TOKEN, hardware=ADA),
     "FP8_STATIC": Scheme(
@@ -156,7 +151,6 @@ SCHEMES: dict[SchemeName, Scheme] = {
         family="INT4", format="pack-quantized", weights=_INT4, activations=_FP8_TOKEN, hardware=HOPPER_ONLY
     ),
 }
-
 OWN_SCHEMES: tuple[SchemeName, ...] = tuple(
     name for name in SCHEMES if name not in ("FP8_TENSOR", "W8A8_STATIC", "NF4")
 )

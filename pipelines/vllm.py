@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.device import ComputeDtype
+from pipelines.environments import serve
 from pipelines.harness import Ends, HubLM, Question, Score, batches
 from pipelines.prefixes import shared
 from pipelines.probe import CONTINUATION, PROMPT
-from pipelines.processes import Worker, clean_variables, serve
+from pipelines.processes import Worker, clean_variables
 from pipelines.runtime import load_for_inference, score_tokens
 from pipelines.schema import Frozen
 from pipelines.schemes import SchemeName

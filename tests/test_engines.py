@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM
 
 from pipelines import environments
 from pipelines.checkpoint import Checkpoint
+from pipelines.environments import serve
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.plan_engines import KNOWN_MODELS
 from pipelines.plan_stage import make_plan
-from pipelines.processes import Worker, clean_variables, serve
+from pipelines.processes import Worker, clean_variables
 from pipelines.quantize import Artifact, quantize
 from pipelines.recipe import load_recipe
 from pipelines.repack import unpack

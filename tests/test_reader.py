@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipelines import plan, processes, quantization_config, reading
+from pipelines import environments, plan, quantization_config, reading
 from pipelines.card import reader_line
 from pipelines.errors import BadInput, QuantgateError
 from pipelines.plan_stage import make_plan
@@ -285,7 +285,7 @@ def test_the_reader_runs_where_nothing_of_ours_is_found(
     monkeypatch.setattr(reading, "command", COMMAND)
     reader = verify(quantize(make_plan(recipe(*W4), sources("llama")))).reader
     assert reader.weights_error is not None and reader.weights_error < 1e-5
-    folder, name = processes.serve("transformers_reader")
+    folder, name = environments.serve("transformers_reader")
     code = f"import sys; sys.path.insert(0, {folder!r}); import {name}; {name}.commands(None); import pipelines"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert "import of pipelines halted" in done.stderr

@@ -283,13 +283,13 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-import pipelines.plan
+import pipelines.plan_stage
 from pipelines import rounding
 from pipelines.engines import streaming
-from pipelines.plan import make_plan
+from pipelines.plan_stage import make_plan
 from pipelines.recipe import load_recipe
 from tests.fakes import anatomy_of
-pipelines.plan.examine, pipelines.plan.unreadable = anatomy_of, lambda _: ""
+pipelines.plan_stage.examine, pipelines.plan_stage.unreadable = anatomy_of, lambda _: ""
 recipe = load_recipe("fp8", ["quantize.scheme=" + sys.argv[3], "quantize.ignore=[lm_head]"])
 plan = make_plan(recipe, sys.argv[1])
 warm = torch.ones(64, 64, dtype=torch.bfloat16)  # what torch allocates once

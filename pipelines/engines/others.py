@@ -17,10 +17,11 @@ from pipelines.calibrate import CalibrationTokens, read_tokens
 from pipelines.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.device import choose_device
 from pipelines.engines.files import ArtifactFiles, copy_kept, quantized_module, read_rows
+from pipelines.environments import serve
 from pipelines.errors import QuantgateError
 from pipelines.packings import exceptions
 from pipelines.plan import Module, Plan
-from pipelines.processes import Worker, clean_variables, serve
+from pipelines.processes import Worker, clean_variables
 from pipelines.recipe import Gptq
 from pipelines.repack import check_exact, unpack
 from pipelines.rounding import DTYPES, dequantize
