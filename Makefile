@@ -67,11 +67,11 @@ test-llama: $(READY_DEV) ## the tests that run llama.cpp (compiles it: minutes, 
 	$(BIN)/pytest -m llama
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --python $(BIN)/python --generate-hashes \
-  --no-annotate --override pipelines/locks/no-torch.override --no-emit-package torch --no-emit-package triton \
+  --no-annotate --override pipelines/environments/locks/no-torch.override --no-emit-package torch --no-emit-package triton \
   --custom-compile-command 'make locks'
 
 locks: $(READY_DEV) ## resolve the locks of the engines' environments anew
-	$(foreach name,gptqmodel modelopt auto-gptq autoawq,$(LOCK) --upgrade --output-file pipelines/locks/$(name).txt pipelines/locks/$(name).in &&) true
+	$(foreach name,gptqmodel modelopt auto-gptq autoawq,$(LOCK) --upgrade --output-file pipelines/environments/locks/$(name).txt pipelines/environments/locks/$(name).in &&) true
 
 test-engines: $(READY_DEV) ## the tests that run other projects' engines (makes their environments: minutes, once)
 	$(BIN)/pytest -m engines

@@ -35,8 +35,8 @@ ENGINES = {
 
 def main() -> None:
     """Measure, and print the table as Markdown, a line as soon as it is known."""
-    from pipelines.checkpoint import read_checkpoint
-    from pipelines.models import load_model
+    from pipelines.checkpoint.headers import read_checkpoint
+    from pipelines.checkpoint.load import load_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=32)

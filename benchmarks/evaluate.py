@@ -49,9 +49,9 @@ def main() -> None:
 
 def print_ratios(options: argparse.Namespace) -> None:
     """Artifacts against their source, and bfloat16 against float32, in seconds over all tasks."""
-    from pipelines.models import load_model
-    from pipelines.plan_stage import make_plan
-    from pipelines.quantize import quantize
+    from pipelines.checkpoint.load import load_model
+    from pipelines.planning.stage import make_plan
+    from pipelines.quantization.stage import quantize
 
     source = load_model(options.model)
     folders = {name: quantize(make_plan(name, source)).checkpoint for name in options.artifacts}
@@ -97,7 +97,7 @@ def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
 
 def measure(way: str, task: str, limit: int, model: str, device: str, dtype: str) -> dict[str, Any]:
     """`one` in a process of its own, with a cache of its own but for what is fetched."""
-    from pipelines.store import cache_dir
+    from pipelines.core.cache import cache_dir
 
     fetched = cache_dir() / "wheels"
     with tempfile.TemporaryDirectory() as cache:
@@ -128,12 +128,12 @@ def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) ->
     import lm_eval.models.huggingface  # noqa: F401  # imports are not counted, in either way
     import torch
 
-    import pipelines.dequantize
-    import pipelines.transformers_lm  # noqa: F401
-    from pipelines.evaluate import evaluate
-    from pipelines.recipe import Suite, SuiteTask, load_task
-    from pipelines.store import Meter
-    from pipelines.tasks import open_task
+    import pipelines.runtimes.dequantize
+    import pipelines.runtimes.transformers_lm  # noqa: F401
+    from pipelines.core.cache import Meter
+    from pipelines.evaluation.stage import evaluate
+    from pipelines.evaluation.tasks import open_task
+    from pipelines.recipe.recipe import Suite, SuiteTask, load_task
 
     wanted, task = SuiteTask(task=name, limit=limit), load_task(name)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
@@ -156,8 +156,8 @@ def plain(model: str, task: Any, limit: int, loaded: Any, device: str, batch: in
     from lm_eval.evaluator import evaluate as run_lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from pipelines.evaluate import _document
-    from pipelines.tasks import quiet
+    from pipelines.evaluation.stage import _document
+    from pipelines.evaluation.tasks import quiet
 
     harness = HFLM(pretrained=model, dtype="auto", device=device, batch_size=batch)
     with quiet():
@@ -172,7 +172,7 @@ def in_dtype(model: str | None, dtype: str, scratch: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipelines.models import load_model
+    from pipelines.checkpoint.load import load_model
 
     folder = load_model(model).folder
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

@@ -16,16 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines import environments, llama_build, llama_cpp
-from pipelines.calibrate import CalibrationTokens, calibrate, held_out
-from pipelines.engines.llama_quantize import run_tool
-from pipelines.gguf_convert import convert
-from pipelines.gguf_plan import IMATRIX
-from pipelines.imatrix import write_imatrix
-from pipelines.models import load_model
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import Gguf, load_recipe
+from pipelines.calibration.stage import CalibrationTokens, calibrate, held_out
+from pipelines.checkpoint.load import load_model
+from pipelines.environments import isolated, llama_build
+from pipelines.planning.gguf import IMATRIX
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.engines.llama_cpp import run_tool
+from pipelines.quantization.gguf.convert import convert
+from pipelines.quantization.gguf.imatrix import write_imatrix
+from pipelines.recipe.recipe import Gguf, load_recipe
+from pipelines.runtimes import llama_cpp
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "iq3_m", "iq2_m")
 
@@ -51,7 +52,7 @@ def print_imatrix(plan: Plan, tokens: CalibrationTokens, source: Path, folder: P
     (folder / "text.txt").write_text(held_out(None, 8 * tokens.tokens), encoding="utf-8")
     sizes = ["-c", str(chunk), "--chunks", str(tokens.samples), "-t", str(llama_cpp.threads()), "--no-ppl"]
     files = ["-m", str(source), "-f", str(folder / "text.txt"), "-o", str(folder / "theirs.gguf")]
-    theirs = timed(run, [str(environments.make("llama-server") / "llama-imatrix"), *files, *sizes])
+    theirs = timed(run, [str(isolated.make("llama-server") / "llama-imatrix"), *files, *sizes])
     print(f"| importance matrix, {tokens.tokens:,} tokens | time, relative to llama-imatrix |\n|---|---|")
     print(f"| llama-imatrix | 1.00 |\n| quantgate | {ours / theirs:.2f} |\n", flush=True)
 

@@ -62,7 +62,7 @@ def main() -> None:
 
 def print_recipes(recipes: tuple[str, ...], calibrate: list[str], runs: int, scratch: Path) -> None:
     """The first table, as Markdown, a line as soon as it is known."""
-    from pipelines.models import load_model
+    from pipelines.checkpoint.load import load_model
 
     source = load_model().folder
     reference = scratch / "reference.safetensors"
@@ -161,11 +161,11 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
 
 def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
     """Our engine; plan and tokens are made before."""
-    from pipelines.calibrate import calibrate
-    from pipelines.engines import layerwise, streaming
-    from pipelines.plan_stage import make_plan
-    from pipelines.quantize import write_companions
-    from pipelines.recipe import load_recipe
+    from pipelines.calibration.stage import calibrate
+    from pipelines.planning.stage import make_plan
+    from pipelines.quantization.engines import layerwise, streaming
+    from pipelines.quantization.stage import write_companions
+    from pipelines.recipe.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     target.mkdir()
@@ -184,20 +184,20 @@ def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[st
 
 def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], int]:
     """Another project's engine, in an environment that is made before; its work tells its own peak memory in bytes."""
-    from pipelines import environments
-    from pipelines.calibrate import calibrate
-    from pipelines.engines import others
-    from pipelines.plan_stage import make_plan
-    from pipelines.quantize import write_companions
-    from pipelines.recipe import load_recipe
+    from pipelines.calibration.stage import calibrate
+    from pipelines.environments import isolated
+    from pipelines.planning.stage import make_plan
+    from pipelines.quantization.engines import other_projects
+    from pipelines.quantization.stage import write_companions
+    from pipelines.recipe.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     tokens = calibrate(plan)
-    environments.make(plan.recipe.quantize.engine)
+    isolated.make(plan.recipe.quantize.engine)
     target.mkdir()
 
     def work() -> int:
-        written = others.quantize(plan, tokens, target)
+        written = other_projects.quantize(plan, tokens, target)
         write_companions(plan.checkpoint, written, target)
         return written.peak_memory
 
@@ -216,9 +216,9 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM
 
-    from pipelines.calibrate import calibrate, read_tokens
-    from pipelines.plan_stage import make_plan
-    from pipelines.recipe import load_recipe
+    from pipelines.calibration.stage import calibrate, read_tokens
+    from pipelines.planning.stage import make_plan
+    from pipelines.recipe.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     samples = read_tokens(calibrate(plan)) if plan.recipe.calibrate else []
@@ -299,9 +299,9 @@ def held_out(settings: list[str]) -> Any:
     """Token ids (samples, tokens) that no calibration of this benchmark uses the like of: another seed."""
     import torch
 
-    from pipelines.calibrate import calibrate, read_tokens
-    from pipelines.plan_stage import make_plan
-    from pipelines.recipe import load_recipe
+    from pipelines.calibration.stage import calibrate, read_tokens
+    from pipelines.planning.stage import make_plan
+    from pipelines.recipe.recipe import load_recipe
 
     return torch.tensor(read_tokens(calibrate(make_plan(load_recipe("int4-gptq", settings)))))
 
@@ -310,7 +310,7 @@ def log_probabilities(folder: Path, tokens: Any) -> Any:
     """(samples, tokens, vocabulary) in float32."""
     import torch
 
-    from pipelines.runtime import load_for_inference
+    from pipelines.runtimes.loading import load_for_inference
 
     model = load_for_inference(folder, "cpu")
     with torch.inference_mode():
@@ -343,7 +343,7 @@ def make_wide(folder: Path, layers: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pipelines.models import load_model
+    from pipelines.checkpoint.load import load_model
 
     tokenizer = load_model().folder
     torch.manual_seed(0)

@@ -14,14 +14,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipelines import library
-from pipelines.calibrate import SHORTEST
-from pipelines.card import listed, loader, vllm_line
-from pipelines.gguf_types import DEFAULTS
-from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
-from pipelines.record import Manifest
-from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
-from pipelines.tables import FAMILIES, by_family
+from pipelines.calibration.stage import SHORTEST
+from pipelines.cli.tables import FAMILIES, by_family
+from pipelines.formats.gguf_types import DEFAULTS
+from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
+from pipelines.recipe import library
+from pipelines.recipe.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
+from pipelines.reporting.card import listed, loader, vllm_line
+from pipelines.reporting.record import Manifest
 
 HERE = Path(__file__).parent
 METHODS = (Rtn, Gptq, Awq)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.errors import BadInput, QuantgateError, brief
+from pipelines.core.errors import BadInput, QuantgateError, brief
 
 HERE = Path(__file__).parent
 SIZES: dict[int, tuple[str, ...]] = {
@@ -207,8 +207,8 @@ def outcome(kind: str, scratch: Path) -> Outcome:
 def attempt(recipe: str, folder: Path, scratch: Path) -> str:
     """Return `yes` for an artifact that transformers loads with logits near the source's, or why there is none."""
     from pipelines import make_plan, quantize
-    from pipelines.recipe import load_recipe
-    from pipelines.verify_stage import verify
+    from pipelines.recipe.recipe import load_recipe
+    from pipelines.verification.stage import verify
 
     settings = ["quantize.on_indivisible=skip", f"calibrate={{set: {calibration(scratch)}, samples: 4, seq_len: 32}}"]
     try:

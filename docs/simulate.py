@@ -2,7 +2,7 @@
 docs/figures/gate-*, in about five minutes on one core; `--quick` in seconds, with too few runs to quote.
 
 What is simulated are the answers. Every verdict is the gate's own: once over all documents, and once look by look
-(`pipelines.sequential`) until one is shown.
+(`pipelines.evaluation.looks`) until one is shown.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import charts
-from pipelines.gate import TaskVerdict, _combined, _decide, _Moments, below_floor
-from pipelines.recipe import Policy, Suite, SuiteTask, load_suite, load_task
-from pipelines.sequential import LOOKS, blocks, look_confidence
+from pipelines.evaluation.looks import LOOKS, blocks, look_confidence
+from pipelines.gating.gate import TaskVerdict, _combined, _decide, _Moments, below_floor
+from pipelines.recipe.recipe import Policy, Suite, SuiteTask, load_suite, load_task
+from pipelines.reporting import charts
 
 HERE = Path(__file__).parent
 TARGET = 0.99

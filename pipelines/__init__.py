@@ -5,12 +5,12 @@
 Importing this package loads neither torch nor transformers; a stage does when it runs.
 """
 
-from pipelines.evaluate import evaluate
-from pipelines.flow import run, run_all
-from pipelines.gate import gate
-from pipelines.plan_stage import make_plan
-from pipelines.publish import publish
-from pipelines.quantize import quantize
-from pipelines.recipe import load_recipe
+from pipelines.evaluation.stage import evaluate
+from pipelines.flow.run import run, run_all
+from pipelines.gating.gate import gate
+from pipelines.planning.stage import make_plan
+from pipelines.publishing.stage import publish
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import load_recipe
 
 __all__ = ["evaluate", "gate", "load_recipe", "make_plan", "publish", "quantize", "run", "run_all"]

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import environments, reading, store
-from pipelines.checkpoint import Checkpoint
-from pipelines.models import load_model
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.checkpoint.load import load_model
+from pipelines.core.cache import cache_dir
+from pipelines.environments import isolated
+from pipelines.verification import reader
 from tests import servers, warm, warm_reader
 from tests.fakes import anatomy_of, unreadable_unless_fake
 from tests.servers import Registry, Store
@@ -43,7 +45,7 @@ SHARED = ("tasks", "default-model")
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty cache for the session; only the fetched wheels (digest pinned) are shared with the user's."""
-    fetched = store.cache_dir() / "wheels"
+    fetched = cache_dir() / "wheels"
     fetched.mkdir(parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
     (folder / "wheels").symlink_to(fetched)
@@ -74,7 +76,7 @@ def own_cache(folder: Path, cache: Path) -> Path:
 def warm_readers() -> Iterator[None]:
     """Verification starts its reader from a process that has the imports, here and in commands (`tests.warm`)."""
     with warm_reader.serving() as command, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "command", lambda _: command)
+        patch.setattr(reader, "command", lambda _: command)
         yield
 
 
@@ -155,8 +157,8 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of checkpoints that are headers and no model: transformers is not asked about these."""
-    monkeypatch.setattr("pipelines.plan_stage.examine", anatomy_of)
-    monkeypatch.setattr("pipelines.plan_stage.unreadable", unreadable_unless_fake)
+    monkeypatch.setattr("pipelines.planning.stage.examine", anatomy_of)
+    monkeypatch.setattr("pipelines.planning.stage.unreadable", unreadable_unless_fake)
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def vllm_python(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of the environment in the user's own cache, which is made there unless it is."""
     with monkeypatch.context() as patch:
         patch.setenv("QUANTGATE_CACHE", str((cache / "wheels").resolve().parent))
-        return environments.make("vllm")
+        return isolated.make("vllm")
 
 
 @pytest.fixture
@@ -183,7 +185,7 @@ def _compiled(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = (cache / "wheels").resolve().parent
     with monkeypatch.context() as patch:
         patch.setenv("QUANTGATE_CACHE", str(own))
-        programs = environments.make(name)
+        programs = isolated.make(name)
     if not (cache / "environments").exists():
         (cache / "environments").symlink_to(own / "environments")
     return programs

@@ -1,12 +1,12 @@
 """Checkpoints that are headers and no model: for what a plan makes of names and shapes that no small model has."""
 
-from pipelines.anatomy import Anatomy, Kind, Place, examine
-from pipelines.checkpoint import Checkpoint, TensorInfo
-from pipelines.names import is_linear
-from pipelines.plan import Plan
-from pipelines.rehearsal import unreadable
-from pipelines.store import cache_dir
-from pipelines.trial import Trial
+from pipelines.checkpoint.headers import Checkpoint, TensorInfo
+from pipelines.checkpoint.names import is_linear
+from pipelines.core.cache import cache_dir
+from pipelines.planning.anatomy import Anatomy, Kind, Place, examine
+from pipelines.planning.plan import Plan
+from pipelines.planning.rehearsal import unreadable
+from pipelines.planning.trial import Trial
 
 
 def is_fake(checkpoint: Checkpoint) -> bool:

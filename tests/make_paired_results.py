@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.scores import Document
+from pipelines.evaluation.scores import Document
 
 
 def main(records: Sequence[str]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.errors import BadInput, Problem
-from pipelines.plan import Need, Part, Plan
-from pipelines.plan_needs import disk_lacks
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import load_recipe
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.errors import BadInput, Problem
+from pipelines.planning.needs import disk_lacks
+from pipelines.planning.plan import Need, Part, Plan
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.recipe import load_recipe
 from tests.conftest import edit_json, make_tiny
 from tests.test_plan import EVEN, ODD, bf16, experts_of, fake
 
@@ -238,7 +238,7 @@ def test_what_is_published_elsewhere_needs_no_room_here(
     cache.mkdir()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setenv("QUANTGATE_CACHE", str(cache))
-    monkeypatch.setattr("pipelines.plan_needs._disk", lambda folder: int(folder == full))
+    monkeypatch.setattr("pipelines.planning.needs._disk", lambda folder: int(folder == full))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 if Path(path) == full else usage.free))
     with pytest.raises(BadInput) as caught:
         make_plan("fp8", tiny, full)

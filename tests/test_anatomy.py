@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from docs.models import build, write_tokenizer
-from pipelines.anatomy import examine
-from pipelines.checkpoint import read_checkpoint
-from pipelines.distance import measure_distance, write_logprobs
-from pipelines.errors import BadInput
-from pipelines.generation import generate
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.recipe import load_recipe
-from pipelines.runtime import load_for_inference
-from pipelines.verify_stage import verify
+from pipelines.checkpoint.headers import read_checkpoint
+from pipelines.core.errors import BadInput
+from pipelines.planning.anatomy import examine
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import load_recipe
+from pipelines.runtimes.distance import measure_distance, write_logprobs
+from pipelines.runtimes.generation import generate
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
 from tests.test_families import EXPERTS, UNTIED, Make, make, text
 

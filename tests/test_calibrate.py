@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.calibrate import HELD_OUT_CHARACTERS, calibrate, encode, held_out, read_tokens
-from pipelines.checkpoint import Checkpoint
-from pipelines.errors import BadInput
-from pipelines.models import load_model
-from pipelines.overlap import measure_overlap
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import load_recipe, load_suite
-from pipelines.tokenizer import load_tokenizer
+from pipelines.calibration.stage import HELD_OUT_CHARACTERS, calibrate, encode, held_out, read_tokens
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.checkpoint.load import load_model
+from pipelines.checkpoint.tokenizer import load_tokenizer
+from pipelines.core.errors import BadInput
+from pipelines.evaluation.overlap import measure_overlap
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.recipe import load_recipe, load_suite
 from tests.conftest import BEAMS, edit_json, make_tiny, spoil, with_token
 
 WORDS = (
@@ -281,7 +281,7 @@ def test_the_model_writes_its_own_text(smollm2: Checkpoint) -> None:
 
 
 def test_overlap_counts_documents_whose_words_were_seen(tiny: Path, tmp_path: Path) -> None:
-    from pipelines.tasks import prompts
+    from pipelines.evaluation.tasks import prompts
 
     suite_file = tmp_path / "suite.yaml"
     suite_file.write_text(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.checkpoint import BYTES, INDEX, Checkpoint, read_checkpoint, read_header, refuse_quantized
-from pipelines.errors import BadInput
-from pipelines.models import load_model
+from pipelines.checkpoint.headers import BYTES, INDEX, Checkpoint, read_checkpoint, read_header, refuse_quantized
+from pipelines.checkpoint.load import load_model
+from pipelines.core.errors import BadInput
 from tests.conftest import Cli, edit_json
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]

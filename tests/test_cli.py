@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import library
-from pipelines.recipe import load_recipe
-from pipelines.tables import FAMILIES
+from pipelines.cli.tables import FAMILIES
+from pipelines.recipe import library
+from pipelines.recipe.recipe import load_recipe
 from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import LINEAR, LLAMA, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
 from tests.test_plan import sparse_checkpoint
@@ -107,7 +107,7 @@ HEAVY = ("accelerate", "compressed_tensors", "datasets", "gguf", "huggingface_hu
 def test_light_commands_import_no_heavy_package(tmp_path: Path) -> None:
     program = f"""
 import sys
-from pipelines.cli import main
+from pipelines.cli.main import main
 for arguments in [["--help"], *([command, "--help"] for command in {COMMANDS!r}), ["list"], ["show", "fp8"],
                   ["validate", "fp8", "int8"]]:
     try:

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from pipelines import columns, tables
-from pipelines.columns import Column, fitted, show_table
-from pipelines.estimate import Expected
+from pipelines.cli import columns, tables
+from pipelines.cli.columns import Column, fitted, show_table
+from pipelines.flow.estimate import Expected
 
 GATE = (
     Column("task", text=True),

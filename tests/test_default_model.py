@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelines import wheels
-from pipelines.checkpoint import Checkpoint
-from pipelines.default_model import GGUF
-from pipelines.store import file_digest
+from pipelines.checkpoint.default_model import GGUF
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core import wheels
+from pipelines.core.cache import file_digest
 
 
 @pytest.mark.slow

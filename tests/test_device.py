@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.device import Dtype
-from pipelines.dtypes import choose_dtype, fits, model_bytes, own_dtype
-from pipelines.errors import BadInput
-from pipelines.evaluate import evaluate
-from pipelines.gate import gate
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import Suite, SuiteTask
+from pipelines.checkpoint.dtypes import choose_dtype, fits, model_bytes, own_dtype
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.device import Dtype
+from pipelines.core.errors import BadInput
+from pipelines.evaluation.stage import evaluate
+from pipelines.gating.gate import gate
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.recipe import Suite, SuiteTask
 from tests.conftest import PLAIN, Cli, edit_json
 
 FEW = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=8),))

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from pipelines import display, progress
-from pipelines.display import Display
-from pipelines.store import cache_dir
+from pipelines.core import progress
+from pipelines.core.cache import cache_dir
+from pipelines.flow import display
+from pipelines.flow.display import Display
 from tests.conftest import EASY, Cli, own_cache
 
 LIBRARIES = ("Loading weights", "Compressing model", "Dispatching model", "it/s]", "UserWarning")
@@ -79,7 +80,7 @@ def test_on_a_terminal_a_run_is_one_picture(tiny: Path, tmp_path: Path) -> None:
 
 def test_what_is_written_below_python_goes_to_the_log_and_the_rest_comes_back(tmp_path: Path) -> None:
     code = (
-        "import os, subprocess, sys; from pathlib import Path; from pipelines.display import Display\n"
+        "import os, subprocess, sys; from pathlib import Path; from pipelines.flow.display import Display\n"
         "with Display('title', ['one'], {}, Path(sys.argv[1])).shown() as display:\n"
         "    with display.stage('one'):\n"
         "        os.write(2, b'from C\\n'); subprocess.run(['sh', '-c', 'echo from a child >&2'])\n"
@@ -170,7 +171,7 @@ def test_an_error_in_a_stage_reaches_the_caller_and_the_terminal_is_whole_again(
 
 
 BROKEN = (
-    "import sys; from pathlib import Path; from pipelines.display import Display\n"
+    "import sys; from pathlib import Path; from pipelines.flow.display import Display\n"
     "with Display('title', ['one'], {}, Path(sys.argv[1])).shown() as display, display.stage('one'):\n"
     "    print('a library')\n"
     "print('result')\n"

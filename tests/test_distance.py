@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.distance import Distance, measure_distance, write_logprobs
-from pipelines.errors import QuantgateError
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.runtime import load_for_inference
-from pipelines.verify_stage import verify
+from pipelines.core.errors import QuantgateError
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import quantize
+from pipelines.runtimes.distance import Distance, measure_distance, write_logprobs
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.verification.stage import verify
 from tests.test_families import Make, make
 
 assert make  # a fixture
@@ -53,7 +53,7 @@ def test_an_artifact_whose_logits_are_no_numbers_is_an_error(
     model = make("phi")
     found = distance(model, with_bias(model, tmp_path / "broken", math.nan), tmp_path)
     assert math.isnan(found.divergence), "it is not taken for none"
-    monkeypatch.setattr("pipelines.verify.measure_distance", lambda *_: found)
+    monkeypatch.setattr("pipelines.verification.checkpoint.measure_distance", lambda *_: found)
     with pytest.raises(QuantgateError, match="what it computes on plain text is not a number"):
         verify(quantize(make_plan("fp8", model)), "cpu")
 

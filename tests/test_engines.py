@@ -17,19 +17,19 @@ from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipelines import environments
-from pipelines.checkpoint import Checkpoint
-from pipelines.environments import serve
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan_engines import KNOWN_MODELS
-from pipelines.plan_stage import make_plan
-from pipelines.processes import Worker, clean_variables
-from pipelines.quantize import Artifact, quantize
-from pipelines.recipe import load_recipe
-from pipelines.repack import unpack
-from pipelines.rounding import dequantize
-from pipelines.runtime import load_for_inference
-from pipelines.verify_stage import verify
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.core.processes import Worker, clean_variables
+from pipelines.environments import isolated
+from pipelines.environments.isolated import serve
+from pipelines.formats.repack import unpack
+from pipelines.formats.rounding import dequantize
+from pipelines.planning.engines import KNOWN_MODELS
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import Artifact, quantize
+from pipelines.recipe.recipe import load_recipe
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.verification.stage import verify
 from tests.conftest import VOCABULARY, Cli, edit_json, make_tiny
 from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 
@@ -123,7 +123,8 @@ def test_silence_ends_it(command: list[str]) -> None:
 
 
 def test_no_worker_survives_whoever_started_it(command: list[str]) -> None:
-    code = "import sys; from pipelines.processes import *; Worker('tiny', sys.argv[1:], clean_variables()).ask('wait')"
+    code = "import sys; from pipelines.core.processes import *; "
+    code += "Worker('tiny', sys.argv[1:], clean_variables()).ask('wait')"
     parent = subprocess.Popen([sys.executable, "-c", code, *command])
     workers: list[psutil.Process] = []
     deadline = time.monotonic() + 60
@@ -155,9 +156,9 @@ def test_what_an_engine_does_not_do_is_refused(overrides: list[str], what: str) 
 
 
 def test_locks_hold_a_digest_for_every_package_and_no_torch() -> None:
-    for build in (environments.ENVIRONMENTS[name].builds["cpu"] for name in ENGINES):
+    for build in (isolated.ENVIRONMENTS[name].builds["cpu"] for name in ENGINES):
         assert build.lock
-        lines = (environments.LOCKS / build.lock).read_text().splitlines()
+        lines = (isolated.LOCKS / build.lock).read_text().splitlines()
         packages = [number for number, line in enumerate(lines) if "==" in line and not line.startswith((" ", "#"))]
         assert len(packages) > 30
         assert all(lines[number + 1].strip().startswith("--hash=sha256:") for number in packages)
@@ -263,7 +264,7 @@ def engines(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("QUANTGATE_CACHE", str(own))
         for name in ENGINES:
-            environments.make(name)
+            isolated.make(name)
     if not (cache / "environments").exists():
         (cache / "environments").symlink_to(own / "environments")
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import estimate, progress, reading, run
-from pipelines.checkpoint import Checkpoint
-from pipelines.estimate import Finished, expected_times, probe
-from pipelines.evaluate import Share, evaluate
-from pipelines.flow import foresee_times
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import Suite, SuiteTask, load_recipe, load_suite, task_documents
+from pipelines import run
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core import progress
+from pipelines.evaluation.stage import Share, evaluate
+from pipelines.flow import estimate
+from pipelines.flow.estimate import Finished, expected_times, probe
+from pipelines.flow.run import foresee_times
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.recipe import Suite, SuiteTask, load_recipe, load_suite, task_documents
+from pipelines.verification import reader
 from tests.conftest import EASY, Cli, own_cache
 from tests.test_progress import Heard
 
@@ -141,5 +144,5 @@ def test_the_reader_is_part_of_verification(smollm2: Checkpoint, monkeypatch: py
         return by_stage(expected_times(plan, suite, "transformers", "cpu"))["verify"].seconds
 
     read = verification()
-    monkeypatch.setattr(reading, "is_here", lambda _: False)
+    monkeypatch.setattr(reader, "is_here", lambda _: False)
     assert read > verification() + estimate.START

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from pipelines import library
-from pipelines.checkpoint import Checkpoint
-from pipelines.errors import BadInput
-from pipelines.evaluate import evaluate, looks
-from pipelines.gate import gate
-from pipelines.recipe import Suite, SuiteTask, Task, load_suite, load_task
-from pipelines.sequential import look_confidence
-from pipelines.tasks import prompts
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.errors import BadInput
+from pipelines.evaluation.looks import look_confidence
+from pipelines.evaluation.stage import evaluate, looks
+from pipelines.evaluation.tasks import prompts
+from pipelines.gating.gate import gate
+from pipelines.recipe import library
+from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_suite, load_task
 
 
 def suite(*tasks: SuiteTask) -> Suite:
@@ -41,7 +41,7 @@ def definition(task: Task, few: int, folder: Path) -> Path:
     import lm_eval
     from datasets import load_dataset
 
-    from pipelines.tasks import _index, _rows
+    from pipelines.evaluation.tasks import _index, _rows
 
     assert task.offline
     data, rows = folder / f"{task.task}.parquet", _rows(task.offline)

@@ -14,15 +14,15 @@ import torch
 from safetensors import safe_open
 
 from docs.models import write_tokenizer
-from pipelines.engines import layerwise
-from pipelines.errors import BadInput
-from pipelines.limits import positions
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import Artifact, quantize
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.runtime import load_for_inference
-from pipelines.verify_stage import verify
+from pipelines.checkpoint.limits import positions
+from pipelines.core.errors import BadInput
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.engines import layerwise
+from pipelines.quantization.stage import Artifact, quantize
+from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.verification.stage import verify
 
 COMMON = {
     "vocab_size": 258,
@@ -324,7 +324,7 @@ def test_every_expert_is_quantized_and_measured(
 
 def first_experts_input(source: Path, artifact: Artifact) -> torch.Tensor:
     """What the experts of the first layer read in calibration, (tokens, features)."""
-    from pipelines.calibrate import read_tokens
+    from pipelines.calibration.stage import read_tokens
 
     assert artifact.calibration
     seen: list[torch.Tensor] = []
@@ -357,7 +357,7 @@ def test_experts_in_formats_that_transformers_reads(
 
 def test_inputs_of_experts_are_rounded(make: Make, text: tuple[str, ...]) -> None:
     """One token, one layer that counts: what an expert makes of it is what its rounded weights make of it rounded."""
-    from pipelines.activations import fp8_round
+    from pipelines.formats.activations import fp8_round
 
     source = make("qwen3_moe", **EXPERTS)
     artifact = quantize(make_plan(recipe_for("fp8", text, EVERY_LAYER), source))

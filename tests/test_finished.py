@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from pipelines import progress
-from pipelines.errors import bad_input
-from pipelines.store import Result, cache_dir, found, keep
+from pipelines.core import progress
+from pipelines.core.cache import Result, cache_dir, found, keep
+from pipelines.core.errors import bad_input
 from tests.test_progress import Heard
 
 

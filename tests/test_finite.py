@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines import gguf_convert
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.errors import BadInput
-from pipelines.finite import BLOCK, check_finite
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.recipe import load_recipe
+from pipelines.checkpoint.finite import BLOCK, check_finite
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.errors import BadInput
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.gguf import convert
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import load_recipe
 from tests.conftest import Cli, spoil
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -69,7 +69,7 @@ def test_a_weight_that_is_quantized_is_blamed_by_the_calibrated_engine(tiny_copy
 def test_a_gguf_is_not_made_of_it(tiny_copy: Path) -> None:
     spoil(tiny_copy, "model.norm.weight", NAN)
     with pytest.raises(BadInput, match=r"tensor model.norm.weight holds NaN"):
-        gguf_convert.convert(read_checkpoint(tiny_copy))
+        convert.convert(read_checkpoint(tiny_copy))
 
 
 def test_a_broken_source_is_bad_input(cli: Cli, tiny_copy: Path) -> None:

@@ -13,16 +13,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipelines import rounding, run_all, store
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.cli import _finish_all as finish_all
-from pipelines.cli import main
-from pipelines.errors import BadInput, Problem, QuantgateError
-from pipelines.flow import Run, run
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.recipe import load_recipe
-from pipelines.record import Manifest
+from pipelines import run_all
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.cli.main import _finish_all as finish_all
+from pipelines.cli.main import main
+from pipelines.core.cache import cache_dir
+from pipelines.core.errors import BadInput, Problem, QuantgateError
+from pipelines.flow.run import Run, run
+from pipelines.formats import rounding
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import load_recipe
+from pipelines.reporting.record import Manifest
 from tests import warm
 from tests.conftest import EASY, PLAIN, Cli, make_tiny, own_cache
 
@@ -127,14 +129,14 @@ def test_recipes_share_baseline_and_calibration_text(tiny: Path, tmp_path: Path)
     suite, text = little(tmp_path, 6, 9), ("calibrate.samples=5", "calibrate.seq_len=56")  # no other test's
     recipes = [load_recipe(name, [suite, *text]) for name in ("fp8-static", "int8")]
     recipes.insert(1, load_recipe("fp8", [suite]))
-    before = set(store.cache_dir().glob("stages/calibrate/*/result.json"))
+    before = set(cache_dir().glob("stages/calibrate/*/result.json"))
     outcomes = run_all(recipes, tiny, tmp_path / "out")
     assert list(outcomes) == ["fp8-static", "fp8", "int8"]
     static, plain, int8 = map(stages, outcomes.values())
     assert not any(static.values())
     assert "calibrate" not in plain and plain["evaluate baseline"] and not plain["evaluate artifact"]
     assert int8["calibrate"] and int8["evaluate baseline"] and not int8["quantize"]
-    assert len(set(store.cache_dir().glob("stages/calibrate/*/result.json")) - before) == 1
+    assert len(set(cache_dir().glob("stages/calibrate/*/result.json")) - before) == 1
     for done in outcomes.values():
         assert isinstance(done, Run)
         recorded = {stage.stage: stage.reused for stage in done.manifest.stages}
@@ -369,7 +371,7 @@ def test_without_a_pass_publish_needs_a_reason_and_writes_it_down(cli: Cli, tiny
 def test_an_artifact_changed_after_it_was_judged_is_refused(
     cli: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", store.cache_dir())))
+    monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache_dir())))
     suite = little(tmp_path, 4, 4).removeprefix("gate.suite=")
     artifact = Path(json.loads(cli("quantize", "fp8", "--model", tiny, "--json").stdout)["artifact"])
     assert cli("evaluate", tiny, "--suite", suite, "--out", tmp_path / "b.json").returncode == 0

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from pipelines.errors import BadInput
-from pipelines.gate import Statistic, Verdict, _combined, _decide, _Moments, below_floor, judge
-from pipelines.power import Discordance, sight, typical
-from pipelines.recipe import Policy, Suite, SuiteTask
-from pipelines.scores import Document
+from pipelines.core.errors import BadInput
+from pipelines.evaluation.scores import Document
+from pipelines.gating.gate import Statistic, Verdict, _combined, _decide, _Moments, below_floor, judge
+from pipelines.gating.power import Discordance, sight, typical
+from pipelines.recipe.recipe import Policy, Suite, SuiteTask
 
 ALPHA = 0.05
 TARGET = 0.99

@@ -23,10 +23,10 @@ from statsmodels.stats import proportion
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import ttost_paired
 
-from pipelines.gate import Statistic, _combined, _Moments, _moments
-from pipelines.power import sight, typical
-from pipelines.recipe import Policy
-from pipelines.scores import Document
+from pipelines.evaluation.scores import Document
+from pipelines.gating.gate import Statistic, _combined, _Moments, _moments
+from pipelines.gating.power import sight, typical
+from pipelines.recipe.recipe import Policy
 from tests.make_paired_results import main as make_paired_results
 from tests.test_gate import (
     CERTIFIED,

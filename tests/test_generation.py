@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import BadInput
-from pipelines.generation import FILE, check_generation
-from pipelines.harness import Ends
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.runtime import load_for_inference
-from pipelines.transformers_lm import TransformersLM
-from pipelines.verify_stage import verify
+from pipelines.core.errors import BadInput
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import quantize
+from pipelines.runtimes.generation import FILE, check_generation
+from pipelines.runtimes.lm_eval import Ends
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.runtimes.transformers_lm import TransformersLM
+from pipelines.verification.stage import verify
 from tests.conftest import BEAMS, Cli, edit_json
 from tests.test_transformers_lm import plain
 

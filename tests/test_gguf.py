@@ -15,24 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import llama_build, llama_cpp
-from pipelines.calibrate import CalibrationTokens, _save, calibrate, held_out
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.evaluate import evaluate
-from pipelines.gguf_convert import _in_float32, _run_converter, convert, discard
-from pipelines.gguf_file import read_gguf
-from pipelines.gguf_plan import IMATRIX
-from pipelines.gguf_types import BLOCKS
-from pipelines.gguf_verify import _plain
-from pipelines.imatrix import write_imatrix
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.probe import PROMPT
-from pipelines.quantize import quantize
-from pipelines.recipe import load_recipe, load_suite
-from pipelines.record import Manifest
-from pipelines.verify_stage import verify
+from pipelines.calibration.stage import CalibrationTokens, _save, calibrate, held_out
+from pipelines.checkpoint.gguf_file import read_gguf
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.environments import llama_build
+from pipelines.evaluation.stage import evaluate
+from pipelines.formats.gguf_types import BLOCKS
+from pipelines.planning.gguf import IMATRIX
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.gguf.convert import _in_float32, _run_converter, convert, discard
+from pipelines.quantization.gguf.imatrix import write_imatrix
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import load_recipe, load_suite
+from pipelines.reporting.record import Manifest
+from pipelines.runtimes import llama_cpp
+from pipelines.runtimes.probe import PROMPT
+from pipelines.verification.gguf import _plain
+from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
 from tests.test_families import write_model
 from tests.test_flow import little, sums_hold
@@ -151,7 +152,7 @@ def test_the_importance_matrix_is_the_mean_square_of_inputs(tiny: Path, tmp_path
     write_imatrix(plan, tokens, tmp_path / IMATRIX)
     stored = matrix(tmp_path / IMATRIX)
     assert len(stored) == 4 * 7
-    from pipelines.calibrate import read_tokens
+    from pipelines.calibration.stage import read_tokens
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype="auto").eval()
     seen: list[torch.Tensor] = []
@@ -181,8 +182,8 @@ def test_held_out_text_is_not_what_was_calibrated_on(smollm2: Checkpoint) -> Non
 
 
 def first_rows(count: int) -> list[str]:
-    from pipelines.calibrate import _rows
-    from pipelines.recipe import Calibrate, load_set
+    from pipelines.calibration.stage import _rows
+    from pipelines.recipe.recipe import Calibrate, load_set
 
     rows, _ = _rows(load_set("passages"), Calibrate(set="passages", seed=7))
     return [next(rows)[0] for _ in range(count)]

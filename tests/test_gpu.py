@@ -8,21 +8,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipelines import rounding
-from pipelines.activations import fp8_round, input_rounder, int8_round
-from pipelines.calibrate import calibrate, held_out
-from pipelines.checkpoint import Checkpoint
-from pipelines.distance import chunks, measure_distance, write_logprobs
-from pipelines.engines import gptq, layerwise
-from pipelines.errors import QuantgateError
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import write_companions
-from pipelines.recipe import load_recipe
-from pipelines.record import Manifest
-from pipelines.runtime import load_for_inference
-from pipelines.schemes import FP8_MAX, OWN_SCHEMES, SCHEMES, SchemeName
-from pipelines.tokenizer import load_tokenizer
-from pipelines.transformers_lm import TransformersLM
+from pipelines.calibration.stage import calibrate, held_out
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.checkpoint.tokenizer import load_tokenizer
+from pipelines.core.errors import QuantgateError
+from pipelines.formats import rounding
+from pipelines.formats.activations import fp8_round, input_rounder, int8_round
+from pipelines.formats.schemes import FP8_MAX, OWN_SCHEMES, SCHEMES, SchemeName
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.engines import layerwise
+from pipelines.quantization.methods import gptq
+from pipelines.quantization.stage import write_companions
+from pipelines.recipe.recipe import load_recipe
+from pipelines.reporting.record import Manifest
+from pipelines.runtimes.distance import chunks, measure_distance, write_logprobs
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.runtimes.transformers_lm import TransformersLM
 from tests.conftest import EASY, PLAIN, Cli
 from tests.test_layerwise import DAMPENING, energy, inputs, moment, scales_of
 from tests.test_runtime import IDS, ROUNDED, activations, artifact, linear

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import BadInput
-from pipelines.flow import Run, run
-from pipelines.history import compare, discordance, read_runs
-from pipelines.power import Discordance
-from pipelines.recipe import load_recipe
-from pipelines.record import Manifest
+from pipelines.core.errors import BadInput
+from pipelines.flow.run import Run, run
+from pipelines.gating.power import Discordance
+from pipelines.recipe.recipe import load_recipe
+from pipelines.reporting.history import compare, discordance, read_runs
+from pipelines.reporting.record import Manifest
 from tests.conftest import Cli
 from tests.test_flow import little
 

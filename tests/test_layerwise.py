@@ -11,19 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines import rounding
-from pipelines.calibrate import CalibrationTokens, calibrate, read_tokens
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.engines import gptq, layerwise, smoothing
-from pipelines.engines.statistics import Collector, InputStatistics
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.recipe import load_recipe
-from pipelines.runtime import load_for_inference
-from pipelines.schemes import SCHEMES, SchemeName, config_group
-from pipelines.written import read_smoothing
+from pipelines.calibration.stage import CalibrationTokens, calibrate, read_tokens
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.formats import rounding
+from pipelines.formats.schemes import SCHEMES, SchemeName, config_group
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.engines import layerwise
+from pipelines.quantization.methods import gptq, smoothing
+from pipelines.quantization.methods.statistics import Collector, InputStatistics
+from pipelines.quantization.stage import quantize
+from pipelines.quantization.written import read_smoothing
+from pipelines.recipe.recipe import load_recipe
+from pipelines.runtimes.loading import load_for_inference
 from tests.conftest import edit_json
 from tests.test_families import ALL_HEADS, EXPERTS, GEMMA, MIXTRAL, TEXT, tensors, write_model
 

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from pipelines.checkpoint import Checkpoint
-from pipelines.errors import BadInput
-from pipelines.harness import Ends
-from pipelines.limits import known_token, language_config, positions
-from pipelines.models import load_model
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.transformers_lm import TransformersLM
-from pipelines.verify_stage import verify
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.checkpoint.limits import known_token, language_config, positions
+from pipelines.checkpoint.load import load_model
+from pipelines.core.errors import BadInput
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import quantize
+from pipelines.runtimes.lm_eval import Ends
+from pipelines.runtimes.transformers_lm import TransformersLM
+from pipelines.verification.stage import verify
 from tests.conftest import edit_json, make_tiny, with_token
 
 KINDS: list[tuple[str, dict[str, Any], int | None]] = [

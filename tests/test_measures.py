@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from pipelines.bounds import clustered_mean
-from pipelines.distance import Distance
-from pipelines.errors import BadInput
-from pipelines.gate import Verdict, judge
-from pipelines.measures import Measure, Name, Pairs, measure
-from pipelines.recipe import Limits, Policy
-from pipelines.scores import Document
+from pipelines.core.bounds import clustered_mean
+from pipelines.core.errors import BadInput
+from pipelines.evaluation.scores import Document
+from pipelines.gating.gate import Verdict, judge
+from pipelines.gating.measures import Measure, Name, Pairs, measure
+from pipelines.recipe.recipe import Limits, Policy
+from pipelines.runtimes.distance import Distance
 from tests.test_gate import documents, suite, within_alpha
 
 ALPHA = 0.05

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from pipelines.errors import BadInput
-from pipelines.models import load_model
+from pipelines.checkpoint.load import load_model
+from pipelines.core.errors import BadInput
 from tests.hub_server import HubServer, plain_client, serve
 
 

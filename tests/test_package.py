@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.card import card, serve_line
-from pipelines.flow import run
-from pipelines.recipe import CalibrationSet, Recipe, load_recipe
-from pipelines.record import Manifest
-from pipelines.schemes import SCHEMES
+from pipelines.flow.run import run
+from pipelines.formats.schemes import SCHEMES
+from pipelines.recipe.recipe import CalibrationSet, Recipe, load_recipe
+from pipelines.reporting.card import card, serve_line
+from pipelines.reporting.record import Manifest
 
 ROOT = Path(__file__).parent.parent
 SUITE = "{version: 1, name: little, summary: of the tests, tasks: [{task: sciq, limit: 5}]}"

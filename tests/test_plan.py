@@ -14,14 +14,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipelines.checkpoint import BYTES, Checkpoint, read_checkpoint
-from pipelines.errors import BadInput
-from pipelines.plan import Need, Plan
-from pipelines.plan_needs import disk_lacks
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
-from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName
-from pipelines.store import digest
+from pipelines.checkpoint.headers import BYTES, Checkpoint, read_checkpoint
+from pipelines.core.cache import digest
+from pipelines.core.errors import BadInput
+from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
+from pipelines.planning.needs import disk_lacks
+from pipelines.planning.plan import Need, Plan
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
 from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors
 
@@ -759,8 +759,8 @@ def test_torn_layers_are_one_problem(smollm2: Checkpoint) -> None:
 
 def write(plan: Plan, folder: Path) -> None:
     """An artifact of `plan`: by the engine, or of zeros where it would need a calibration set."""
-    from pipelines.engines import streaming
-    from pipelines.engines.files import ArtifactFiles, copy_kept
+    from pipelines.quantization.engines import streaming
+    from pipelines.quantization.files import ArtifactFiles, copy_kept
 
     folder.mkdir()
     (folder / "config.json").write_text("{}")

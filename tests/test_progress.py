@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
-from pipelines import progress
+from pipelines.core import progress
 
 
 class Heard:

@@ -17,21 +17,21 @@ from fsspec.registry import _registry as imported
 from in_toto_attestation.v1.statement import Statement
 from pyarrow import parquet
 
-from pipelines.bundle import Tampered, check
-from pipelines.card import card
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.flow import run
-from pipelines.gate import Verdict, gate
-from pipelines.places.folder import Folder
-from pipelines.places.place import FolderTarget, OciTarget
-from pipelines.places.targets import open_place, parse_target
-from pipelines.plan_stage import make_plan
-from pipelines.proof import Signer, Trust
-from pipelines.publish import check_published, publish, published, pull, sealed
-from pipelines.quantize import Artifact, quantize
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.record import Manifest
-from pipelines.store import file_digest, folder_digests
+from pipelines.core.cache import file_digest, folder_digests
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.flow.run import run
+from pipelines.gating.gate import Verdict, gate
+from pipelines.planning.stage import make_plan
+from pipelines.publishing.bundle import Tampered, check
+from pipelines.publishing.places.folder import Folder
+from pipelines.publishing.places.place import FolderTarget, OciTarget
+from pipelines.publishing.places.targets import open_place, parse_target
+from pipelines.publishing.provenance import Signer, Trust
+from pipelines.publishing.stage import check_published, publish, published, pull, sealed
+from pipelines.quantization.stage import Artifact, quantize
+from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.reporting.card import card
+from pipelines.reporting.record import Manifest
 from tests import hub_server, servers
 from tests.conftest import EASY, Cli
 from tests.servers import Registry, Store
@@ -461,7 +461,8 @@ def test_a_folder_that_can_be_made(to: str, plain: Path, tmp_path: Path) -> None
 MOUNTS = """
 mount -t tmpfs none "$1/disk" && mount --bind "$1/other" "$1/bound place" || exit 99
 exec "$2" -c '
-import sys; from pathlib import Path; from pipelines.places.folder import Folder; from pipelines.errors import *
+import sys; from pathlib import Path
+from pipelines.publishing.places.folder import Folder; from pipelines.core.errors import *
 for name in ("disk", "bound place"):
     for what in (lambda f: f.read("quantgate.json"), lambda f: f.upload(Path(sys.argv[2]))):
         try: what(Folder(Path(sys.argv[1]) / name))
@@ -524,7 +525,7 @@ def test_files_that_vanish_while_a_folder_is_filled(
             (path.parent / "a.bin").unlink()
         return file_digest(path)
 
-    monkeypatch.setattr("pipelines.places.folder.file_digest", digest_and_lose)
+    monkeypatch.setattr("pipelines.publishing.places.folder.file_digest", digest_and_lose)
     with pytest.raises(QuantgateError, match="files were removed from"):
         Folder(tmp_path / "here" / "out").upload(plain)
     assert not list((tmp_path / "here").iterdir())
@@ -532,7 +533,7 @@ def test_files_that_vanish_while_a_folder_is_filled(
 
 def test_what_a_killed_publisher_left_is_removed_by_the_next(plain: Path, tmp_path: Path) -> None:
     killed = (
-        "import os, sys; from pathlib import Path; from pipelines.places.folder import Folder\n"
+        "import os, sys; from pathlib import Path; from pipelines.publishing.places.folder import Folder\n"
         "Folder._show = lambda self, staging: os.kill(os.getpid(), 9)\n"
         "Folder(Path(sys.argv[1])).upload(Path(sys.argv[2]))"
     )
@@ -871,7 +872,8 @@ def test_two_runs_give_the_same_bytes(name: str, settings: tuple[str, ...], tiny
     """In two caches and two processes; where nothing is calibrated, the second is a slower processor's."""
     wheels = (Path(os.environ["QUANTGATE_CACHE"]) / "wheels").resolve()
     program = (
-        "import sys; from pipelines import load_recipe, make_plan, quantize; from pipelines.calibrate import calibrate;"
+        "import sys; from pipelines import load_recipe, make_plan, quantize;"
+        "from pipelines.calibration.stage import calibrate;"
         "plan = make_plan(load_recipe(sys.argv[2], ['quantize.ignore=[lm_head]', *sys.argv[3:]]), sys.argv[1]);"
         "print(quantize(plan, calibrate(plan) if plan.recipe.calibrate else None).checkpoint)"
     )

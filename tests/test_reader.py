@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipelines import environments, plan, quantization_config, reading
-from pipelines.card import reader_line
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.plan_stage import make_plan
-from pipelines.quantization_config import written_config
-from pipelines.quantize import Artifact, quantize
-from pipelines.reading import Reader
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.verify_stage import verify
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.environments import isolated
+from pipelines.planning import plan, quantization_config
+from pipelines.planning.quantization_config import written_config
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import Artifact, quantize
+from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.reporting.card import reader_line
+from pipelines.verification import reader as reading
+from pipelines.verification.reader import Reader
+from pipelines.verification.stage import verify
 from tests.conftest import edit_json
 from tests.test_families import EXPERTS, MIXTRAL, UNTIED, write_model, write_text
 
@@ -285,7 +287,7 @@ def test_the_reader_runs_where_nothing_of_ours_is_found(
     monkeypatch.setattr(reading, "command", COMMAND)
     reader = verify(quantize(make_plan(recipe(*W4), sources("llama")))).reader
     assert reader.weights_error is not None and reader.weights_error < 1e-5
-    folder, name = environments.serve("transformers_reader")
+    folder, name = isolated.serve("transformers_reader")
     code = f"import sys; sys.path.insert(0, {folder!r}); import {name}; {name}.commands(None); import pipelines"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert "import of pipelines halted" in done.stderr

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipelines import library
-from pipelines.errors import BadInput
-from pipelines.recipe import (
+from pipelines.core.errors import BadInput
+from pipelines.core.strict_yaml import MAX_FILE_BYTES, load
+from pipelines.core.wheels import PINNED
+from pipelines.formats.schemes import SCHEMES
+from pipelines.recipe import library
+from pipelines.recipe.recipe import (
     Calibrate,
     CalibrationSet,
     Gate,
@@ -25,9 +28,6 @@ from pipelines.recipe import (
     load_suite,
     load_task,
 )
-from pipelines.schema import MAX_FILE_BYTES, load
-from pipelines.schemes import SCHEMES
-from pipelines.wheels import PINNED
 
 RTN = """\
 version: 1

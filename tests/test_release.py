@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines import quantize
-from pipelines.calibrate import CalibrationTokens
-from pipelines.errors import BadInput
-from pipelines.places.place import files_of
-from pipelines.plan import Plan
-from pipelines.publish import check_published
-from pipelines.quantize import Artifact
-from pipelines.release import Outcome, foresee_release, load_release, prepare_release, run_release
-from pipelines.store import cache_dir
+from pipelines.calibration.stage import CalibrationTokens
+from pipelines.core.cache import cache_dir
+from pipelines.core.errors import BadInput
+from pipelines.flow.release import Outcome, foresee_release, load_release, prepare_release, run_release
+from pipelines.planning.plan import Plan
+from pipelines.publishing.places.place import files_of
+from pipelines.publishing.stage import check_published
+from pipelines.quantization.stage import Artifact
 from tests.conftest import EASY, Cli, make_tiny, own_cache
 from tests.servers import Registry
 
@@ -30,7 +30,7 @@ WRITTEN = {"release.json", "junit.xml", "summary.md", "report.html"}
 @pytest.fixture(scope="session")
 def models(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two small models, of different sizes."""
-    from pipelines.models import load_model
+    from pipelines.checkpoint.load import load_model
 
     folder = tmp_path_factory.mktemp("models")
     return tiny, make_tiny(folder / "small", load_model(), num_hidden_layers=2)
@@ -107,7 +107,7 @@ def test_one_bad_recipe_does_not_stop_the_others(
             raise ZeroDivisionError("a bug, with hf_secretTokenOfSomebody in it")
         return quantize(plan, tokens)
 
-    monkeypatch.setattr("pipelines.flow.quantize", broken)
+    monkeypatch.setattr("pipelines.flow.run.quantize", broken)
     release = load_release(file)
     outcome, folder = run_release(release, prepare_release(release, tmp_path), tmp_path / "reports")
     eight, fp, strict_item = outcome.items

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.errors import BadInput
-from pipelines.flow import Run, run
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import Recipe, load_recipe
-from pipelines.recipe_yaml import as_yaml
-from pipelines.record import Manifest
-from pipelines.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
-from pipelines.repair import repair
-from pipelines.verification import LayerError
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.errors import BadInput
+from pipelines.flow.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
+from pipelines.flow.repair import repair
+from pipelines.flow.run import Run, run
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.as_yaml import as_yaml
+from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.reporting.record import Manifest
+from pipelines.verification.results import LayerError
 from tests.test_flow import little
 
 

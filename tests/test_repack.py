@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pipelines import rounding
-from pipelines.checkpoint import read_checkpoint
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.packings import Form, Packing, form_of, layout
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import Artifact, quantize
-from pipelines.recipe import load_recipe
-from pipelines.repack import pack, repack, unpack
-from pipelines.rounding import Scales
-from pipelines.runtime import load_for_inference
-from pipelines.schemes import SCHEMES, SchemeName
-from pipelines.verify_stage import verify
+from pipelines.checkpoint.headers import read_checkpoint
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.formats import rounding
+from pipelines.formats.packings import Form, Packing, form_of, layout
+from pipelines.formats.repack import pack, repack, unpack
+from pipelines.formats.rounding import Scales
+from pipelines.formats.schemes import SCHEMES, SchemeName
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.stage import Artifact, quantize
+from pipelines.recipe.recipe import load_recipe
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.verification.stage import verify
 from tests.conftest import edit_json
 
 OTHERS: tuple[Packing, ...] = ("gptq", "awq")

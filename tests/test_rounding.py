@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import rounding
-from pipelines.rounding import DTYPES, Scales
-from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group, layout
+from pipelines.formats import rounding
+from pipelines.formats.rounding import DTYPES, Scales
+from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group, layout
 
 NAMES: tuple[SchemeName, ...] = OWN_SCHEMES
 STORED = {

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from pipelines import rounding
-from pipelines.activations import input_rounder
-from pipelines.plan_stage import make_plan
-from pipelines.quantization_config import written_config
-from pipelines.recipe import Calibrate, Recipe, Rtn
-from pipelines.runtime import load_for_inference, unrounded
-from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
-from pipelines.written import fused_names
+from pipelines.formats import rounding
+from pipelines.formats.activations import input_rounder
+from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
+from pipelines.planning.quantization_config import written_config
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.written import fused_names
+from pipelines.recipe.recipe import Calibrate, Recipe, Rtn
+from pipelines.runtimes.loading import load_for_inference, unrounded
 from tests.conftest import edit_json
 
 ROUNDED: list[SchemeName] = [name for name in OWN_SCHEMES if SCHEMES[name].activations]

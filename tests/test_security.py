@@ -21,18 +21,18 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pipelines.calibrate import calibrate, encode
-from pipelines.checkpoint import MAX_CARD, Checkpoint, read_checkpoint
-from pipelines.errors import BadInput
-from pipelines.flow import run
-from pipelines.gguf_convert import without_code
-from pipelines.models import load_model
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.recipe import Recipe, load_recipe, load_suite
-from pipelines.runtime import load_for_inference
-from pipelines.tasks import check_tasks
-from pipelines.tokenizer import load_tokenizer
+from pipelines.calibration.stage import calibrate, encode
+from pipelines.checkpoint.headers import MAX_CARD, Checkpoint, read_checkpoint
+from pipelines.checkpoint.load import load_model
+from pipelines.checkpoint.tokenizer import load_tokenizer
+from pipelines.core.errors import BadInput
+from pipelines.evaluation.tasks import check_tasks
+from pipelines.flow.run import run
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.gguf.convert import without_code
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import Recipe, load_recipe, load_suite
+from pipelines.runtimes.loading import load_for_inference
 from tests.conftest import edit_json
 
 ROOT = Path(__file__).parent.parent

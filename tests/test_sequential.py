@@ -14,12 +14,12 @@ from scipy import stats
 
 from docs import simulate
 from docs.simulate import CORE, SIZES, TARGET, Outcome, Task
-from pipelines import flow
-from pipelines.gate import Verdict, judge
-from pipelines.plan import Plan
-from pipelines.recipe import Policy, Suite, load_recipe
-from pipelines.scores import Document
-from pipelines.sequential import BLOCK, FEWEST, LOOKS, blocks, look_confidence, seen
+from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks, look_confidence, seen
+from pipelines.evaluation.scores import Document
+from pipelines.flow import run as flow
+from pipelines.gating.gate import Verdict, judge
+from pipelines.planning.plan import Plan
+from pipelines.recipe.recipe import Policy, Suite, load_recipe
 from tests.test_gate import documents, within_alpha
 
 TIMES = 2000

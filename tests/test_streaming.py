@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import rounding
-from pipelines import verify as verification
-from pipelines.checkpoint import INDEX, Checkpoint, read_checkpoint, read_header
-from pipelines.engines import streaming
-from pipelines.errors import QuantgateError
-from pipelines.plan import Plan
-from pipelines.plan_stage import make_plan
-from pipelines.quantize import quantize
-from pipelines.recipe import Recipe, Rtn, Rule
-from pipelines.runtime import load_for_inference
-from pipelines.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
-from pipelines.verify_stage import verify
+from pipelines.checkpoint.headers import INDEX, Checkpoint, read_checkpoint, read_header
+from pipelines.core.errors import QuantgateError
+from pipelines.formats import rounding
+from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
+from pipelines.planning.plan import Plan
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.engines import streaming
+from pipelines.quantization.stage import quantize
+from pipelines.recipe.recipe import Recipe, Rtn, Rule
+from pipelines.runtimes.loading import load_for_inference
+from pipelines.verification import checkpoint as checkpoint_verification
+from pipelines.verification.stage import verify
 from tests.conftest import edit_json, make_tiny
 from tests.test_checkpoint import split, write_checkpoint
 
@@ -121,7 +121,7 @@ def test_artifacts_pass_verification_and_load_in_transformers(
     from transformers import AutoModelForCausalLM
 
     source = sources(words)
-    for module in (streaming, verification):
+    for module in (streaming, checkpoint_verification):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 1 << 18)  # of the head, a part at a time
     artifact = quantize(plan_for(name, source))
     assert (artifact.checkpoint / INDEX).is_file() == ("shards" in words)
@@ -164,7 +164,7 @@ def test_blocks_of_scales_need_not_divide_what_is_read_at_once(
     smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_tiny(tmp_path / "source", smollm2, hidden_size=192, intermediate_size=384, num_hidden_layers=1)
-    for module in (streaming, verification):
+    for module in (streaming, checkpoint_verification):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 1)
     layers = verify(quantize(plan_for("FP8_BLOCK", source, group_size=96, ignore=("lm_head",))), "cpu").layers
     assert min(layer.sqnr for layer in layers) > CLOSE["FP8"][0]
@@ -205,8 +205,8 @@ def test_kept_tensors_may_be_called_scales_and_be_anything(
     smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a model that has such; this one has not, and the plan is to take them."""
-    for name in ("pipelines.plan_stage.check_complete", "pipelines.plan_stage.unreadable", "pipelines.reading._unread"):
-        monkeypatch.setattr(name, lambda *_: ())
+    for name in ("planning.stage.check_complete", "planning.stage.unreadable", "verification.reader._unread"):
+        monkeypatch.setattr(f"pipelines.{name}", lambda *_: ())
     source = make_tiny(tmp_path / "source", smollm2, num_hidden_layers=1)
     others = {"model.logit_scale": torch.tensor(-1.0), "model.layers.0.attn_scale": torch.zeros(4)}
     save_file(load_file(source / "model.safetensors") | others, source / "model.safetensors", metadata={"format": "pt"})
@@ -283,13 +283,13 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-import pipelines.plan_stage
-from pipelines import rounding
-from pipelines.engines import streaming
-from pipelines.plan_stage import make_plan
-from pipelines.recipe import load_recipe
+import pipelines.planning.stage
+from pipelines.formats import rounding
+from pipelines.quantization.engines import streaming
+from pipelines.planning.stage import make_plan
+from pipelines.recipe.recipe import load_recipe
 from tests.fakes import anatomy_of
-pipelines.plan_stage.examine, pipelines.plan_stage.unreadable = anatomy_of, lambda _: ""
+pipelines.planning.stage.examine, pipelines.planning.stage.unreadable = anatomy_of, lambda _: ""
 recipe = load_recipe("fp8", ["quantize.scheme=" + sys.argv[3], "quantize.ignore=[lm_head]"])
 plan = make_plan(recipe, sys.argv[1])
 warm = torch.ones(64, 64, dtype=torch.bfloat16)  # what torch allocates once

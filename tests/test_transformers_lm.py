@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import sequential, transformers_lm
-from pipelines.checkpoint import Checkpoint
-from pipelines.errors import QuantgateError
-from pipelines.evaluate import evaluate
-from pipelines.prefixes import Ask, Row, lay_out, shared
-from pipelines.recipe import Suite, SuiteTask, load_task
-from pipelines.tasks import open_task, quiet
-from pipelines.transformers_lm import TransformersLM, _fitting
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.errors import QuantgateError
+from pipelines.evaluation import looks
+from pipelines.evaluation.stage import evaluate
+from pipelines.evaluation.tasks import open_task, quiet
+from pipelines.recipe.recipe import Suite, SuiteTask, load_task
+from pipelines.runtimes import transformers_lm
+from pipelines.runtimes.prefixes import Ask, Row, lay_out, shared
+from pipelines.runtimes.transformers_lm import TransformersLM, _fitting
 from tests.conftest import edit_json, make_tiny
 
 TASKS = ("sciq", "arc_easy", "piqa", "hellaswag", "winogrande", "lambada_openai", "boolq")
@@ -179,7 +180,7 @@ def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
     smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is stopped by an exception in the middle of a task."""
-    monkeypatch.setattr(sequential, "FEWEST", 2)
+    monkeypatch.setattr(looks, "FEWEST", 2)
     few = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=12),))
     real, calls = TransformersLM.score_answers, []
 

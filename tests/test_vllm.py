@@ -16,14 +16,16 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines import environments, load_recipe, make_plan, quantize, vllm
-from pipelines.checkpoint import Checkpoint, read_checkpoint
-from pipelines.environments import Build, Distribution, Environment
-from pipelines.errors import QuantgateError
-from pipelines.evaluate import evaluate
-from pipelines.probe import PROMPT
-from pipelines.recipe import Suite, SuiteTask
-from pipelines.schemes import SchemeName
+from pipelines import load_recipe, make_plan, quantize
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core.errors import QuantgateError
+from pipelines.environments import isolated
+from pipelines.environments.isolated import Build, Distribution, Environment
+from pipelines.evaluation.stage import evaluate
+from pipelines.formats.schemes import SchemeName
+from pipelines.recipe.recipe import Suite, SuiteTask
+from pipelines.runtimes import vllm
+from pipelines.runtimes.probe import PROMPT
 from tests.conftest import edit_json
 
 STUB = Distribution(name="stand-in", version="1.2+test")
@@ -39,36 +41,36 @@ def small(*requirements: str) -> Environment:
 def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and an environment `small` of what comes with Python: there is no index to take more from."""
     if request.param == "pip":
-        monkeypatch.setattr("pipelines.installers.find_uv", lambda: None)
+        monkeypatch.setattr("pipelines.environments.installers.find_uv", lambda: None)
     cache: Path = tmp_path / request.param
     monkeypatch.setenv("QUANTGATE_CACHE", str(cache))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(Path(ensurepip.__file__).with_name("_bundled")))
-    monkeypatch.setitem(environments.ENVIRONMENTS, "small", small("pip"))
+    monkeypatch.setitem(isolated.ENVIRONMENTS, "small", small("pip"))
     return cache
 
 
 def test_an_environment_is_made_once_found_checked_and_removed(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert environments.find("small") is None
-    python = environments.make("small")
-    assert python == environments.find("small")
+    assert isolated.find("small") is None
+    python = isolated.make("small")
+    assert python == isolated.find("small")
     assert python.is_relative_to(own_cache / "environments")
     assert capsys.readouterr().err.startswith("making the environment small in ")
-    assert environments.make("small") == python
+    assert isolated.make("small") == python
     assert capsys.readouterr().err == ""
-    assert environments.check("small").split(".")[0].isdigit()
+    assert isolated.check("small").split(".")[0].isdigit()
     ask = "import importlib.metadata as m; print(m.version('stand-in'), [d.name for d in m.distributions()])"
     told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout
     assert told.startswith("1.2+test") and "setuptools" not in told
     with monkeypatch.context() as patch:  # other requirements are another environment
-        patch.setitem(environments.ENVIRONMENTS, "small", small("pip", "setuptools"))
-        assert environments.find("small") is None
-    environments.remove("small")
-    assert environments.find("small") is None
+        patch.setitem(isolated.ENVIRONMENTS, "small", small("pip", "setuptools"))
+        assert isolated.find("small") is None
+    isolated.remove("small")
+    assert isolated.find("small") is None
     with pytest.raises(QuantgateError, match="`quantgate env make small` makes it"):
-        environments.check("small")
+        isolated.check("small")
 
 
 def test_a_killed_creation_leaves_nothing_that_counts(own_cache: Path) -> None:
@@ -81,17 +83,17 @@ def test_a_killed_creation_leaves_nothing_that_counts(own_cache: Path) -> None:
         time.sleep(0.02)
     os.killpg(maker.pid, signal.SIGKILL)
     maker.wait()
-    assert environments.find("small") is None
+    assert isolated.find("small") is None
     remains = left[0].with_name("remains")
     remains.touch()
-    assert environments.make("small").exists()
+    assert isolated.make("small").exists()
     assert not remains.exists()
 
 
 def test_a_failed_install_shows_the_end_of_its_log(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(environments.ENVIRONMENTS, "small", small("there-is-no-such-package==1"))
+    monkeypatch.setitem(isolated.ENVIRONMENTS, "small", small("there-is-no-such-package==1"))
     with pytest.raises(QuantgateError) as failed:
-        environments.make("small")
+        isolated.make("small")
     (log,) = own_cache.glob("environments/small-*.log")
     assert f"the end of {log}:" in str(failed.value)
     said = {
@@ -99,7 +101,7 @@ def test_a_failed_install_shows_the_end_of_its_log(own_cache: Path, monkeypatch:
         "pip": "No matching distribution found for there-is-no-such-package==1",
     }
     assert said[own_cache.name] in " ".join(str(failed.value).split()), "but for where uv breaks its lines"
-    assert environments.find("small") is None
+    assert isolated.find("small") is None
     assert not list(own_cache.glob("environments/small-*/"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.places.targets import parse_target
+from pipelines.publishing.places.targets import parse_target
 
 ROOT = Path(__file__).parent.parent
 ACTION = ROOT / ".github/actions/quantgate/action.yml"

@@ -11,12 +11,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipelines import reading
-from pipelines.cli import main
+from pipelines.cli.main import main
+from pipelines.verification import reader
 from tests import warm_reader
 
 IMPORTED = (
-    "pipelines.flow",
+    "pipelines.flow.run",
     "lm_eval.evaluator",
     "lm_eval.tasks",
     "lm_eval.models.utils",
@@ -53,18 +53,18 @@ def call(arguments: list[str], folder: Path, environment: dict[str, str]) -> tup
 def start(arguments: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> ForkServerProcess:
     """Start the command in `folder`, with `out` and `err` for what it writes to standard output and error."""
     assert is_current(environment)
-    reader = reading.command(Path(sys.executable))
-    process = _context.Process(target=_command, args=(arguments, str(folder), environment, str(out), str(err), reader))
+    command = reader.command(Path(sys.executable))
+    process = _context.Process(target=_command, args=(arguments, str(folder), environment, str(out), str(err), command))
     process.start()
     return process
 
 
 def _command(
-    arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, reader: list[str]
+    arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str, read: list[str]
 ) -> None:
     """Be the command: its arguments, folder, environment, standard output and error, and what starts its readers."""
     gc.freeze()  # what was imported before the fork is neither looked at nor copied
-    reading.command = lambda python: reader  # noqa: ARG005
+    reader.command = lambda python: read  # noqa: ARG005
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

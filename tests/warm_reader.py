@@ -1,4 +1,4 @@
-"""The reader of `pipelines.reading` in a process of its own that need not import transformers anew.
+"""The reader of `pipelines.verification.reader` in a process of its own that need not import transformers anew.
 
 It is forked from one that has it, and nothing of ours, which is started when the first reader is asked for.
 
@@ -63,7 +63,7 @@ def _begin(listener: socket.socket, over: int) -> None:
 
 
 def _serve(over: int) -> None:
-    workers = Path(__file__).parents[1] / "pipelines" / "workers"
+    workers = Path(__file__).parents[1] / "pipelines" / "environments" / "workers"
     sys.path.insert(0, str(workers))  # as Python does it for the folder that it runs
     for name in IMPORTED:
         importlib.import_module(name)

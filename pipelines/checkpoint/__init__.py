@@ -1,0 +1,1 @@
+"""A checkpoint: headers, config, tokenizer, names, and the class that loads it. Nothing is quantized here."""

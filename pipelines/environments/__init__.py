@@ -1,0 +1,1 @@
+"""The environments that other projects live in, what fills them, and the workers that run there."""

@@ -1,0 +1,44 @@
+"""The loop after a gate that failed: the recipes of remedy.py, one after the other, until one passes."""
+
+from pathlib import Path
+
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.device import Dtype
+from pipelines.core.errors import bad_input
+from pipelines.evaluation.stage import Runtime
+from pipelines.flow.remedy import recipes
+from pipelines.flow.run import Run, run
+from pipelines.reporting.record import Manifest
+
+
+def repair(
+    failed: Manifest,
+    model: Checkpoint,
+    budget: int | None = None,
+    to: Path | str | None = None,
+    device: str | None = None,
+    dtype: Dtype = "auto",
+) -> tuple[Run, ...]:
+    """Take `model` through recipes with ever more bits for the layers that hurt most, until the gate says PASS or the
+    `budget` is used up: bytes of tensors, those of the artifact with every layer raised unless given.
+
+    Every attempt is a run of its own; all are returned, the last is the one that passed, if any did.
+
+    Raises:
+        BadInput: the model is another one, the run needs no repair, or nothing can be raised within the budget.
+    """
+    if model.digest != failed.model.digest:
+        raise bad_input(model.folder, f"is not the model of that run ({failed.model.label})", "give it with --model")
+    if failed.gate.verdict == "PASS":
+        raise bad_input(f"run of {failed.recipe.name}", "has passed its gate", "give a run that failed")
+    runtime: Runtime = "vllm" if failed.evaluation.runtime.startswith("vllm") else "transformers"
+    done: list[Run] = []
+    for recipe in recipes(failed, model, budget):
+        place = Path(to) / recipe.name if to else None
+        done.append(run(recipe, model, place, device, runtime, dtype=dtype))
+        if done[-1].verdict.verdict == "PASS":
+            break
+    if not done:
+        most = f"within {budget} bytes" if budget else "in this recipe"
+        raise bad_input(f"recipe {failed.recipe.name}", f"has no layer that could get more bits {most}")
+    return tuple(done)

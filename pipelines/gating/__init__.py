@@ -1,0 +1,1 @@
+"""The verdict: statistics of paired documents, and nothing that runs a model."""

@@ -1,0 +1,165 @@
+"""What transformers makes of a checkpoint: its class built on the meta device, where nothing has weights, and told the
+names and shapes that the headers give.
+
+Headers alone do not say which module holds a tensor, which of them are linear and called as such, which tensors a
+model lacks, and whether its head is the embedding by default. What was found is kept, so that a plan imports
+transformers once for each config.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.checkpoint.architecture import Family, load_config, load_on_meta, model_class, quiet
+from pipelines.checkpoint.headers import Checkpoint, TensorInfo, entries
+from pipelines.core.cache import Result, file_digest, keep
+from pipelines.core.errors import Problem, bad_input, brief, refuse
+from pipelines.core.strict_yaml import Frozen
+from pipelines.planning import trial
+from pipelines.planning.trial import Trial
+
+Kind = Literal["linear", "transposed", "experts", "other"]
+"""Of a module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all experts
+of a layer in one tensor; anything else."""
+COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
+"""Keys of a config that say how many layers there are: each holds at least one tensor."""
+
+
+class Place(Frozen):
+    """Where a tensor of the checkpoint goes in the model."""
+
+    module: str
+    """Name of the module that holds it, in the model."""
+    kind: Kind
+
+
+class Anatomy(Result):
+    """What transformers makes of a checkpoint."""
+
+    family: Family
+    architecture: str
+    """Name of the class."""
+    places: dict[str, Place]
+    """Tensor of the checkpoint → where it goes; without those that no module takes."""
+    missing: tuple[str, ...]
+    """Tensors of the model that the checkpoint does not have, and that are not tied to one that it has."""
+    unexpected: tuple[str, ...]
+    """Tensors of the checkpoint that the model does not read."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    """Name, shape in the checkpoint, shape in the model."""
+    trial: Trial
+    """What it does with a text."""
+    head: str
+    """The module that makes logits of hidden states; empty where the class does not say which."""
+    head_is_embedding: bool
+
+
+def examine(checkpoint: Checkpoint) -> Anatomy:
+    """Return what transformers makes of `checkpoint`, or what was found before.
+
+    Raises:
+        BadInput: its config is of no language model that transformers knows, or makes none.
+    """
+    inputs = {
+        "config": checkpoint.config,
+        "tensors": [[tensor.name, tensor.dtype, tensor.shape] for tensor in checkpoint.tensors],
+        "transformers": importlib.metadata.version("transformers"),
+        "trial": file_digest(Path(trial.__file__)),
+    }
+    return keep("anatomy", inputs, Anatomy, lambda _: _examine(checkpoint))
+
+
+def check_complete(checkpoint: Checkpoint, anatomy: Anatomy) -> Iterator[Problem]:
+    """Yield what is wrong with the tensors of a checkpoint: missing, of another shape, or read by nobody."""
+    where, who = str(checkpoint.folder), f"a {anatomy.architecture}"
+    if anatomy.missing:
+        remedy = "copy the checkpoint again"
+        if any("head" in name for name in anatomy.missing):
+            remedy += '; if its head is the embedding, set "tie_word_embeddings": true in config.json'
+        yield Problem(where, f"lacks {_named(anatomy.missing)} of {who}, which would be made up at random", remedy)
+    for name, stored, wanted in anatomy.mismatched[:3]:
+        what = f"tensor {name} is {list(stored)}, and {list(wanted)} in {who} of its config"
+        yield Problem(where, what, "give the config.json that belongs to these weights")
+    if anatomy.unexpected:
+        what = f"holds {_named(anatomy.unexpected)} that {who} does not read"
+        yield Problem(where, what, "remove them from the weights, or name the model's real class in config.json")
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors, like {names[0]},"
+
+
+def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
+    refuse(_endless(checkpoint))
+    config = load_config(checkpoint.folder)
+    family, chosen = model_class(config, checkpoint.folder)
+    try:
+        with quiet():
+            tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in checkpoint.tensors}
+            model, info = load_on_meta(chosen, config, tensors)
+            places = dict(_places(checkpoint, model))
+            head, head_is_embedding = _head(model)
+            tried = trial.run(model)
+    except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
+        what = f"transformers cannot make a {chosen.__name__} of it: {brief(error)}"
+        remedy = "give the config.json that belongs to these weights"
+        raise bad_input(checkpoint.folder / "config.json", what, remedy) from None
+    return {
+        "family": family,
+        "architecture": chosen.__name__,
+        "places": places,
+        "missing": tuple(sorted(info["missing_keys"])),
+        "unexpected": tuple(sorted(info["unexpected_keys"])),
+        "mismatched": tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]),
+        "trial": tried,
+        "head": head,
+        "head_is_embedding": head_is_embedding,
+    }
+
+
+def _endless(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Yield numbers of layers that cannot be: building so many modules would not end."""
+    most = len(checkpoint.tensors)
+    for key, value in entries(checkpoint.config):
+        if COUNTS.fullmatch(key) and isinstance(value, int) and not isinstance(value, bool) and value > most:
+            what = f"says {key} {value}, and its weights have {most} tensors"
+            yield Problem(str(checkpoint.folder / "config.json"), what, "give the config that belongs to these weights")
+
+
+def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
+    """Each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    parameters, modules = model.state_dict(), dict(model.named_modules())
+    for tensor in checkpoint.tensors:
+        name, _ = rename_source_key(tensor.name, renamings, converters, model.base_model_prefix, parameters)
+        if name in parameters:
+            holder = name.rpartition(".")[0]
+            yield tensor.name, Place(module=holder, kind=_kind(modules[holder], name, parameters[name], tensor))
+
+
+def _kind(module: Any, name: str, parameter: Any, tensor: TensorInfo) -> Kind:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if not name.endswith("weight") and parameter.ndim == 3:
+        return "experts"
+    if not name.endswith(".weight") or parameter.ndim != 2:
+        return "other"
+    if isinstance(module, Conv1D):
+        return "transposed"
+    alike = tuple(parameter.shape) == tensor.shape  # else the weights of several modules become one while they load
+    return "linear" if isinstance(module, torch.nn.Linear) and alike else "other"
+
+
+def _head(model: Any) -> tuple[str, bool]:
+    """The name of the module that makes logits, and whether its weight is the embedding's."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    return name, bool(name) and head.weight is getattr(embedding, "weight", None)

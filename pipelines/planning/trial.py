@@ -1,0 +1,263 @@
+"""A few tokens on their way through a model on the meta device: what its class does with them, with no weights.
+
+Operations on that device compute shapes and types, no numbers. What only numbers decide (which expert a token goes to)
+fails there, and says nothing of the model: what was seen until then is all that is reported.
+"""
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.core.errors import brief
+from pipelines.core.strict_yaml import Frozen
+
+TOKENS = 96
+"""Tokens that pass through the model, if it has as many positions: what a reader of an artifact computes on."""
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "einsum", "linear", "convolution")
+"""Operations that take numbers of one floating-point type only, on every device."""
+SHAPES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
+"""Operations whose results hold nothing of what they are given."""
+MOST = 1 << 16
+"""Numbers of a tensor that are computed where they are known."""
+MORE = "read more of a text than hidden states"
+NO_STATE = "get no hidden state for each token"
+
+
+class Trial(Frozen):
+    """What was seen."""
+
+    unused: tuple[str, ...]
+    """Linear modules that the model does not use as such: it reads their weights itself, or not at all."""
+    refused: str
+    """What the model's class says of any text, in an error of its own; empty if nothing."""
+    clash: str
+    """The module that multiplies numbers of two types, which no device does, and these types; empty if none."""
+    retyped: tuple[str, ...]
+    """Buffers that the model replaces by others of a narrower floating-point type while it computes."""
+    bound: dict[str, str]
+    """Stack of layers (`model.layers`) → what its layers do with a text that one layer after the other cannot."""
+
+
+def run(model: Any) -> Trial:
+    """Pass `TOKENS` tokens through `model`, which is on the meta device and of no use after that."""
+    import torch
+
+    from pipelines.checkpoint.limits import positions
+
+    tokens = min(TOKENS, positions(model.config.get_text_config(decoder=True)) or TOKENS)
+    linear = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    watch = _Watch(linear)
+    for module in model.modules():  # a loader calls this for modules with parts that it does not find
+        if not isinstance(module, torch.nn.Linear):
+            with contextlib.suppress(Exception), torch.no_grad():
+                model._init_weights(module)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name not in linear:
+            module.register_forward_hook(functools.partial(watch.compare, name))
+    sight = _Sight(tokens)
+    _look(model, sight)
+    before = _types(model)
+    ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    refused = ""
+    try:
+        with torch.inference_mode(), sight.mode(ids):
+            model(input_ids=ids, use_cache=False)
+    except Exception as error:  # what depends on values fails, and where, depends on the model
+        watch.called |= linear.keys()
+        refused = brief(error) if sight.exact and _own(error) else ""
+    after = _types(model)
+    narrowed = (name for name in before.keys() & after.keys() if after[name].itemsize < before[name].itemsize)
+    return Trial(
+        unused=tuple(sorted((linear.keys() - watch.called) | watch.read)),
+        refused=refused,
+        clash=sight.clash,
+        retyped=tuple(sorted(narrowed)),
+        bound=sight.bound,
+    )
+
+
+def _types(model: Any) -> dict[str, Any]:
+    """The types of the buffers of `model` that hold floating-point numbers."""
+    return {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+
+
+def _own(error: Exception) -> bool:
+    """Tell whether a model's class raised `error` itself, by a statement of its own."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return {"transformers", "models"} <= {*Path(last.filename).parts} and (last.line or "").startswith("raise ")
+
+
+def _look(model: Any, sight: "_Sight") -> None:
+    """Let `sight` see what layers of `model` are given, and which module is at work."""
+    from pipelines.checkpoint.names import LAYER
+
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(functools.partial(sight.enter, name))
+        if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
+            module.forward = functools.partial(sight.attempt, module.forward)
+        if LAYER.search(f"{name}."):
+            stack, _, number = name.rpartition(".")
+            if number.isdecimal():
+                module.register_forward_pre_hook(functools.partial(sight.layer, stack), with_kwargs=True)
+
+
+class _Sight:
+    """Follows a text from operation to operation, and what all texts share from value to value."""
+
+    def __init__(self, tokens: int) -> None:
+        self._shape = (1, tokens)
+        self.clash = ""
+        self.bound: dict[str, str] = {}
+        self.exact = True
+        """Whether all was computed so far as the model does it."""
+        self._module = ""
+        self._kept: list[Any] = []
+        """Tensors whose identity says something: no other one is to get it."""
+        self._told: set[int] = set()
+        """Those that say something of the text."""
+        self._left: dict[int, str] = {}
+        """Those of them that a layer left to later ones, and the stack of layers."""
+        self._values: dict[int, Any] = {}
+        """Those that depend on neither weights nor text, like positions, and what they hold."""
+
+    def mode(self, ids: Any) -> Any:
+        """Return the context in which every operation is seen; `ids` are the text."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        sight = self
+        self._note(ids, self._told.add)
+
+        class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                return sight.operation(func, args, kwargs or {})
+
+        return Mode()  # type: ignore[no-untyped-call]
+
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what `func` makes, and note what that says."""
+        given = [*_tensors((args, kwargs))]
+        self._check_types(func, given)
+        self.bound |= {self._left[id(tensor)]: MORE for tensor in given if id(tensor) in self._left}
+        known = all(id(tensor) in self._values for tensor in given) and not _unknown(func)
+        if known and not any("Tensor" in str(value.type) for value in func._schema.returns):
+            return self._compute(func, args, kwargs)  # a number, which decides what the model does next
+        made = func(*args, **kwargs)
+        if func._schema.is_mutable and not known:
+            self._values.clear()  # what looked into the same memory is not known either
+        if known and all(tensor.numel() <= MOST for tensor in _tensors(made)):
+            for tensor, value in zip(_tensors(made), _tensors(self._compute(func, args, kwargs)), strict=True):
+                self._note(tensor, functools.partial(self._set, value))
+        if func.overloadpacket.__name__ not in SHAPES and any(id(tensor) in self._told for tensor in given):
+            for tensor in (one for one in _tensors(made) if not _is_mask(one)):
+                self._note(tensor, self._told.add)
+        return made
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what `func` makes of known values."""
+        return func(*self._valued(args), **self._valued(kwargs))
+
+    def _valued(self, given: Any) -> Any:
+        """Return `given` with the values of its tensors."""
+        import torch
+
+        if isinstance(given, dict):
+            return {name: self._valued(value) for name, value in given.items()}
+        if isinstance(given, tuple | list):
+            return type(given)(self._valued(value) for value in given)
+        if isinstance(given, torch.Tensor):
+            return self._values[id(given)]
+        return torch.device("cpu") if isinstance(given, torch.device) else given
+
+    def _check_types(self, func: Any, given: list[Any]) -> None:
+        """Note a product of numbers of two types."""
+        types = {tensor.dtype for tensor in given if tensor.is_floating_point()}
+        if self.exact and not self.clash and len(types) > 1 and func.overloadpacket.__name__ in PRODUCTS:
+            names = sorted(str(dtype).removeprefix("torch.") for dtype in types)
+            self.clash = f"{self._module} multiplies {' by '.join(names)}"
+
+    def _set(self, value: Any, identity: int) -> None:
+        self._values[identity] = value
+
+    def _note(self, tensor: Any, note: Callable[[Any], None]) -> None:
+        self._kept.append(tensor)
+        note(id(tensor))
+
+    def enter(self, name: str, *_: Any) -> None:
+        """Note that the module `name` is at work."""
+        self._module = name
+
+    def attempt(self, forward: Any, hidden: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return what experts make of `hidden`, or that itself where only numbers tell which of them it goes to."""
+        try:
+            return forward(hidden, *args, **kwargs)
+        except Exception:  # of any kind: `run`
+            self.exact = False
+            return hidden if hidden is not None else next(_tensors(kwargs))
+
+    def layer(self, stack: str, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note what a layer of `stack` gets beside hidden states."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        others = (args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"})
+        left = [value for value in kwargs.values() if isinstance(value, MutableMapping) and not isinstance(value, dict)]
+        self._left |= {id(tensor): stack for tensor in _tensors([dict(value) for value in left])}
+        if any(id(tensor) in self._told for tensor in _tensors(others)):
+            self.bound.setdefault(stack, MORE)
+        if hidden is not None and tuple(hidden.shape[:2]) != self._shape:
+            self.bound[stack] = NO_STATE
+
+
+def _unknown(func: Any) -> bool:
+    """Tell whether what `func` makes of known numbers is not known."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in func.tags or "empty" in func.overloadpacket.__name__
+
+
+def _is_mask(tensor: Any) -> bool:
+    """Tell whether `tensor` says yes or no: of a text, where it is padded, which texts for calibration are not."""
+    import torch
+
+    return bool(tensor.dtype == torch.bool)
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    """All tensors in `value`, in order."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+class _Watch:
+    """Notes which linear modules are called, and of which the weight is read from outside."""
+
+    def __init__(self, linear: dict[str, Any]) -> None:
+        self.called: set[str] = set()
+        self.read: set[str] = set()
+        for name, module in linear.items():
+            weight = module._parameters.pop("weight")
+            module.forward = functools.partial(self._call, name, weight, module)
+            module.__class__ = type(
+                "Linear", (type(module),), {"weight": property(functools.partial(self._read, name, weight))}
+            )
+
+    def _call(self, name: str, weight: Any, module: Any, x: Any) -> Any:
+        import torch
+
+        self.called.add(name)
+        return torch.nn.functional.linear(x, weight, module.bias)
+
+    def compare(self, name: str, module: Any, given: Any, made: Any) -> None:
+        """Note a module of a class of its own that is more than a linear one, like one of groups."""
+        if tuple(made.shape) != (*given[0].shape[:-1], len(module.weight)):
+            self.read.add(name)
+
+    def _read(self, name: str, weight: Any, _: Any) -> Any:
+        self.read.add(name)
+        return weight

@@ -1,0 +1,203 @@
+"""Proof of what an artifact is: an in-toto statement of where it comes from, and an OpenSSF signature over all of it.
+
+The statement (https://in-toto.io/Statement/v1, predicate https://slsa.dev/provenance/v1) binds the digests of the
+artifact's files to those of source, recipe, calibration text and verdict. The signature is model-signing's
+(https://github.com/sigstore/model-transparency): over every file, so over the statement, too.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from pipelines.core.cache import digest
+from pipelines.core.errors import QuantgateError, bad_input
+from pipelines.core.secrets import redact
+from pipelines.core.strict_yaml import Frozen
+from pipelines.reporting.record import RECORD, Manifest
+
+PROVENANCE = "provenance.json"
+SIGNATURE = "model.sig"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:quantgate:recipe:v1"
+PASSWORD = "QUANTGATE_SIGNING_PASSWORD"
+"""The environment variable that holds the password of an encrypted key."""
+
+
+class Signer(Frozen):
+    """Who signs: a private key, a key with its certificate, or whom sigstore's identity provider says you are."""
+
+    key: Path | None = None
+    """PEM, of an elliptic curve."""
+    certificate: Path | None = None
+    """Of `key`, PEM."""
+    chain: tuple[Path, ...] = ()
+    """Certificates between that and the root."""
+    keyless: bool = False
+    """With the identity of the CI job, through sigstore's public instance."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.keyless == (self.key is not None):
+            raise ValueError("sign with a key, or keyless: exactly one")
+        if self.key is None and (self.certificate or self.chain):
+            raise ValueError("a certificate belongs to a key: give both")
+        if self.chain and not self.certificate:
+            raise ValueError("a chain belongs to a certificate: give both")
+        return self
+
+
+class Trust(Frozen):
+    """Whose signature is asked for: that of a key, of any certificate below a root, or of an identity."""
+
+    key: Path | None = None
+    """The public key, PEM."""
+    roots: tuple[Path, ...] = ()
+    """Certificates that are trusted, PEM."""
+    identity: str | None = None
+    issuer: str | None = None
+    """The identity (an address, a workflow) and who vouches for it, where the signature is keyless."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.key is not None) + bool(self.roots) + (self.identity is not None) != 1:
+            raise ValueError("trust a key, certificates or an identity: exactly one")
+        if (self.identity is None) != (self.issuer is None):
+            raise ValueError("an identity needs its issuer, and an issuer an identity")
+        return self
+
+
+def check_signer(signer: Signer) -> None:
+    """Refuse a signer whose files cannot be read, or whose key cannot sign, before anything expensive."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    for path in (signer.key, signer.certificate, *signer.chain):
+        if path and not path.is_file():
+            raise bad_input(path, "is not there, and was to sign with", "give the PEM file")
+    if signer.key is None:
+        return
+    password = os.environ.get(PASSWORD)
+    try:
+        key = load_pem_private_key(signer.key.read_bytes(), password.encode() if password else None)
+    except (OSError, ValueError, TypeError):  # what it says may show part of the file
+        raise bad_input(signer.key, "is no private key in PEM, or its password is wrong", f"set {PASSWORD}") from None
+    if not isinstance(key, EllipticCurvePrivateKey):
+        remedy = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+        raise bad_input(signer.key, "is no key of an elliptic curve", remedy)
+
+
+def sign(folder: Path, signer: Signer) -> None:
+    """Sign every file of `folder`, and put the signature into `SIGNATURE`."""
+    from model_signing import signing
+
+    config = signing.Config().set_hashing_config(_hashing(folder))
+    try:
+        if signer.key is None:
+            config.use_sigstore_signer(use_ambient_credentials=True)
+        elif signer.certificate is None:
+            config.use_elliptic_key_signer(private_key=signer.key, password=os.environ.get(PASSWORD))
+        else:
+            config.use_certificate_signer(
+                private_key=signer.key, signing_certificate=signer.certificate, certificate_chain=signer.chain
+            )
+        config.sign(folder, folder / SIGNATURE)
+    except Exception as error:  # of sigstore, cryptography, the network: they share no class
+        raise QuantgateError(redact(f"{folder}: could not be signed: {error}")) from None
+
+
+def check_signature(folder: Path, trust: Trust) -> str | None:
+    """Why the signature of `folder` is not one of whom `trust` names over exactly these files; None if it is."""
+    from model_signing import verifying
+
+    if not (folder / SIGNATURE).is_file():
+        return f"it is not signed: there is no {SIGNATURE}"
+    config = verifying.Config().set_hashing_config(_hashing(folder))
+    try:
+        if trust.key:
+            config.use_elliptic_key_verifier(public_key=trust.key)
+        elif trust.roots:
+            config.use_certificate_verifier(certificate_chain=trust.roots)
+        else:
+            assert trust.identity and trust.issuer
+            config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer)
+        config.verify(folder, folder / SIGNATURE)
+    except Exception as error:  # a signature of somebody else, a changed file, and a broken one raise alike
+        return f"its signature does not hold: {' '.join(str(error).split())[:300] or type(error).__name__}"
+    return None
+
+
+def _hashing(folder: Path) -> Any:
+    """Every file but the signature counts, `.gitattributes` too: hubs add one, and ours have none."""
+    from model_signing import hashing
+
+    return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
+
+
+def statement(manifest: Manifest, files: dict[str, str]) -> dict[str, Any]:
+    """The in-toto statement over `files` (name → SHA-256): what they were made of, how, and what was found."""
+    model = manifest.model
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": value}} for name, value in sorted(files.items())],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": manifest.recipe.model_dump(mode="json"), "model": model.label},
+                "internalParameters": {"recipe_digest": recipe_digest(manifest)},
+                "resolvedDependencies": _dependencies(manifest),
+            },
+            "runDetails": {
+                "builder": {"id": "urn:quantgate:cli", "version": dict(manifest.versions)},
+                "metadata": {"finishedOn": manifest.created},
+                "byproducts": [
+                    {"name": RECORD, "digest": {"sha256": files[RECORD]}, "annotations": verdict(manifest)},
+                ],
+            },
+        },
+    }
+
+
+def recipe_digest(manifest: Manifest) -> str:
+    """Over the resolved recipe."""
+    return digest(manifest.recipe.model_dump(mode="json"))
+
+
+def verdict(manifest: Manifest) -> dict[str, Any]:
+    """What the statement says of the gate's verdict."""
+    gate = manifest.gate
+    return {
+        "verdict": gate.verdict,
+        "certified": gate.certified,
+        "retention": gate.retention,
+        "lower_bound": gate.lower_bound,
+        "forced": gate.forced,
+        "suite": manifest.evaluation.suite.name,
+    }
+
+
+def _dependencies(manifest: Manifest) -> list[dict[str, Any]]:
+    model, calibration = manifest.model, manifest.calibration
+    origin = f"hf://{model.hub_id}@{model.revision}" if model.hub_id and model.revision else model.label
+    found: list[dict[str, Any]] = [
+        {"name": f"model/{name}", "uri": origin, "digest": {"sha256": value}} for name, value in model.files.items()
+    ]
+    if calibration:
+        found.append({"name": f"calibration/{calibration.set}", "digest": {"quantgate": calibration.digest}})
+    if manifest.commit:
+        found.append({"name": "quantgate", "digest": {"gitCommit": manifest.commit.removesuffix("+dirty")}})
+    return found
+
+
+def contradictions(found: dict[str, Any], manifest: Manifest, files: dict[str, str]) -> list[str]:
+    """In what a statement that was read differs from the one that record and files give."""
+    expected = statement(manifest, files)
+    if found == json.loads(json.dumps(expected)):
+        return []
+    if not isinstance(found, dict) or found.get("subject") != expected["subject"]:
+        return [f"{PROVENANCE} is about other files"]
+    return [f"{PROVENANCE} is about another recipe, source, calibration text or verdict"]

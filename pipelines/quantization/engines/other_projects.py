@@ -1,0 +1,188 @@
+"""Engines of other projects, each in an environment of its own: asked through pipes, and taken at their numbers only.
+
+Of what they write, the quantized modules are kept, and norms and biases that smoothing changed. The rest comes from the
+source, byte for byte, so that no engine decides about tokenizer, config or the dtype of an embedding.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.checkpoint.headers import Checkpoint, TensorInfo, read_checkpoint
+from pipelines.core import progress
+from pipelines.core.device import choose_device
+from pipelines.core.errors import QuantgateError
+from pipelines.core.processes import Worker, clean_variables
+from pipelines.environments import isolated
+from pipelines.environments.isolated import serve
+from pipelines.formats.packings import exceptions
+from pipelines.formats.repack import check_exact, unpack
+from pipelines.formats.rounding import DTYPES, dequantize
+from pipelines.planning.plan import Module, Plan
+from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
+from pipelines.quantization.written import Written, named_kept, packed_config, worker_module, write_smoothing
+from pipelines.recipe.recipe import Gptq
+
+FIT_ROUNDS = 4
+"""Of fitting the factors of columns and of rows in turn."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Let the recipe's engine quantize, and write the artifact's weight files, in its packing, into `folder`.
+
+    What the engine prints is in `engine.log` beside `folder`.
+
+    Raises:
+        QuantgateError: the engine failed, or wrote something else than the plan says.
+    """
+    assert tokens
+    raw = folder.parent / "raw"
+    raw.mkdir()  # and the engine's current folder: some leave logs there
+    handed = folder.parent / "tokens.json"
+    handed.write_text(json.dumps(read_tokens(tokens)), encoding="utf-8")
+    said, peak = _ask(plan, handed, raw, folder.parent / "engine.log")
+    handed.unlink()
+    written = _take(plan, read_checkpoint(raw), folder)
+    shutil.rmtree(raw)
+    return written.model_copy(
+        update={"engine": f"{plan.recipe.quantize.engine} {said['version']}", "peak_memory": peak}
+    )
+
+
+def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str], int]:
+    """What the engine answers when it wrote its checkpoint into `raw`, and its peak memory in bytes."""
+    engine = plan.recipe.quantize.engine
+    python = isolated.make(engine)
+    variables = {**clean_variables(), **OFFLINE}
+    variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
+    job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
+    with progress.bar(None, engine, "step") as bar:
+
+        def see(done: int, total: int, what: str) -> None:
+            bar.reach(done, total)
+            progress.note(what)
+
+        with Worker(engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw) as worker:
+            said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan), device=choose_device(None))
+            return said, worker.peak_memory
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """What the engine is told beside files and modules."""
+    method, form = plan.recipe.quantize, plan.form
+    dampening = {"dampening": method.dampening} if isinstance(method, Gptq) else {}
+    match method.engine:
+        case "modelopt":
+            return {"scheme": form.scheme, "group_size": form.group_size, "kept": named_kept(plan)}
+        case "auto-gptq" | "autoawq":  # which leave nothing out, as the plan knows
+            return {"group_size": form.group_size, **dampening}
+    return {
+        "method": method.method,
+        "symmetric": form.scheme == "W4A16",
+        "group_size": form.group_size,
+        "dynamic": exceptions(named_kept(plan)),
+        **dampening,
+    }
+
+
+def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
+    """Write the artifact from the engine's checkpoint `raw` and the source."""
+    ours, theirs = ({tensor.name: tensor for tensor in each.tensors} for each in (plan.checkpoint, raw))
+    _check(plan, theirs)
+    changed = frozenset(_changed(plan, raw, theirs))
+    factors: dict[str, torch.Tensor] = {}
+    with ArtifactFiles(plan, folder) as files:
+        copy_kept(plan, files, changed)
+        for name in changed:
+            files.write(name, read_rows(raw.folder, theirs[name]).to(DTYPES[ours[name].dtype]))
+        for module in progress.track(plan.quantized.values(), "take", "layer"):
+            parts = {suffix: _part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
+            for suffix, part in parts.items():
+                files.write(f"{module.name}.{suffix}", part)
+            if changed or module.scales_input:
+                weight = read_rows(plan.checkpoint.folder, ours[f"{module.name}.weight"]).float()
+                factors |= _factors(module, weight, parts)
+    if factors:
+        write_smoothing(factors, folder)
+    return Written(**_described(plan, raw), rescaled=tuple(sorted(changed)))
+
+
+def _check(plan: Plan, theirs: dict[str, TensorInfo]) -> None:
+    """Raise QuantgateError unless the engine wrote every part of every module as the plan says."""
+    for module in plan.quantized.values():
+        for suffix, part in module.parts.items():
+            found = theirs.get(f"{module.name}.{suffix}")
+            known = found and ("F16" if _is_bfloat16_scale(found) else found.dtype, found.shape)
+            if known != part:
+                what = f"{found.dtype} {found.shape}" if found else "nothing"
+                raise QuantgateError(
+                    f"{plan.recipe.quantize.engine} wrote {what} as {module.name}.{suffix}, the plan says {part}"
+                )
+
+
+def _is_bfloat16_scale(tensor: TensorInfo) -> bool:
+    """GPTQModel's AWQ stores scales in the dtype of the model; AutoAWQ, whose layout it is, in float16."""
+    return tensor.dtype == "BF16" and tensor.name.endswith(".scales")
+
+
+def _part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
+    """A part of a module as the plan wants it, exactly."""
+    stored = read_rows(raw.folder, tensor)
+    if not _is_bfloat16_scale(tensor):
+        return stored
+    check_exact(stored, torch.float16)
+    return stored.half()
+
+
+def _changed(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
+    """The norms and biases that the engine changed; a change of anything larger is an error."""
+    for tensor in plan.checkpoint.tensors:
+        if tensor.name not in theirs or quantized_module(plan, tensor):
+            continue
+        ours, other = read_rows(plan.checkpoint.folder, tensor), read_rows(raw.folder, theirs[tensor.name])
+        if torch.equal(ours.to(other.dtype), other):  # an engine may store another dtype
+            continue
+        if ours.dim() > 1:
+            raise QuantgateError(f"{plan.recipe.quantize.engine} changed {tensor.name}, which the plan keeps")
+        yield tensor.name
+
+
+def _factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What smoothing did to a module's weight, for `verify`: fitted, since the engine does not tell.
+
+    Least squares for the columns, then for the rows, in turn, of `columns * weight / rows` to the stored weight. What
+    this attributes to smoothing is one number for each row and column, of a whole matrix of rounding errors. Where
+    the factors of the columns are stored, they are taken from there.
+    """
+    assert module.form
+    if module.scales_input:
+        return {f"{module.name}.columns": 1 / parts["pre_quant_scale"].float()}
+    stored = dequantize(*unpack(parts, module.form, module.shape[1]))
+    columns, rows = torch.ones(module.shape[1]), torch.ones(module.shape[0])
+    for _ in range(FIT_ROUNDS):
+        scaled = weight / rows[:, None]
+        columns = _ratio((scaled * stored).sum(0), scaled.square().sum(0))
+        scaled = weight * columns
+        rows = 1 / _ratio((scaled * stored).sum(1), scaled.square().sum(1))
+    return {f"{module.name}.columns": columns, f"{module.name}.rows": rows}
+
+
+def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """Their quotient where it is a positive number, 1 elsewhere."""
+    found = above / below
+    return torch.where(found.isfinite() & (found > 0), found, torch.ones_like(found))
+
+
+def _described(plan: Plan, raw: Checkpoint) -> dict[str, Any]:
+    """The `quantization_config` of the artifact, and the files in which older readers look for it."""
+    packing = plan.recipe.engine_packing
+    if packing == "modelopt":
+        beside = json.loads((raw.folder / "hf_quant_config.json").read_text(encoding="utf-8"))
+        return {"quantization_config": raw.config["quantization_config"], "configs": {"hf_quant_config.json": beside}}
+    return packed_config(plan)

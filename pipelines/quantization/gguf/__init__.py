@@ -1,0 +1,1 @@
+"""What llama.cpp quantizes from: the unquantized GGUF, and the importance matrix."""

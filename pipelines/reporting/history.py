@@ -1,0 +1,179 @@
+"""Finished runs: how they compare, and what they say about the next."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.core.cache import cache_dir
+from pipelines.core.device import ComputeDtype, processor
+from pipelines.core.errors import BadInput, Problem, bad_input, refuse
+from pipelines.core.strict_yaml import Frozen
+from pipelines.gating.power import Discordance, typical
+from pipelines.planning.plan import Plan
+from pipelines.recipe.recipe import Recipe, Suite
+from pipelines.reporting.record import RECORD, Manifest
+
+
+def finished() -> list[dict[str, Any]]:
+    """The records (`run.json`) of finished runs; those of other versions, too, whatever they hold."""
+    records = []
+    for path in sorted((cache_dir() / "runs").glob("*/run.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # being written, or not ours
+        if isinstance(record, dict) and record.get("verdict"):
+            records.append(record)
+    return records
+
+
+def discordance(recipe: Recipe) -> Discordance:
+    """How often answers changed in earlier runs of the recipe's schemes (of a GGUF, its file type), over all documents
+    they were judged on; what is typical where there were none.
+
+    Half a change is added: of one that was never seen, only that it is rare is known.
+    """
+    changed, documents, artifacts = 0.5, 0.5, set()
+    for record in finished():
+        try:
+            manifest = record["manifest"]
+            if _kind(manifest["recipe"]["quantize"]) != _kind(recipe.quantize.model_dump(mode="json")):
+                continue
+            tasks = manifest["gate"]["tasks"]
+            counts = [(task["documents"], task["lost"] + task["gained"]) for task in tasks]
+        except (KeyError, TypeError):
+            continue  # of a version that recorded something else
+        what = json.dumps([manifest["files"], manifest["evaluation"]["suite"]], sort_keys=True)
+        if what in artifacts:
+            continue
+        artifacts.add(what)
+        documents += sum(count for count, _ in counts)
+        changed += sum(count for _, count in counts)
+    return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical(recipe.loss_class)
+
+
+BY_RECIPE = ("calibrate", "quantize", "verify")
+"""Stages that take as long as the recipe makes them; the others go with the suite."""
+
+
+def seconds_of_runs(plan: Plan, suite: Suite, runtime: str, device: str) -> dict[str, float]:
+    """Stage → seconds that it is going to take: the median of finished runs, in proportion to the parameters of their
+    models; of runs on such a processor in the same dtype, of the same method and schemes or on the same suite, runtime
+    and device. What none had is left out.
+    """
+    quantize = plan.recipe.quantize.model_dump(mode="json")
+    kind, where = [quantize["method"], _kind(quantize)], [suite.model_dump(mode="json"), runtime, device]
+    computes = [plan.dtype, processor()]
+    rates: dict[str, list[float]] = defaultdict(list)
+    for record in finished():
+        try:
+            manifest = record["manifest"]
+            done = manifest["recipe"]["quantize"]
+            if [record["dtype"], manifest["hardware"]["processor"]] != computes:
+                continue
+            same_kind = [done["method"], _kind(done)] == kind
+            same_place = [manifest["evaluation"]["suite"], record["runtime"], record["device"]] == where
+            for stage in manifest["stages"]:
+                if same_kind if stage["stage"] in BY_RECIPE else same_place:
+                    rates[stage["stage"]].append(stage["seconds"] / manifest["model"]["parameters"])
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue  # of a version that recorded something else
+    return {stage: statistics.median(found) * plan.checkpoint.parameters for stage, found in rates.items()}
+
+
+def _kind(quantize: dict[str, Any]) -> Any:
+    rules = sorted(str(rule.get("scheme")) for rule in quantize.get("rules") or ())
+    return quantize.get("type") or [quantize["scheme"], rules]
+
+
+class Ranked(Frozen):
+    """A run among others of the same model, suite, runtime and device."""
+
+    manifest: Manifest
+    efficient: bool
+    """No other is smaller and keeps as much, or as small and keeps more: it is on the frontier of size and quality."""
+
+
+class Ranking(Frozen):
+    """Runs that can be compared, since they share their baseline."""
+
+    model: str
+    suite: str
+    runtime: str
+    device: str
+    dtype: ComputeDtype | None
+    runs: tuple[Ranked, ...]
+    """The smallest artifact first."""
+    recommended: int | None
+    """Which of `runs` is the smallest that passed."""
+
+
+def compare(runs: Sequence[Manifest]) -> tuple[Ranking, ...]:
+    """Rank `runs` (what `read_run` returns), apart for each baseline: retentions of different baselines say nothing
+    about each other."""
+    apart: dict[str, list[Manifest]] = defaultdict(list)
+    for run in runs:
+        judged = run.evaluation
+        baseline = [run.model.digest, judged.suite.model_dump_json(), judged.runtime, judged.device, judged.dtype]
+        apart[json.dumps(baseline)].append(run)
+    return tuple(_ranking(alike) for alike in apart.values())
+
+
+def _ranking(runs: Iterable[Manifest]) -> Ranking:
+    ordered = sorted(runs, key=lambda run: (run.size.bytes_after, -_kept(run)))
+    ranked = tuple(Ranked(manifest=run, efficient=not any(_beats(other, run) for other in ordered)) for run in ordered)
+    passed = (number for number, run in enumerate(ordered) if run.gate.verdict == "PASS")
+    judged = ordered[0].evaluation
+    return Ranking(
+        model=ordered[0].model.label,
+        suite=judged.suite.name,
+        runtime=judged.runtime,
+        device=judged.device,
+        dtype=judged.dtype,
+        runs=ranked,
+        recommended=next(passed, None),
+    )
+
+
+def _kept(run: Manifest) -> float:
+    return -1.0 if run.gate.retention is None else run.gate.retention
+
+
+def _beats(one: Manifest, other: Manifest) -> bool:
+    ours, theirs = (one.size.bytes_after, -_kept(one)), (other.size.bytes_after, -_kept(other))
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+
+
+def read_runs(places: Sequence[Path]) -> list[Manifest]:
+    """What each run came to: `places` are published artifacts, `run.json` files, or their folders.
+
+    Raises:
+        BadInput: some hold no finished run of this version; all are named.
+    """
+    runs: list[Manifest] = []
+    problems: list[Problem] = []
+    for place in places:
+        try:
+            runs.append(_read(place))
+        except BadInput as error:
+            problems += error.problems
+    refuse(problems)
+    return runs
+
+
+def _read(place: Path) -> Manifest:
+    files = [place] if place.is_file() else [place / RECORD, place / "run.json"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise bad_input(place, "holds no run", "give a published artifact, a run.json, or its folder")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if "stages" in record and "manifest" not in record and "gate" not in record:
+            raise bad_input(file, "is of a run that did not finish", "run it again; it goes on where it was")
+        return Manifest.model_validate_json(json.dumps(record.get("manifest", record)))
+    except (OSError, ValueError, TypeError, AttributeError):
+        what = "is not the record of a run by this version of quantgate"
+        raise bad_input(file, what, "run it again, or read it with the version that wrote it") from None

@@ -1,0 +1,186 @@
+"""The record of a run, `quantgate.json`: what other programs read.
+
+Its schema is docs/quantgate.schema.json; a change that breaks its readers raises `SCHEMA_VERSION`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipelines.core.cache import digest
+from pipelines.core.device import ComputeDtype
+from pipelines.core.strict_yaml import Frozen
+from pipelines.formats.gguf_types import TensorType
+from pipelines.formats.schemes import SchemeName
+from pipelines.gating.gate import TaskVerdict
+from pipelines.gating.measures import Measure
+from pipelines.recipe.recipe import HubDataset, Policy, Recipe, Suite
+from pipelines.runtimes.distance import Distance
+from pipelines.verification.reader import Reader
+from pipelines.verification.results import LayerError
+
+SCHEMA_VERSION = 1
+RECORD = "quantgate.json"
+"""What the record of a published artifact is called."""
+REPORT = "report.html"
+CARD = "README.md"
+
+
+class ModelRecord(Frozen):
+    """The source checkpoint."""
+
+    label: str
+    hub_id: str | None
+    revision: str | None
+    licence: str | None
+    """As its card declares it."""
+    spdx: str | None = None
+    """The same as an SPDX expression; None if it names no licence."""
+    digest: str
+    files: dict[str, str]
+    parameters: int
+    notes: tuple[str, ...]
+
+
+class SizeRecord(Frozen):
+    """Of all tensors."""
+
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+
+
+class ModulesRecord(Frozen):
+    """Linear modules that became the same, for the same reason."""
+
+    scheme: SchemeName | None
+    """None: kept in the source's precision."""
+    group_size: int | None
+    reason: str
+    """Why they are kept, or what was changed to quantize them; mostly empty."""
+    count: int
+
+
+class TensorsRecord(Frozen):
+    """Tensors of a GGUF that became the same, for the same reason."""
+
+    type: TensorType
+    reason: str
+    """Why they are not of the type that the file type gives them; mostly empty."""
+    count: int
+
+
+class CalibrationRecord(Frozen):
+    """Which text the method saw."""
+
+    set: str
+    source: dict[str, Any]
+    revision: str
+    rows: tuple[str, ...]
+    samples: int
+    tokens: int
+    digest: str
+    gate_documents: int
+    gate_documents_overlapping: int
+    """Documents of the gate's suite that share 13 consecutive words with the calibration text."""
+
+
+class GateRecord(Frozen):
+    """The verdict; `verdict`, `certified`, `retention` and `lower_bound` are what other programs read."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    certified: bool
+    retention: float | None
+    lower_bound: float | None
+    upper_bound: float | None
+    target: float
+    reasons: tuple[str, ...]
+    more_documents: int | None
+    confidence: float = 0.95
+    """Of each one-sided bound."""
+    spared: int = 0
+    """Documents of the suite that were not evaluated, because the verdict was shown without them."""
+    measures: tuple[Measure, ...] = ()
+    """Measures more sensitive than accuracy, with their bounds and the policy's limits."""
+    forced: str | None = None
+    """Why the artifact was published without a PASS."""
+    policy: Policy
+    tasks: tuple[TaskVerdict, ...]
+
+
+class EvaluationRecord(Frozen):
+    """What the verdict rests on."""
+
+    suite: Suite
+    runtime: str
+    device: str
+    dtype: ComputeDtype | None = None
+    """What baseline and artifact computed in; null where the runtime chooses for each product."""
+    task_versions: dict[str, str]
+    metrics: dict[str, str]
+    shots: dict[str, int]
+    splits: dict[str, str] = Field(default={})
+    data: dict[str, str]
+    datasets: dict[str, HubDataset] = Field(default={})
+    """What the hub calls the documents of a task, where that is known."""
+    source_in_transformers: dict[str, float] = Field(default={})
+    """Mean score of the source for each task, where baseline and artifact ran in llama.cpp."""
+
+
+class VerificationRecord(Frozen):
+    """What was measured on the artifact's files."""
+
+    quantized: int
+    kept: int
+    dropped: tuple[str, ...]
+    loss_before: float
+    loss_after: float
+    agreement: float
+    continuation: str
+    layers: tuple[LayerError, ...]
+    distance: Distance | None = None
+    """From the source, on held-out text; of a GGUF, from the unquantized one."""
+    reader: Reader | None = None
+    """What loaded it as its users will; null in records of earlier versions, which did not ask."""
+
+
+class StageRecord(Frozen):
+    """What a stage cost when it ran."""
+
+    stage: str
+    seconds: float
+    peak_memory: int
+    peak_gpu_memory: int = 0
+    reused: bool
+
+
+class Manifest(Frozen):
+    """`quantgate.json`: everything that went into an artifact, and what came of it."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    quantgate: str
+    commit: str | None
+    model: ModelRecord
+    recipe: Recipe
+    size: SizeRecord
+    modules: tuple[ModulesRecord, ...] = ()
+    tensors: tuple[TensorsRecord, ...] = ()
+    gate: GateRecord
+    evaluation: EvaluationRecord
+    calibration: CalibrationRecord | None
+    verification: VerificationRecord
+    files: dict[str, str]
+    """SHA-256 of each file of the artifact but this one, the card and SHA256SUMS."""
+    stages: tuple[StageRecord, ...]
+    expected_memory: dict[str, int] = Field(default={})
+    """Stage → the bytes of memory that the plan expected it to take."""
+    versions: dict[str, str]
+    engine: str = ""
+    """Name and version of the engine, if it is another project's."""
+    hardware: dict[str, str]
+
+    @property
+    def artifact_digest(self) -> str:
+        """Over its files: what the card names, so that it cannot be another artifact's."""
+        return digest(self.files)

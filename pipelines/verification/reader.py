@@ -1,0 +1,265 @@
+"""An artifact as its reader loads it: the program that the card names, in a process of its own without code of ours.
+
+What is evaluated is loaded by `pipelines.runtimes.loading`, which may read what others cannot. So the reader's logits
+are held against those: as it computes by itself, which has to be near; and with the same numbers,
+rounding no inputs and in the same type, which has to be equal but for the order of sums.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.checkpoint.dtypes import own_dtype
+from pipelines.checkpoint.headers import FLOAT, read_checkpoint
+from pipelines.checkpoint.limits import positions
+from pipelines.core.cache import file_digest
+from pipelines.core.device import ComputeDtype
+from pipelines.core.errors import QuantgateError
+from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.strict_yaml import Frozen
+from pipelines.environments import isolated
+from pipelines.environments.isolated import serve
+from pipelines.environments.workers.transformers_reader import LOGITS, compute
+from pipelines.formats.schemes import SCHEMES
+from pipelines.planning.readers import ONE_BY_ONE, Home, Program, home, unknown
+from pipelines.runtimes.loading import load_for_inference, unrounded
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipelines.quantization.stage import Artifact
+    from pipelines.recipe.recipe import Recipe
+
+TOKENS = 96
+"""Of a text that both compute on, if the model has as many positions."""
+NAMED = 3
+"""Modules or tensors that an error names."""
+NEAR: dict[int | None, float] = {None: 0.1, 8: 0.5, 4: 0.8}
+"""Bits of rounded activations → how far the reader's own logits may be from the evaluated ones, relative to their size,
+in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without rounding
+(what bfloat16 loses against float32), 0.015 to 0.1 with 8 bits and 0.1 to 0.34 with 4, where one sum's last bit moves a
+number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of one layer
+of three at random) to 1.4 (experts without the scale of their tensor)."""
+EQUAL: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""The same where both compute with the same numbers, by the type they compute in. Seen: below 1e-7 in float32; 0.012
+and 0.001 where one of them computes in bfloat16 or float16."""
+NARROWED = 0.02
+"""Instead of the former where kept tensors are rounded while they are loaded: config.json says another type than the
+source's, or the source has several. Seen: 0.003 to 0.006."""
+UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
+"""A line of transformers' report on tensors that it could not make a model of."""
+
+
+class Reader(Frozen):
+    """The program that loads an artifact, and how far what it computes is from what was evaluated."""
+
+    program: Program
+    version: str | None = None
+    dtype: ComputeDtype | None = None
+    """What it computes in by itself."""
+    median_error: float | None = None
+    largest_error: float | None = None
+    """Of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
+    weights_error: float | None = None
+    """The median again, where both compute in the type of the evaluation and round no inputs."""
+    not_loaded: str = ""
+    """Why it was not loaded here; empty if it was."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the model that is evaluated computes on a text, for comparison."""
+
+    text: str
+    tokens: list[int]
+    """All of the text by the source's tokenizer."""
+    ids: list[int]
+    """Those of the first that it reads."""
+    rounded: "torch.Tensor"
+    """Logits (tokens, vocabulary), as they are evaluated."""
+    plain: "torch.Tensor"
+    """The same without rounded inputs, and with weights in the type that transformers dequantizes them to."""
+
+
+def evaluated(model: Any, artifact: "Artifact", text: str, tokens: list[int]) -> Evaluated:
+    """Return what `model` computes, which is `artifact` as `load_for_inference` loads it. It is to be thrown away
+    then: its weights have lost bits."""
+    ids = tokens[: min(TOKENS, positions(model.config.get_text_config(decoder=True)) or TOKENS)]
+    rounded = compute(model, ids)[LOGITS]
+    _narrow(model, artifact)
+    with unrounded(model):
+        return Evaluated(text, tokens, ids, rounded, compute(model, ids)[LOGITS])
+
+
+def _narrow(model: Any, artifact: "Artifact") -> None:
+    """Round the quantized weights of `model` to the type that transformers has them in."""
+    import torch
+
+    own = getattr(torch, own_dtype(read_checkpoint(artifact.checkpoint)))
+    for name, module in model.named_modules():
+        scheme: Any = getattr(module, "quantization_scheme", None)
+        if scheme and isinstance(module, torch.nn.Linear):
+            merged = ONE_BY_ONE.match(f"{name}.") and (scheme.weights.type, scheme.weights.num_bits) == ("float", 8)
+            module.weight.data = module.weight.data.to(torch.bfloat16 if merged else own).to(module.weight.dtype)
+
+
+def identity(artifact: "Artifact") -> Any:
+    """Return what decides how `artifact` is read: by what, which environment that has here, and the code of this."""
+    here = Path(__file__).parents[1]
+    code = ("verification/reader.py", "planning/readers.py", "environments/workers/transformers_reader.py")
+    found = home(artifact.recipe)
+    other = str(_python(found)) if found.environment else ""
+    return [found.model_dump(), other, *(file_digest(here / name) for name in code)]
+
+
+def is_here(recipe: "Recipe") -> bool:
+    """Tell whether `read` loads the artifacts of `recipe`, which makes no GGUF, on this machine."""
+    return _python(home(recipe)) is not None
+
+
+def _python(found: Home) -> Path | None:
+    """Return the Python that has the program, if there is one here."""
+    if found.program != "transformers":
+        return None
+    return isolated.find(found.environment) if found.environment else Path(sys.executable)
+
+
+def read(
+    artifact: "Artifact", ours: Evaluated, device: str, dtype: ComputeDtype, scratch: Path, problems: list[str]
+) -> Reader:
+    """Load `artifact` as its reader does, on `device`, and compare with `ours`, which computed there in `dtype`; files
+    go into `scratch` for a while. What is wrong is added to `problems`."""
+    found = home(artifact.recipe)
+    python = _python(found)
+    if python is None:
+        return Reader(program=found.program, not_loaded=found.absent)
+    _leave_gpu(device)
+    log = scratch / "reader.log"
+    with Worker("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
+        try:
+            return _Comparison(artifact, ours, device, dtype, scratch, process).run(problems)
+        except QuantgateError as error:  # what it raised, with its traceback below
+            about = [*dict.fromkeys(UNCONVERTED.findall(log.read_text(encoding="utf-8", errors="replace")))]
+            problems.append(str(error).splitlines()[0] + (f" ({_listed(about)})" if about else ""))
+            return Reader(program=found.program)
+
+
+def _leave_gpu(device: str) -> None:
+    """Hand back what PyTorch keeps of a GPU's memory for later: another process needs it now."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+def command(python: Path) -> list[str]:
+    """Return what starts the reader in a process that finds nothing but the packages of `python`."""
+    return [str(python), "-I", *serve("transformers_reader")]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One artifact in one process."""
+
+    artifact: "Artifact"
+    ours: Evaluated
+    device: str
+    dtype: ComputeDtype
+    scratch: Path
+    process: Worker
+
+    def run(self, problems: list[str]) -> Reader:
+        folder = str(self.artifact.checkpoint.absolute())
+        said = self.process.ask("load", folder=folder, family=self.artifact.plan.family, device=self.device)
+        problems += _unread(said)
+        if self.process.ask("tokens", folder=folder, text=self.ours.text) != self.ours.tokens:
+            problems.append("its tokenizer makes other tokens of a text than the source's")
+        own = self._errors(self.ours.rounded)
+        plain = self._plain_errors() if self.artifact.recipe.packing == "compressed-tensors" else None
+        reader = Reader(
+            program="transformers",
+            version=said["version"],
+            dtype=said["dtype"],
+            median_error=float(own.median()),
+            largest_error=float(own.max()),
+            weights_error=None if plain is None else float(plain.median()),
+        )
+        near = own.median() <= NEAR[_rounded_bits(self.artifact)]
+        equal = plain is None or plain.median() <= self._tolerance
+        if not (near and equal):
+            problems.append(self._complaint(reader))
+        return reader
+
+    def _plain_errors(self) -> "torch.Tensor":
+        self.process.ask("widen", dtype=self.dtype)
+        return self._errors(self.ours.plain)
+
+    @property
+    def _tolerance(self) -> float:
+        """How far logits may be from one another that both compute of the same numbers."""
+        stored = own_dtype(read_checkpoint(self.artifact.checkpoint))
+        kept = {tensor.dtype for tensor in self.artifact.source.tensors} & {*FLOAT}
+        narrows = stored != own_dtype(self.artifact.source) or len(kept) > 1
+        return max(EQUAL[self.dtype], NARROWED if narrows else 0.0)
+
+    def _errors(self, ours: "torch.Tensor") -> "torch.Tensor":
+        """Return each token's relative error of the reader's logits as it computes now."""
+        theirs = self._outputs(modules=False)[LOGITS]
+        errors: torch.Tensor = (theirs - ours).norm(dim=-1) / ours.norm(dim=-1)
+        return errors
+
+    def _outputs(self, modules: bool) -> "dict[str, torch.Tensor]":
+        """Return what the reader computes, in its order."""
+        from safetensors.torch import load_file
+
+        file = self.scratch / "read.safetensors"
+        names = self.process.ask("compute", ids=self.ours.ids, to=str(file), outputs=modules)
+        found = load_file(file)
+        file.unlink()
+        return {name: found[name] for name in names}
+
+    def _complaint(self, reader: Reader) -> str:
+        assert reader.median_error is not None
+        assert reader.largest_error is not None
+        far = f"{reader.median_error:.1%} of their size in the median over tokens, {reader.largest_error:.1%} at most"
+        if reader.weights_error is not None:
+            far += f", {reader.weights_error:.2%} where both round no inputs and compute in {self.dtype}"
+        what = f"transformers {reader.version} computes other logits of it than those evaluated ({far})"
+        differing = self._differing()
+        where = f"the first modules that give something else: {', '.join(differing[:NAMED])}"
+        return f"{what}; {where}" if differing else what
+
+    def _differing(self) -> list[str]:
+        """Return the modules whose outputs are not those of the evaluated model, in the order in which they finish."""
+        model = load_for_inference(self.artifact.checkpoint, self.device, self.dtype)
+        _narrow(model, self.artifact)
+        with unrounded(model):
+            ours = compute(model, self.ours.ids, outputs=True)
+        theirs = self._outputs(modules=True)
+        same = [name for name in theirs if name in ours and ours[name].shape == theirs[name].shape and name != LOGITS]
+        far = {name: (theirs[name] - ours[name]).norm() / ours[name].norm() for name in same}
+        return [name for name, error in far.items() if not error <= self._tolerance]
+
+
+def _rounded_bits(artifact: "Artifact") -> int | None:
+    """Return how few bits readers round activations, keys or values to; None if they round nothing."""
+    rounded = [inputs.bits for scheme, _ in artifact.plan.formats if (inputs := SCHEMES[scheme].activations)]
+    return min(rounded + ([8] if artifact.recipe.quantize.kv_cache else []), default=None)
+
+
+def _unread(said: Mapping[str, Any]) -> list[str]:
+    """What transformers found missing, too much or of another shape."""
+    found = {
+        "finds no": said["missing_keys"],
+        "knows nothing of": unknown(said["unexpected_keys"]),
+        "wants another shape of": said["mismatched_keys"],
+    }
+    return [f"transformers {said['version']} {what} {_listed(keys)}" for what, keys in found.items() if keys]
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - NAMED} more" if keys[NAMED:] else ""
+    return ", ".join(keys[:NAMED]) + more

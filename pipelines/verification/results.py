@@ -1,0 +1,69 @@
+"""What verification finds: the error of each layer, and why an artifact is refused."""
+
+import math
+
+from pipelines.core.cache import Result
+from pipelines.core.errors import QuantgateError
+from pipelines.core.strict_yaml import Frozen
+from pipelines.quantization.stage import Artifact
+from pipelines.runtimes.distance import Distance
+from pipelines.verification.reader import Reader
+
+WORST_LOSS = 1.0
+"""Nats per token that the artifact may lose on held-out text: far more than by any sound scheme, far less than a broken
+one loses."""
+
+
+class LayerError(Frozen):
+    """How far a layer's weights moved."""
+
+    module: str
+    sqnr: float
+    """Signal to quantization noise ratio of the dequantized weights, in decibels."""
+
+
+class Verification(Result):
+    """What was checked and measured; a check that fails raises instead."""
+
+    quantized: int
+    kept: int
+    dropped: tuple[str, ...]
+    """Source tensors the artifact does not have; always empty for the schemes of today."""
+    layers: tuple[LayerError, ...]
+    bytes_before: int
+    bytes_after: int
+    """Of all tensors."""
+    bits_per_weight: float
+    loss_before: float
+    loss_after: float
+    """Nats per token on held-out text."""
+    agreement: float
+    """Share of that text's positions at which source and artifact predict the same token."""
+    continuation: str
+    """What the artifact writes after a fixed text, greedily."""
+    distance: Distance
+    """On held-out text; losses and agreement are those of this."""
+    reader: Reader
+
+
+def worst_loss(before: float, after: float) -> list[str]:
+    """What is wrong with losses of source and artifact, in nats per token."""
+    if after <= before + WORST_LOSS:
+        return []
+    return [f"its loss is {after:.2f} nats per token, the source's is {before:.2f}: it is broken, not merely quantized"]
+
+
+def fail(artifact: Artifact, problems: list[str]) -> None:
+    """Raise QuantgateError if there are problems."""
+    if problems:
+        raise _failed(artifact, problems)
+
+
+def layer_error(name: str, signal: float, noise: float) -> LayerError:
+    """From the sums of squares of a layer's weights, and of what they lost."""
+    return LayerError(module=name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
+
+
+def _failed(artifact: Artifact, problems: list[str]) -> QuantgateError:
+    listed = "\n".join(f"    {problem}" for problem in problems[:20])
+    return QuantgateError(f"verification of {artifact.checkpoint} failed:\n{listed}")
