@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import isolated
-from pipelines.planning import plan, quantization_config
+from pipelines.planning import modules, quantization_config, stage
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.stage import Artifact, quantize
@@ -184,8 +184,8 @@ def test_what_transformers_misreads_is_refused_by_the_plan(
 def test_what_is_misread_is_not_verified_whatever_the_plan_says(
     sources: Sources, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], says: str
 ) -> None:
-    monkeypatch.setattr(plan, "misread", lambda *_: [])
-    monkeypatch.setattr(plan, "unreadable", lambda _: "")
+    monkeypatch.setattr(modules, "misread", lambda *_: [])
+    monkeypatch.setattr(stage, "unreadable", lambda _: "")
     artifact = quantize(make_plan(recipe(*overrides), sources("qwen3_moe")))
     with pytest.raises(QuantgateError, match=says) as caught:
         verify(artifact)
@@ -197,7 +197,7 @@ def test_modules_are_addressed_by_the_names_of_transformers_and_of_the_checkpoin
 ) -> None:
     ignored = written_config(make_plan("fp8", sources("nemotron_h")))["ignore"]
     assert {"backbone.layers.0.mixer.q_proj", "model.layers.0.mixer.q_proj"} < set(ignored)
-    monkeypatch.setattr(plan, "unreadable", lambda _: "")
+    monkeypatch.setattr(stage, "unreadable", lambda _: "")
     monkeypatch.setattr(quantization_config, "_addresses", lambda plan: {m.name: {m.name} for m in plan.modules})
     with pytest.raises(QuantgateError, match=r"finds no model\.layers\.0\.mixer\.k_proj\.weight_scale"):
         verify(quantize(make_plan(recipe("quantize.ignore=[lm_head,'layer:0']"), sources("nemotron_h"))))

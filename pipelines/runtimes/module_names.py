@@ -7,7 +7,6 @@ from typing import Any
 
 from pipelines.checkpoint.names import LAYER, NOT_TEXT
 from pipelines.core.errors import QuantgateError
-from pipelines.runtimes import module_names
 
 
 @contextlib.contextmanager
@@ -27,7 +26,7 @@ EXPERT_NAMES = {"block_sparse_moe": "mlp", "ffn": "mlp", "w1": "gate_proj", "w2"
 
 def linearize_experts(model: Any) -> None:
     """Put linear modules where transformers has one tensor for all experts of a layer."""
-    with module_names.quietly():
+    with quietly():
         from llmcompressor.modeling.moe.linearize import linearize_moe
 
         linearize_moe(model)
