@@ -17,7 +17,8 @@ from pydantic_core import PydanticUndefined
 from pipelines import library
 from pipelines.calibrate import SHORTEST
 from pipelines.card import listed, loader, vllm_line
-from pipelines.gguf_types import DEFAULTS
+from pipelines.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
+from pipelines.packings import Packing, hardware, layout
 from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
 from pipelines.record import Manifest
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
@@ -29,8 +30,9 @@ METHODS = (Rtn, Gptq, Awq)
 ABOUT = {
     "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
     "FP4": "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
+    "NF4": "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. It is no\nfloating point; weights are turned back into 16 bits to compute with.",
     "INT8": "8-bit integers.",
-    "INT4": "4-bit integers, for weights; the smallest artifacts.",
+    "INT4": "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
     "GGUF": "One file for llama.cpp, Ollama and LM Studio, on CPUs and on all GPUs; judged in llama.cpp itself. "
     "[gguf.md](gguf.md) says how.",
     "mixed": "Recipes with `rules`: some modules get another scheme than the rest.",
@@ -38,7 +40,8 @@ ABOUT = {
 HEAD = """\
 # Recipes
 
-Made from `recipes/` and `pipelines/recipe.py` by `make docs`; edit those instead.
+Made from `recipes/` and from the code by `make docs`; edit those instead. The [glossary](glossary.md) says what a scheme, a
+format and a packing are.
 
 A recipe says how a checkpoint becomes an artifact and what is asked of it. `quantgate list` lists the recipes,
 `quantgate show NAME` prints one with its defaults, and `quantgate plan NAME --model YOUR/MODEL` says what it would do
@@ -152,15 +155,15 @@ def _section(recipe: Recipe) -> list[str]:
     quantize = recipe.quantize
     lines = [f"### {recipe.name}", "", recipe.summary, "", "```", f"make quantize RECIPE={recipe.name}", "```", ""]
     if isinstance(quantize, Gguf):
-        weighed = ", weighed by an importance matrix" if quantize.imatrix else ""
-        lines.append(f"- type: `{quantize.type}`, mostly {DEFAULTS[quantize.type]} tensors{weighed}")
-        lines.append("- tensors whose rows its blocks of 256 do not divide get the type that llama.cpp falls back to")
+        weighed = "; rounding errors are weighed by an importance matrix" if quantize.imatrix else ""
+        lines.append(f"- type: `{quantize.type}`, mostly {_blocks(DEFAULTS[quantize.type])}{weighed}")
+        lines.append(f"- {_no_room(DEFAULTS[quantize.type])}")
         return [*lines, f"- method: `{quantize.method}`", f"- calibration: {_calibration(recipe)}", ""]
-    lines += _scheme(quantize.scheme, quantize.group_size, "scheme")
+    lines += _scheme(recipe.packing, quantize.scheme, quantize.group_size, "scheme")
     for rule in quantize.rules:
-        lines += _scheme(rule.scheme, rule.group_size, f"for {listed(rule.match)}")
+        lines += _scheme(recipe.packing, rule.scheme, rule.group_size, f"for {listed(rule.match)}")
     if any(SCHEMES[name].weights.group_size for name in quantize.schemes):
-        lines.append(f"- where the group size does not divide: {INDIVISIBLE[quantize.on_indivisible]}")
+        lines.append(f"- where the group size does not divide a layer's width: {INDIVISIBLE[quantize.on_indivisible]}")
     if quantize.kv_cache:
         lines.append(
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
@@ -170,6 +173,8 @@ def _section(recipe: Recipe) -> list[str]:
     lines.append(f"- method: `{quantize.method}`")
     if isinstance(quantize, Gptq) and quantize.smoothquant:
         lines[-1] += f", after SmoothQuant {quantize.smoothquant}"
+    if quantize.scheme == "W8A8_STATIC":
+        lines[-1] += ", after SmoothQuant"
     if quantize.engine != "quantgate":
         lines[-1] += f", by engine `{quantize.engine}`"
     if recipe.packing != "compressed-tensors":
@@ -180,37 +185,76 @@ def _section(recipe: Recipe) -> list[str]:
 INDIVISIBLE = {
     "error": "the recipe is refused for this model",
     "skip": "the layer stays in 16 bits",
-    "shrink": "the largest power of two that divides, if the scheme leaves a choice; else the layer stays in 16 bits",
+    "shrink": f"groups of the largest power of two that divides it; below {SMALLEST_GROUP}, the layer stays in 16 bits",
 }
 
 
-def _scheme(name: SchemeName, group_size: int | None, label: str) -> list[str]:
+def _scheme(packing: Packing, name: SchemeName, group_size: int | None, label: str) -> list[str]:
     scheme = SCHEMES[name]
-    activations = _words(scheme.activations, group_size) if scheme.activations else "16 bits"
+    stored = f" (compressed-tensors `{scheme.format}`)" if packing == "compressed-tensors" else ""
+    activations = _words(scheme.activations, group_size, "token") if scheme.activations else "16 bits"
     if scheme.activations and scheme.activations.dynamic is False:
         activations += ", measured on the calibration text"
+    weights = _words(scheme.weights, group_size, "row")
     return [
-        f"- {label}: `{name}` (compressed-tensors `{scheme.format}`)",
-        f"    - weights: {_words(scheme.weights, group_size)}",
+        f"- {label}: `{name}`{stored}",
+        f"    - weights: {weights}; {_stored_scales(packing, name, group_size)}",
         f"    - activations: {activations}",
     ]
 
 
-def _words(numbers: Numbers, chosen: int | None) -> str:
-    """A number format in words: `INT4, one scale per group of 128`."""
-    element = f"INT{numbers.bits}" if numbers.kind == "int" else {8: "FP8 (E4M3)", 4: "FP4 (E2M1)"}[numbers.bits]
+ELEMENTS = {
+    ("int", 8): "INT8",
+    ("int", 4): "INT4",
+    ("float", 8): "FP8 (E4M3)",
+    ("float", 4): "FP4 (E2M1)",
+    ("normal", 4): "NF4 (NormalFloat)",
+}
+
+
+def _words(numbers: Numbers, chosen: int | None, line: str) -> str:
+    """A number format in words: `INT4, one scale per row and group of 128 columns`.
+
+    `line` is what a vector of input columns is called: a row of the weight, or a token.
+    """
     size = chosen or numbers.group_size
     shared = {
         "tensor": "one scale per tensor",
         "channel": "one scale per output channel",
         "token": "one scale per token",
-        "group": f"one scale per group of {size} input columns",
-        "tensor_group": f"one scale per group of {size} input columns and one per tensor",
+        "group": f"one scale per {line} and group of {size} input columns",
+        "tensor_group": f"one scale per {line} and group of {size} input columns, and one per tensor",
         "block": f"one scale per block of {size}×{size}",
     }[numbers.strategy]
     zero = "" if numbers.symmetric else ", with zero points"
     found = {True: ", found at run time", "local": "; the tensor's is measured, the groups' are found at run time"}
-    return element + ", " + shared + zero + found.get(numbers.dynamic, "")
+    return ELEMENTS[numbers.kind, numbers.bits] + ", " + shared + zero + found.get(numbers.dynamic, "")
+
+
+SCALES = {"F16": "float16", "F32": "float32", "F8_E4M3": "FP8 (E4M3)", "U8": "powers of two (E8M0)"}
+SOURCE_DTYPE = "BF16"
+
+
+def _stored_scales(packing: Packing, name: SchemeName, group_size: int | None) -> str:
+    """In what type the scales of weights are stored, by the tensors that the packing makes of a weight."""
+    numbers = SCHEMES[name].weights
+    tensors = layout(packing, name, (256, 256), SOURCE_DTYPE, group_size or numbers.group_size)
+    local = next(tensors[key][0] for key in ("weight_scale", "scales", "weight.absmax") if key in tensors)
+    said = f"scales in {SCALES.get(local, 'the type of the source')}"
+    return f"{said}, the tensor's in float32" if numbers.strategy == "tensor_group" else said
+
+
+def _blocks(tensor: TensorType) -> str:
+    """`Q4_K tensors: blocks of 256 weights in 144 bytes, 4.50 bits per weight`."""
+    weights, size = BLOCKS[tensor]
+    return f"{tensor} tensors (blocks of {weights} weights in {size} bytes: {size * 8 / weights:.2f} bits per weight)"
+
+
+def _no_room(tensor: TensorType) -> str:
+    """What llama.cpp does where blocks do not fit."""
+    weights, _ = BLOCKS[tensor]
+    instead = FALLBACKS.get(tensor, "F16")
+    return f"where {weights} does not divide a tensor's rows, llama.cpp takes {instead} in place of {tensor}"
 
 
 def _calibration(recipe: Recipe) -> str:
@@ -221,10 +265,10 @@ def _calibration(recipe: Recipe) -> str:
 
 
 def _hardware(recipe: Recipe) -> list[str]:
-    schemes = recipe.quantize.schemes
-    if len({SCHEMES[name].hardware for name in schemes}) == 1:
-        return [f"- hardware: {SCHEMES[schemes[0]].hardware}"]
-    return [f"- hardware for `{name}`: {SCHEMES[name].hardware}" for name in schemes]
+    places = {name: hardware(recipe.packing, name) for name in recipe.quantize.schemes}
+    if len({*places.values()}) == 1:
+        return [f"- hardware: {next(iter(places.values()))}"]
+    return [f"- hardware for `{name}`: {place}" for name, place in places.items()]
 
 
 def _keys() -> Iterator[str]:

@@ -12,13 +12,12 @@ from pipelines.bounds import level
 from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
-from pipelines.packings import Packing
+from pipelines.packings import Packing, hardware
 from pipelines.pages import plain
 from pipelines.readers import home
 from pipelines.reading import Reader
 from pipelines.recipe import Gguf, HubDataset, Recipe
 from pipelines.record import GateRecord, Manifest, ModulesRecord
-from pipelines.schemes import SCHEMES
 from pipelines.scores import Distance
 
 NO_LICENCE = "The base model declares no licence that is known: find out what you may do with this before you use it."
@@ -204,10 +203,10 @@ def loader(recipe: Recipe) -> str:
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
     """Where runtimes have kernels: one line, or one for each scheme of a mixed artifact, which needs them all."""
-    schemes = recipe.quantize.schemes
-    if len({SCHEMES[scheme].hardware for scheme in schemes}) == 1:
-        return [f"Runs on {SCHEMES[schemes[0]].hardware}."]
-    return ["Runs where all its formats do:", "", *(f"- {name}: {SCHEMES[name].hardware}" for name in schemes), ""]
+    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.quantize.schemes}
+    if len({*places.values()}) == 1:
+        return [f"Runs on {next(iter(places.values()))}."]
+    return ["Runs where all its formats do:", "", *(f"- {name}: {place}" for name, place in places.items()), ""]
 
 
 def verdict_name(gate: GateRecord) -> str:

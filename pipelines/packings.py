@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, assert_never
 
 from pipelines.schema import Frozen
-from pipelines.schemes import Layout, SchemeName
+from pipelines.schemes import AMPERE, SCHEMES, Layout, SchemeName
 from pipelines.schemes import layout as compressed_tensors
 
 Packing = Literal["compressed-tensors", "gptq", "awq", "modelopt", "bitsandbytes"]
@@ -83,6 +83,13 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
                 "weight.quant_state.bitsandbytes__nf4": ("U8", (len(json.dumps(said)),)),
             }
     assert_never(packing)
+
+
+def hardware(packing: Packing, scheme: SchemeName) -> str:
+    """Where a runtime that reads this packing has kernels for the scheme."""
+    if packing == "modelopt" and scheme == "W4A16":
+        return AMPERE  # TensorRT-LLM alone reads it
+    return SCHEMES[scheme].hardware
 
 
 def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | None, tuple[int, ...]]]) -> str | None:
