@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipelines import library
+from pipelines import cli, library
 from pipelines.calibrate import SHORTEST
 from pipelines.card import listed, loader, vllm_line
+from pipelines.errors import EXITS, SEVERAL
 from pipelines.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.packings import Packing, hardware, layout
 from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
@@ -30,7 +32,8 @@ METHODS = (Rtn, Gptq, Awq)
 ABOUT = {
     "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
     "FP4": "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
-    "NF4": "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. It is no\nfloating point; weights are turned back into 16 bits to compute with.",
+    "NF4": "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. "
+    "It is no floating point; weights are turned back into 16 bits to compute with.",
     "INT8": "8-bit integers.",
     "INT4": "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
     "GGUF": "One file for llama.cpp, Ollama and LM Studio, on CPUs and on all GPUs; judged in llama.cpp itself. "
@@ -40,13 +43,34 @@ ABOUT = {
 HEAD = """\
 # Recipes
 
-Made from `recipes/` and from the code by `make docs`; edit those instead. The [glossary](glossary.md) says what a scheme, a
-format and a packing are.
+Made from `recipes/` and from the code by `make docs`; edit those instead. The [glossary](glossary.md) says what a
+scheme, a format and a packing are.
 
 A recipe says how a checkpoint becomes an artifact and what is asked of it. `quantgate list` lists the recipes,
 `quantgate show NAME` prints one with its defaults, and `quantgate plan NAME --model YOUR/MODEL` says what it would do
 to each layer of a model. `make quantize RECIPE="fp8 int8" MODEL=YOUR/MODEL` takes a model through several and compares
 them.
+"""
+CLI_HEAD = """\
+# The command
+
+Made from the command itself by `make docs`; edit its help instead.
+
+`make quantize` calls `quantgate run`, and `make release` calls `quantgate release`. `pip install .` gives you the
+command; in a checkout it is `.venv/bin/quantgate`, once `make setup` has run. `--help` (or `-h`) works after each
+command, `quantgate --version` prints the version. A command with `--json` prints a record for programs; `--set` changes
+a value of a recipe for one run.
+
+RECIPE is a name (`quantgate list`) or a path that ends in `.yaml`. MODEL is a folder with safetensors weights or a hub
+id. RUN is a published artifact, a `run.json`, or the folder of either.
+"""
+MAKE = """\
+make answers 2 for any failed command and prints the code it saw (`Error 3`). A job that tells 3 from 4 calls
+`quantgate` itself. In a release job, the code is all there is to check. The record `quantgate.json` ([schema](quantgate.schema.json))
+holds the rest: `gate.verdict`, `gate.certified`, `gate.retention`, `gate.lower_bound`, `size.bits_per_weight`.
+
+Code 4 of `quantgate verify --runtime vllm` means that vLLM cannot run this format on this machine. Code 1 of the same
+command means that vLLM does not agree with transformers.
 """
 PATTERNS = f"""\
 ## Which modules: `ignore`
@@ -131,10 +155,78 @@ that the model has no embedding for is refused.
 
 
 def main() -> None:
-    """Write docs/quantgate.schema.json and docs/recipes.md."""
+    """Write docs/quantgate.schema.json, docs/recipes.md and docs/cli.md."""
     schema = Manifest.model_json_schema(mode="serialization")
     (HERE / "quantgate.schema.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
     (HERE / "recipes.md").write_text(recipes_page(), encoding="utf-8")
+    (HERE / "cli.md").write_text(cli_page(), encoding="utf-8")
+
+
+def cli_page() -> str:
+    """docs/cli.md."""
+    commands = list(_commands(cli.main, "quantgate"))
+    lines = [CLI_HEAD, "| command | does |", "|---|---|"]
+    lines += [f"| [`{name}`](#{name.replace(' ', '-')}) | {_summary(command)} |" for name, command in commands]
+    lines += ["", "## Exit codes", "", "| code | means |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in EXITS.items()]
+    lines += ["", SEVERAL, "", MAKE]
+    for name, command in commands:
+        lines += _command(name, command)
+    return "\n".join(lines)
+
+
+def _commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Each command below `group`, with its whole name."""
+    for part, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{name} {part}")
+        else:
+            yield f"{name} {part}", command
+
+
+def _summary(command: click.Command) -> str:
+    """The first sentence of its help, which ends where a line does or before a capital."""
+    return _prose(re.split(r"\n\n|(?<=[.;]) (?=[A-Z])", inspect.cleandoc(command.help or ""))[0])
+
+
+def _command(name: str, command: click.Command) -> list[str]:
+    """The section of a command: usage, help, and a table of what it takes."""
+    context = click.Context(command, info_name=name)
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    lines = [f"## {name}", "", "```", usage, "```", "", inspect.cleandoc(command.help or ""), ""]
+    taken = [one for one in command.params if isinstance(one, click.Argument)]
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    lines += ["| takes | default | meaning |", "|---|---|---|"]
+    lines += [_argument(context, argument) for argument in taken]
+    lines += [_option(context, option) for option in options]
+    return [*lines, ""]
+
+
+def _argument(context: click.Context, argument: click.Argument) -> str:
+    need = "required" if argument.required else "optional"
+    return f"| `{_cell(argument.make_metavar(context))}` | {_given(argument)} | argument, {need} |"
+
+
+def _option(context: click.Context, option: click.Option) -> str:
+    record = option.get_help_record(context)
+    assert record
+    need = " Required." if option.required else ""
+    return f"| `{_cell(record[0])}` | {_given(option)} | {_tagless(_prose(option.help))}{need} |"
+
+
+def _given(parameter: click.Parameter) -> str:
+    """The default, where it is a value that one could write."""
+    default = parameter.default
+    return f"`{default}`" if isinstance(default, str | float) and not isinstance(default, bool) else ""
+
+
+def _tagless(text: str) -> str:
+    """Markdown takes `<model>` for HTML and shows nothing of it."""
+    return text.replace("<", "\\<")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def recipes_page() -> str:
@@ -163,7 +255,8 @@ def _section(recipe: Recipe) -> list[str]:
     for rule in quantize.rules:
         lines += _scheme(recipe.packing, rule.scheme, rule.group_size, f"for {listed(rule.match)}")
     if any(SCHEMES[name].weights.group_size for name in quantize.schemes):
-        lines.append(f"- where the group size does not divide a layer's width: {INDIVISIBLE[quantize.on_indivisible]}")
+        sizes = "block does not divide a layer's sides" if SCHEMES[quantize.scheme].is_block else WIDTH
+        lines.append(f"- where the {sizes}: {INDIVISIBLE[quantize.on_indivisible]}")
     if quantize.kv_cache:
         lines.append(
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
@@ -182,10 +275,11 @@ def _section(recipe: Recipe) -> list[str]:
     return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
 
 
+WIDTH = "group size does not divide a layer's width"
 INDIVISIBLE = {
     "error": "the recipe is refused for this model",
     "skip": "the layer stays in 16 bits",
-    "shrink": f"groups of the largest power of two that divides it; below {SMALLEST_GROUP}, the layer stays in 16 bits",
+    "shrink": f"the largest power of two that does is taken; below {SMALLEST_GROUP}, the layer stays in 16 bits",
 }
 
 
@@ -231,7 +325,7 @@ def _words(numbers: Numbers, chosen: int | None, line: str) -> str:
     return ELEMENTS[numbers.kind, numbers.bits] + ", " + shared + zero + found.get(numbers.dynamic, "")
 
 
-SCALES = {"F16": "float16", "F32": "float32", "F8_E4M3": "FP8 (E4M3)", "U8": "powers of two (E8M0)"}
+SCALES = {"F16": "float16", "F32": "float32", "F8_E4M3": "FP8 (E4M3)", "U8": "E8M0 (powers of two)"}
 SOURCE_DTYPE = "BF16"
 
 

@@ -86,7 +86,9 @@ _FP4_16 = Numbers(bits=4, kind="float", strategy="tensor_group", group_size=16)
 _FP4_32 = Numbers(bits=4, kind="float", strategy="group", group_size=32)
 
 SCHEMES: dict[SchemeName, Scheme] = {
-    "FP8_DYNAMIC": Scheme(family="FP8", format="float-quantized", weights=_FP8, activations=_FP8_TOKEN, hardware=f"{ADA}, AMD MI300"),
+    "FP8_DYNAMIC": Scheme(
+        family="FP8", format="float-quantized", weights=_FP8, activations=_FP8_TOKEN, hardware=f"{ADA}, AMD MI300"
+    ),
     "FP8_STATIC": Scheme(
         family="FP8",
         format="float-quantized",
