@@ -21,7 +21,7 @@ from pipelines.card import listed, loader, vllm_line
 from pipelines.errors import EXITS, SEVERAL
 from pipelines.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.packings import Packing, hardware, layout
-from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
+from pipelines.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set, load_suite
 from pipelines.record import Manifest
 from pipelines.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.tables import FAMILIES, by_family
@@ -66,8 +66,9 @@ id. RUN is a published artifact, a `run.json`, or the folder of either.
 """
 MAKE = """\
 make answers 2 for any failed command and prints the code it saw (`Error 3`). A job that tells 3 from 4 calls
-`quantgate` itself. In a release job, the code is all there is to check. The record `quantgate.json` ([schema](quantgate.schema.json))
-holds the rest: `gate.verdict`, `gate.certified`, `gate.retention`, `gate.lower_bound`, `size.bits_per_weight`.
+`quantgate` itself. In a release job, the code is all there is to check. The record `quantgate.json`
+([schema](quantgate.schema.json)) holds the rest: `gate.verdict`, `gate.certified`, `gate.retention`,
+`gate.lower_bound`, `size.bits_per_weight`.
 
 Code 4 of `quantgate verify --runtime vllm` means that vLLM cannot run this format on this machine. Code 1 of the same
 command means that vLLM does not agree with transformers.
@@ -240,7 +241,11 @@ def recipes_page() -> str:
             lines += _section(recipe)
     lines += ["## Every key of a recipe", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(), ""]
     lines += ["Methods:", "", *(f"- `{_name(method)}`: {_prose(method.__doc__)}" for method in (*METHODS, Gguf)), ""]
-    return "\n".join([*lines, PATTERNS])
+    lines += ["## Calibration sets and suites", "", "`calibrate.set` names one of these texts:", ""]
+    lines += [f"- `{name}`: {load_set(name).summary}" for name in library.names("set")]
+    lines += ["", "`gate.suite` names one of these sets of tasks:", ""]
+    lines += [f"- `{name}`: {load_suite(name).summary}" for name in library.names("suite")]
+    return "\n".join([*lines, "", PATTERNS])
 
 
 def _section(recipe: Recipe) -> list[str]:
