@@ -1,6 +1,6 @@
 # quantgate: `make quantize RECIPE=fp8` and `make test` are all you need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup quantize release test test-slow test-vllm test-llama test-engines test-browser test-gpu check format docs models simulate locks bench clean
+.PHONY: help setup quantize release test test-slow test-vllm test-llama test-engines test-browser test-gpu check format docs results models simulate locks bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -88,6 +88,9 @@ format: $(READY_DEV) ## format the code and mend what ruff can
 
 docs: $(READY_DEV) ## regenerate the documents that are made from code
 	$(BIN)/python docs/generate.py
+
+results: $(READY) ## the table of docs/results.md from the records of runs: make results RUNS="artifacts/SmolLM2-135M-Instruct"
+	@$(BIN)/python -m docs.results $(or $(RUNS),$(error say which: make results RUNS=artifacts/SmolLM2-135M-Instruct))
 
 models: $(READY_DEV) ## try every causal language model of transformers anew, or TYPES="llama gpt2": docs/models.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m docs.models $(TYPES)

@@ -11,15 +11,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipelines.calibration.stage import SHORTEST
+from pipelines.cli import main as cli
 from pipelines.cli.tables import FAMILIES, by_family
-from pipelines.formats.gguf_types import DEFAULTS
+from pipelines.core.errors import EXITS, SEVERAL
+from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
+from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.recipe import library
-from pipelines.recipe.recipe import Awq, Calibrate, Gate, Gguf, Gptq, Recipe, Rtn, Rule, load_recipe, load_set
+from pipelines.recipe.recipe import (
+    Awq,
+    Calibrate,
+    Gate,
+    Gguf,
+    Gptq,
+    Recipe,
+    Rtn,
+    Rule,
+    load_recipe,
+    load_set,
+    load_suite,
+)
 from pipelines.reporting.card import listed, loader, vllm_line
 from pipelines.reporting.record import Manifest
 
@@ -29,8 +45,10 @@ METHODS = (Rtn, Gptq, Awq)
 ABOUT = {
     "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
     "FP4": "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
+    "NF4": "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. "
+    "It is no floating point; weights are turned back into 16 bits to compute with.",
     "INT8": "8-bit integers.",
-    "INT4": "4-bit integers, for weights; the smallest artifacts.",
+    "INT4": "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
     "GGUF": "One file for llama.cpp, Ollama and LM Studio, on CPUs and on all GPUs; judged in llama.cpp itself. "
     "[gguf.md](gguf.md) says how.",
     "mixed": "Recipes with `rules`: some modules get another scheme than the rest.",
@@ -38,12 +56,35 @@ ABOUT = {
 HEAD = """\
 # Recipes
 
-Made from `recipes/` and `pipelines/recipe.py` by `make docs`; edit those instead.
+Made from `recipes/` and from the code by `make docs`; edit those instead. The [glossary](glossary.md) says what a
+scheme, a format and a packing are.
 
 A recipe says how a checkpoint becomes an artifact and what is asked of it. `quantgate list` lists the recipes,
 `quantgate show NAME` prints one with its defaults, and `quantgate plan NAME --model YOUR/MODEL` says what it would do
 to each layer of a model. `make quantize RECIPE="fp8 int8" MODEL=YOUR/MODEL` takes a model through several and compares
 them.
+"""
+CLI_HEAD = """\
+# The command
+
+Made from the command itself by `make docs`; edit its help instead.
+
+`make quantize` calls `quantgate run`, and `make release` calls `quantgate release`. `pip install .` gives you the
+command; in a checkout it is `.venv/bin/quantgate`, once `make setup` has run. `--help` (or `-h`) works after each
+command, `quantgate --version` prints the version. A command with `--json` prints a record for programs; `--set` changes
+a value of a recipe for one run.
+
+RECIPE is a name (`quantgate list`) or a path that ends in `.yaml`. MODEL is a folder with safetensors weights or a hub
+id. RUN is a published artifact, a `run.json`, or the folder of either.
+"""
+MAKE = """\
+make answers 2 for any failed command and prints the code it saw (`Error 3`). A job that tells 3 from 4 calls
+`quantgate` itself. In a release job, the code is all there is to check. The record `quantgate.json`
+([schema](quantgate.schema.json)) holds the rest: `gate.verdict`, `gate.certified`, `gate.retention`,
+`gate.lower_bound`, `size.bits_per_weight`.
+
+Code 4 of `quantgate verify --runtime vllm` means that vLLM cannot run this format on this machine. Code 1 of the same
+command means that vLLM does not agree with transformers.
 """
 PATTERNS = f"""\
 ## Which modules: `ignore`
@@ -128,10 +169,78 @@ that the model has no embedding for is refused.
 
 
 def main() -> None:
-    """Write docs/quantgate.schema.json and docs/recipes.md."""
+    """Write docs/quantgate.schema.json, docs/recipes.md and docs/cli.md."""
     schema = Manifest.model_json_schema(mode="serialization")
     (HERE / "quantgate.schema.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
     (HERE / "recipes.md").write_text(recipes_page(), encoding="utf-8")
+    (HERE / "cli.md").write_text(cli_page(), encoding="utf-8")
+
+
+def cli_page() -> str:
+    """docs/cli.md."""
+    commands = list(_commands(cli.main, "quantgate"))
+    lines = [CLI_HEAD, "| command | does |", "|---|---|"]
+    lines += [f"| [`{name}`](#{name.replace(' ', '-')}) | {_summary(command)} |" for name, command in commands]
+    lines += ["", "## Exit codes", "", "| code | means |", "|---|---|"]
+    lines += [f"| {code} | {meaning} |" for code, meaning in EXITS.items()]
+    lines += ["", SEVERAL, "", MAKE]
+    for name, command in commands:
+        lines += _command(name, command)
+    return "\n".join(lines)
+
+
+def _commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Each command below `group`, with its whole name."""
+    for part, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{name} {part}")
+        else:
+            yield f"{name} {part}", command
+
+
+def _summary(command: click.Command) -> str:
+    """The first sentence of its help, which ends where a line does or before a capital."""
+    return _prose(re.split(r"\n\n|(?<=[.;]) (?=[A-Z])", inspect.cleandoc(command.help or ""))[0])
+
+
+def _command(name: str, command: click.Command) -> list[str]:
+    """The section of a command: usage, help, and a table of what it takes."""
+    context = click.Context(command, info_name=name)
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    lines = [f"## {name}", "", "```", usage, "```", "", inspect.cleandoc(command.help or ""), ""]
+    taken = [one for one in command.params if isinstance(one, click.Argument)]
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    lines += ["| takes | default | meaning |", "|---|---|---|"]
+    lines += [_argument(context, argument) for argument in taken]
+    lines += [_option(context, option) for option in options]
+    return [*lines, ""]
+
+
+def _argument(context: click.Context, argument: click.Argument) -> str:
+    need = "required" if argument.required else "optional"
+    return f"| `{_cell(argument.make_metavar(context))}` | {_given(argument)} | argument, {need} |"
+
+
+def _option(context: click.Context, option: click.Option) -> str:
+    record = option.get_help_record(context)
+    assert record
+    need = " Required." if option.required else ""
+    return f"| `{_cell(record[0])}` | {_given(option)} | {_tagless(_prose(option.help))}{need} |"
+
+
+def _given(parameter: click.Parameter) -> str:
+    """The default, where it is a value that one could write."""
+    default = parameter.default
+    return f"`{default}`" if isinstance(default, str | float) and not isinstance(default, bool) else ""
+
+
+def _tagless(text: str) -> str:
+    """Markdown takes `<model>` for HTML and shows nothing of it."""
+    return text.replace("<", "\\<")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def recipes_page() -> str:
@@ -145,22 +254,27 @@ def recipes_page() -> str:
             lines += _section(recipe)
     lines += ["## Every key of a recipe", "", "| key | type | default | meaning |", "|---|---|---|---|", *_keys(), ""]
     lines += ["Methods:", "", *(f"- `{_name(method)}`: {_prose(method.__doc__)}" for method in (*METHODS, Gguf)), ""]
-    return "\n".join([*lines, PATTERNS])
+    lines += ["## Calibration sets and suites", "", "`calibrate.set` names one of these texts:", ""]
+    lines += [f"- `{name}`: {load_set(name).summary}" for name in library.names("set")]
+    lines += ["", "`gate.suite` names one of these sets of tasks:", ""]
+    lines += [f"- `{name}`: {load_suite(name).summary}" for name in library.names("suite")]
+    return "\n".join([*lines, "", PATTERNS])
 
 
 def _section(recipe: Recipe) -> list[str]:
     quantize = recipe.quantize
     lines = [f"### {recipe.name}", "", recipe.summary, "", "```", f"make quantize RECIPE={recipe.name}", "```", ""]
     if isinstance(quantize, Gguf):
-        weighed = ", weighed by an importance matrix" if quantize.imatrix else ""
-        lines.append(f"- type: `{quantize.type}`, mostly {DEFAULTS[quantize.type]} tensors{weighed}")
-        lines.append("- tensors whose rows its blocks of 256 do not divide get the type that llama.cpp falls back to")
+        weighed = "; rounding errors are weighed by an importance matrix" if quantize.imatrix else ""
+        lines.append(f"- type: `{quantize.type}`, mostly {_blocks(DEFAULTS[quantize.type])}{weighed}")
+        lines.append(f"- {_no_room(DEFAULTS[quantize.type])}")
         return [*lines, f"- method: `{quantize.method}`", f"- calibration: {_calibration(recipe)}", ""]
-    lines += _scheme(quantize.scheme, quantize.group_size, "scheme")
+    lines += _scheme(recipe.packing, quantize.scheme, quantize.group_size, "scheme")
     for rule in quantize.rules:
-        lines += _scheme(rule.scheme, rule.group_size, f"for {listed(rule.match)}")
+        lines += _scheme(recipe.packing, rule.scheme, rule.group_size, f"for {listed(rule.match)}")
     if any(SCHEMES[name].weights.group_size for name in quantize.schemes):
-        lines.append(f"- where the group size does not divide: {INDIVISIBLE[quantize.on_indivisible]}")
+        sizes = "block does not divide a layer's sides" if SCHEMES[quantize.scheme].is_block else WIDTH
+        lines.append(f"- where the {sizes}: {INDIVISIBLE[quantize.on_indivisible]}")
     if quantize.kv_cache:
         lines.append(
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
@@ -170,6 +284,8 @@ def _section(recipe: Recipe) -> list[str]:
     lines.append(f"- method: `{quantize.method}`")
     if isinstance(quantize, Gptq) and quantize.smoothquant:
         lines[-1] += f", after SmoothQuant {quantize.smoothquant}"
+    if quantize.scheme == "W8A8_STATIC":
+        lines[-1] += ", after SmoothQuant"
     if quantize.engine != "quantgate":
         lines[-1] += f", by engine `{quantize.engine}`"
     if recipe.packing != "compressed-tensors":
@@ -177,40 +293,80 @@ def _section(recipe: Recipe) -> list[str]:
     return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
 
 
+WIDTH = "group size does not divide a layer's width"
 INDIVISIBLE = {
     "error": "the recipe is refused for this model",
     "skip": "the layer stays in 16 bits",
-    "shrink": "the largest power of two that divides, if the scheme leaves a choice; else the layer stays in 16 bits",
+    "shrink": f"the largest power of two that does is taken; below {SMALLEST_GROUP}, the layer stays in 16 bits",
 }
 
 
-def _scheme(name: SchemeName, group_size: int | None, label: str) -> list[str]:
+def _scheme(packing: Packing, name: SchemeName, group_size: int | None, label: str) -> list[str]:
     scheme = SCHEMES[name]
-    activations = _words(scheme.activations, group_size) if scheme.activations else "16 bits"
+    stored = f" (compressed-tensors `{scheme.format}`)" if packing == "compressed-tensors" else ""
+    activations = _words(scheme.activations, group_size, "token") if scheme.activations else "16 bits"
     if scheme.activations and scheme.activations.dynamic is False:
         activations += ", measured on the calibration text"
+    weights = _words(scheme.weights, group_size, "row")
     return [
-        f"- {label}: `{name}` (compressed-tensors `{scheme.format}`)",
-        f"    - weights: {_words(scheme.weights, group_size)}",
+        f"- {label}: `{name}`{stored}",
+        f"    - weights: {weights}; {_stored_scales(packing, name, group_size)}",
         f"    - activations: {activations}",
     ]
 
 
-def _words(numbers: Numbers, chosen: int | None) -> str:
-    """A number format in words: `INT4, one scale per group of 128`."""
-    element = f"INT{numbers.bits}" if numbers.kind == "int" else {8: "FP8 (E4M3)", 4: "FP4 (E2M1)"}[numbers.bits]
+ELEMENTS = {
+    ("int", 8): "INT8",
+    ("int", 4): "INT4",
+    ("float", 8): "FP8 (E4M3)",
+    ("float", 4): "FP4 (E2M1)",
+    ("normal", 4): "NF4 (NormalFloat)",
+}
+
+
+def _words(numbers: Numbers, chosen: int | None, line: str) -> str:
+    """A number format in words: `INT4, one scale per row and group of 128 columns`.
+
+    `line` is what a vector of input columns is called: a row of the weight, or a token.
+    """
     size = chosen or numbers.group_size
     shared = {
         "tensor": "one scale per tensor",
         "channel": "one scale per output channel",
         "token": "one scale per token",
-        "group": f"one scale per group of {size} input columns",
-        "tensor_group": f"one scale per group of {size} input columns and one per tensor",
+        "group": f"one scale per {line} and group of {size} input columns",
+        "tensor_group": f"one scale per {line} and group of {size} input columns, and one per tensor",
         "block": f"one scale per block of {size}×{size}",
     }[numbers.strategy]
     zero = "" if numbers.symmetric else ", with zero points"
     found = {True: ", found at run time", "local": "; the tensor's is measured, the groups' are found at run time"}
-    return element + ", " + shared + zero + found.get(numbers.dynamic, "")
+    return ELEMENTS[numbers.kind, numbers.bits] + ", " + shared + zero + found.get(numbers.dynamic, "")
+
+
+SCALES = {"F16": "float16", "F32": "float32", "F8_E4M3": "FP8 (E4M3)", "U8": "E8M0 (powers of two)"}
+SOURCE_DTYPE = "BF16"
+
+
+def _stored_scales(packing: Packing, name: SchemeName, group_size: int | None) -> str:
+    """In what type the scales of weights are stored, by the tensors that the packing makes of a weight."""
+    numbers = SCHEMES[name].weights
+    tensors = layout(packing, name, (256, 256), SOURCE_DTYPE, group_size or numbers.group_size)
+    local = next(tensors[key][0] for key in ("weight_scale", "scales", "weight.absmax") if key in tensors)
+    said = f"scales in {SCALES.get(local, 'the type of the source')}"
+    return f"{said}, the tensor's in float32" if numbers.strategy == "tensor_group" else said
+
+
+def _blocks(tensor: TensorType) -> str:
+    """`Q4_K tensors: blocks of 256 weights in 144 bytes, 4.50 bits per weight`."""
+    weights, size = BLOCKS[tensor]
+    return f"{tensor} tensors (blocks of {weights} weights in {size} bytes: {size * 8 / weights:.2f} bits per weight)"
+
+
+def _no_room(tensor: TensorType) -> str:
+    """What llama.cpp does where blocks do not fit."""
+    weights, _ = BLOCKS[tensor]
+    instead = FALLBACKS.get(tensor, "F16")
+    return f"where {weights} does not divide a tensor's rows, llama.cpp takes {instead} in place of {tensor}"
 
 
 def _calibration(recipe: Recipe) -> str:
@@ -221,10 +377,10 @@ def _calibration(recipe: Recipe) -> str:
 
 
 def _hardware(recipe: Recipe) -> list[str]:
-    schemes = recipe.quantize.schemes
-    if len({SCHEMES[name].hardware for name in schemes}) == 1:
-        return [f"- hardware: {SCHEMES[schemes[0]].hardware}"]
-    return [f"- hardware for `{name}`: {SCHEMES[name].hardware}" for name in schemes]
+    places = {name: hardware(recipe.packing, name) for name in recipe.quantize.schemes}
+    if len({*places.values()}) == 1:
+        return [f"- hardware: {next(iter(places.values()))}"]
+    return [f"- hardware for `{name}`: {place}" for name, place in places.items()]
 
 
 def _keys() -> Iterator[str]:

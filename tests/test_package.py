@@ -5,12 +5,16 @@ import re
 import runpy
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 import yaml
 
+from pipelines.cli.main import env, main
+from pipelines.core.errors import EXITS, BadInput
 from pipelines.flow.run import run
 from pipelines.formats.schemes import SCHEMES
+from pipelines.publishing.stage import EXIT_CODES
 from pipelines.recipe.recipe import CalibrationSet, Recipe, load_recipe
 from pipelines.reporting.card import card, serve_line
 from pipelines.reporting.record import Manifest
@@ -47,11 +51,58 @@ def test_the_page_has_every_recipe_scheme_and_key() -> None:
     for path in (ROOT / "recipes").glob("*.yaml"):
         recipe = load_recipe(path)
         assert page.count(f"\n### {recipe.name}\n\n{recipe.summary}\n") == 1
+        section = page.partition(f"\n### {recipe.name}\n")[2].partition("\n#")[0]
         for scheme in recipe.quantize.schemes:
-            assert f"`{scheme}` (compressed-tensors `{SCHEMES[scheme].format}`)" in page
+            ours = recipe.packing == "compressed-tensors"
+            stored = f" (compressed-tensors `{SCHEMES[scheme].format}`)" if ours else ""
+            assert f"`{scheme}`{stored}\n    - weights: " in section
+            assert ours or f"\n- stored as: `{recipe.packing}`. " in section
     keys = json.dumps(Recipe.model_json_schema())
     for key in re.findall(r'"(\w+)": \{[^{}]*"title"', keys):
         assert re.search(rf"^\| `[\w.\[\]]*\b{key}`", page, re.MULTILINE), key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("bnb-nf4", "NF4 (NormalFloat), one scale per row and group of 64 input columns; scales in float32"),
+        ("mxfp4", "FP4 (E2M1), one scale per row and group of 32 input columns; scales in E8M0 (powers of two)"),
+        ("nvfp4", "and one per tensor; scales in FP8 (E4M3), the tensor's in float32"),
+        ("int4-awq", "INT4, one scale per row and group of 128 input columns, with zero points; scales in the type"),
+        ("awq-autoawq", "INT4, one scale per row and group of 64 input columns, with zero points; scales in float16"),
+        ("fp8-modelopt", "FP8 (E4M3), one scale per tensor; scales in float32"),
+        ("int4-awq-modelopt", "hardware: NVIDIA GPUs of compute capability 8.0 or later (Ampere on)\n"),
+        ("int8", "hardware: NVIDIA GPUs of compute capability 7.5 to 9.0 (Turing to Hopper), x86 CPUs\n"),
+        ("gguf-q8_0", "where 32 does not divide a tensor's rows, llama.cpp takes F16 in place of Q8_0"),
+        ("gguf-q4_k_m", "(blocks of 256 weights in 144 bytes: 4.50 bits per weight)"),
+        ("fp8-block", "where the block does not divide a layer's sides: the largest power of two that does"),
+    ],
+)
+def test_the_page_describes_the_format_as_it_is(recipe: str, said: str) -> None:
+    section = (ROOT / "docs" / "recipes.md").read_text().partition(f"\n### {recipe}\n")[2].partition("\n#")[0]
+    assert said in section
+    assert ("E2M1" in section) == (load_recipe(recipe).family == "FP4")
+
+
+# The page of commands
+
+
+def test_the_committed_page_of_commands_is_the_commands() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["cli_page"]()
+    assert (ROOT / "docs" / "cli.md").read_text() == page, "run `make docs`"
+
+
+def test_the_page_has_every_command_option_and_exit_code() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    for name, command in [*main.commands.items(), *((f"env {name}", one) for name, one in env.commands.items())]:
+        if command is env:
+            continue
+        assert page.count(f"\n## quantgate {name}\n\n```\nquantgate {name} ") == 1
+        section = page.partition(f"\n## quantgate {name}\n")[2].partition("\n## ")[0]
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert all(f"`{option.opts[0]}" in section and option.help for option in options)
+    assert all(f"| {code} | {meaning} |" in page for code, meaning in EXITS.items())
+    assert {0, 1, BadInput.exit_code, *EXIT_CODES.values()} == EXITS.keys()
 
 
 def test_the_pages_examples_are_valid() -> None:

@@ -1,8 +1,6 @@
 """The `quantgate` command: a thin layer over the functions of `pipelines`.
 
-Exit codes: 0 passed and published, 2 bad input, 3 the gate said FAIL, 4 the gate said INCONCLUSIVE under a policy that
-does not accept it, or this device cannot tell, 1 anything unexpected. Several recipes exit with the worst of theirs: 1
-over 3 over 4 over 0. Records go to standard output, progress and errors to standard error.
+`errors.EXITS` says what the exit codes mean. Records go to standard output, progress and errors to standard error.
 """
 
 import contextlib
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.core.errors import QuantgateError
+from pipelines.core.errors import EXITS, SEVERAL, QuantgateError
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
@@ -183,17 +181,18 @@ def _overrides(overrides: tuple[str, ...], experimental_cpu: bool) -> tuple[str,
     return (*overrides, "quantize.experimental_cpu=true") if experimental_cpu else overrides
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+HELP = "Quantize a checkpoint, prove that it is still good, and publish it only then."
+EXIT_HELP = "\n".join(["\b", "Exit codes:", *(f"  {code} {meaning}" for code, meaning in EXITS.items()), SEVERAL])
+
+
+@click.group(
+    cls=_Commands,
+    help=f"{HELP}\n\n{EXIT_HELP}",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="quantgate", prog_name="quantgate")
 def main() -> None:
-    """Quantize a checkpoint, prove that it is still good, and publish it only then.
-
-    \b
-    Exit codes: 0 passed and published   3 the gate said FAIL
-                2 bad input              4 the gate said INCONCLUSIVE and the policy does not accept it
-                1 anything unexpected      or this device cannot tell
-    Several recipes exit with the worst of theirs: 1 over 3 over 4 over 0.
-    """
+    """The command line."""
 
 
 @main.command("list")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pipelines.runtimes.vllm import Comparison  # it needs lm-eval
 
 MANY_DOCUMENTS = 1_000_000
-FAMILIES = ("FP8", "FP4", "INT8", "INT4", "GGUF", "mixed")
+FAMILIES = ("FP8", "FP4", "NF4", "INT8", "INT4", "GGUF", "mixed")
 """In the order that recipes are listed."""
 
 

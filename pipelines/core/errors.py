@@ -4,6 +4,16 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+EXITS = {
+    0: "passed and published, or done",
+    2: "bad input: nothing was published",
+    3: "the gate said FAIL",
+    4: "the gate said INCONCLUSIVE and the policy does not accept it, or this device cannot tell",
+    1: "anything unexpected, a target out of reach, or an artifact that is not what was promised",
+}
+"""Exit code → what it means: for `quantgate --help` and docs/cli.md."""
+SEVERAL = "Several recipes exit with the worst of theirs: 1 over 3 over 4 over 0."
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -18,7 +18,7 @@ from typing import Any, Literal, assert_never
 
 from pipelines.checkpoint.headers import Layout
 from pipelines.core.strict_yaml import Frozen
-from pipelines.formats.schemes import SchemeName
+from pipelines.formats.schemes import AMPERE, SCHEMES, SchemeName
 from pipelines.formats.schemes import layout as compressed_tensors
 
 Packing = Literal["compressed-tensors", "gptq", "awq", "modelopt", "bitsandbytes"]
@@ -84,6 +84,13 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
                 "weight.quant_state.bitsandbytes__nf4": ("U8", (len(json.dumps(said)),)),
             }
     assert_never(packing)
+
+
+def hardware(packing: Packing, scheme: SchemeName) -> str:
+    """Where a runtime that reads this packing has kernels for the scheme."""
+    if packing == "modelopt" and scheme == "W4A16":
+        return AMPERE  # TensorRT-LLM alone reads it
+    return SCHEMES[scheme].hardware
 
 
 def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | None, tuple[int, ...]]]) -> str | None:

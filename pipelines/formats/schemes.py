@@ -42,7 +42,7 @@ class Numbers(Frozen):
 class Scheme(Frozen):
     """A pair of number formats, for weights and for activations."""
 
-    family: Literal["FP8", "FP4", "INT8", "INT4"]
+    family: Literal["FP8", "FP4", "NF4", "INT8", "INT4"]
     format: Format
     weights: Numbers
     activations: Numbers | None = None
@@ -65,11 +65,16 @@ class Scheme(Frozen):
         return self.weights.strategy == "block"
 
 
-ADA = "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell), AMD MI300"
+ADA = "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell)"
 HOPPER = "NVIDIA GPUs of compute capability 9.0 or later (Hopper, Blackwell)"
 BLACKWELL = "NVIDIA GPUs of compute capability 10.0 or later (Blackwell)"
 HOPPER_ONLY = "NVIDIA GPUs of compute capability 9.0 (Hopper), for layers whose sides 128 divides"
 TURING = "NVIDIA GPUs of compute capability 7.5 or later (Turing on)"
+TURING_TO_HOPPER = "NVIDIA GPUs of compute capability 7.5 to 9.0 (Turing to Hopper)"
+"""vLLM has no kernel for INT8 activations on Blackwell."""
+AMPERE = "NVIDIA GPUs of compute capability 8.0 or later (Ampere on)"
+"""What TensorRT-LLM runs on."""
+
 _INT8 = Numbers(bits=8, kind="int", strategy="channel")
 _INT4 = Numbers(bits=4, kind="int", strategy="group", group_size=128)
 _FP8 = Numbers(bits=8, kind="float", strategy="channel")
@@ -77,13 +82,15 @@ _FP8_TOKEN = Numbers(bits=8, kind="float", strategy="token", dynamic=True)
 _FP4_16 = Numbers(bits=4, kind="float", strategy="tensor_group", group_size=16)
 _FP4_32 = Numbers(bits=4, kind="float", strategy="group", group_size=32)
 SCHEMES: dict[SchemeName, Scheme] = {
-    "FP8_DYNAMIC": Scheme(family="FP8", format="float-quantized", weights=_FP8, activations=_FP8_TOKEN, hardware=ADA),
+    "FP8_DYNAMIC": Scheme(
+        family="FP8", format="float-quantized", weights=_FP8, activations=_FP8_TOKEN, hardware=f"{ADA}, AMD MI300"
+    ),
     "FP8_STATIC": Scheme(
         family="FP8",
         format="float-quantized",
         weights=_FP8,
         activations=Numbers(bits=8, kind="float", strategy="tensor"),
-        hardware=ADA,
+        hardware=f"{ADA}, AMD MI300",
     ),
     "FP8_TENSOR": Scheme(
         family="FP8",
@@ -120,7 +127,7 @@ SCHEMES: dict[SchemeName, Scheme] = {
         hardware=f"{BLACKWELL}, AMD MI350",
     ),
     "NF4": Scheme(
-        family="FP4",
+        family="NF4",
         format="bitsandbytes",
         weights=Numbers(bits=4, kind="normal", strategy="group", group_size=64),
         hardware="NVIDIA GPUs of compute capability 6.0 or later (Pascal on), AMD and Intel GPUs, CPUs",
@@ -130,14 +137,14 @@ SCHEMES: dict[SchemeName, Scheme] = {
         format="int-quantized",
         weights=_INT8,
         activations=Numbers(bits=8, kind="int", strategy="token", dynamic=True),
-        hardware=f"{TURING}, x86 CPUs",
+        hardware=f"{TURING_TO_HOPPER}, x86 CPUs",
     ),
     "W8A8_STATIC": Scheme(
         family="INT8",
         format="int-quantized",
         weights=_INT8,
         activations=Numbers(bits=8, kind="int", strategy="tensor"),
-        hardware=TURING,
+        hardware=AMPERE,
     ),
     "W8A16": Scheme(family="INT8", format="pack-quantized", weights=_INT8, hardware=TURING),
     "W4A16": Scheme(family="INT4", format="pack-quantized", weights=_INT4, hardware=f"{TURING}, x86 CPUs"),

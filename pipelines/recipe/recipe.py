@@ -59,7 +59,7 @@ class _Target(Frozen):
     """A scheme with its group size, where the scheme leaves one to choose."""
 
     scheme: SchemeName
-    """The number formats of weights and activations, by compressed-tensors' name (docs/recipes.md)."""
+    """The number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
 
     group_size: int | None = Field(default=None, gt=0)
     """Input columns that share a scale (W4A16, W4A16_ASYM, W4AFP8), or the side of a block (FP8_BLOCK);
@@ -325,7 +325,7 @@ class Recipe(Frozen):
 
     @property
     def family(self) -> str:
-        """The number format that weights get: FP8, FP4, INT8, INT4 or GGUF; `mixed` when there are rules."""
+        """The number format that weights get: FP8, FP4, NF4, INT8, INT4 or GGUF; `mixed` when there are rules."""
         if isinstance(self.quantize, Gguf):
             return "GGUF"
         return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from pipelines.core.bounds import level
-from pipelines.formats.packings import Packing
-from pipelines.formats.schemes import SCHEMES
+from pipelines.formats.packings import Packing, hardware
 from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.planning.gguf import IMATRIX
@@ -204,10 +203,10 @@ def loader(recipe: Recipe) -> str:
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
     """Where runtimes have kernels: one line, or one for each scheme of a mixed artifact, which needs them all."""
-    schemes = recipe.quantize.schemes
-    if len({SCHEMES[scheme].hardware for scheme in schemes}) == 1:
-        return [f"Runs on {SCHEMES[schemes[0]].hardware}."]
-    return ["Runs where all its formats do:", "", *(f"- {name}: {SCHEMES[name].hardware}" for name in schemes), ""]
+    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.quantize.schemes}
+    if len({*places.values()}) == 1:
+        return [f"Runs on {next(iter(places.values()))}."]
+    return ["Runs where all its formats do:", "", *(f"- {name}: {place}" for name, place in places.items()), ""]
 
 
 def verdict_name(gate: GateRecord) -> str:
