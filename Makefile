@@ -51,6 +51,7 @@ check: $(READY_DEV) ## lint, format check and types; the workflows, too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/actionlint -shellcheck= -pyflakes= .github/workflows/*.yml examples/ci/github/*.yml
 
 # Two processes with one thread each are faster than one with two, and do not wait for each other's threads.

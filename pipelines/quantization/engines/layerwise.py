@@ -32,6 +32,7 @@ from pipelines.formats import rounding
 from pipelines.formats.schemes import FP8_MAX, SCHEMES
 from pipelines.planning.plan import Module, Plan
 from pipelines.planning.quantization_config import written_config
+from pipelines.quantization.batches import equal_batches
 from pipelines.quantization.files import ArtifactFiles, copy_kept
 from pipelines.quantization.methods import gptq, smoothing
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
@@ -41,8 +42,6 @@ from pipelines.runtimes import module_names
 from pipelines.runtimes.loading import explained
 from pipelines.runtimes.module_names import linearize_experts, named_alike
 
-BATCH_TOKENS = 4096
-"""Tokens that pass through a layer at a time."""
 FREE_SHARE = 0.25
 """Of a GPU's free memory, that hidden states may fill: what goes into a layer, and what comes out."""
 MADV_PAGEOUT = 21
@@ -456,17 +455,6 @@ def _together(modules: dict[str, Module], statistics: dict[str, InputStatistics]
     for name, module in modules.items():
         groups.setdefault((id(statistics[name]), module.scheme, module.group_size), []).append(module)
     return list(groups.values())
-
-
-def equal_batches(samples: list[list[int]]) -> Iterator[torch.Tensor]:
-    """Samples of equal length together, (samples, tokens), up to `BATCH_TOKENS` at a time."""
-    by_length: dict[int, list[list[int]]] = {}
-    for sample in samples:
-        by_length.setdefault(len(sample), []).append(sample)
-    for length, equal in sorted(by_length.items()):
-        count = max(1, BATCH_TOKENS // length)
-        for first in range(0, len(equal), count):
-            yield torch.tensor(equal[first : first + count])
 
 
 class _Reached(Exception):

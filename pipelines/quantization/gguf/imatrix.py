@@ -14,7 +14,7 @@ from pipelines.calibration.stage import CalibrationTokens, read_tokens
 from pipelines.core import progress
 from pipelines.planning.gguf import EXPERT, GgufTensor
 from pipelines.planning.plan import Plan
-from pipelines.quantization.engines.layerwise import equal_batches
+from pipelines.quantization.batches import equal_batches
 from pipelines.runtimes.module_names import linearize_experts, named_alike
 
 
