@@ -23,9 +23,9 @@ from pipelines.flow.run import run
 from pipelines.gating.gate import Verdict, gate
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.bundle import Tampered, check
-from pipelines.publishing.places.folder import Folder
-from pipelines.publishing.places.place import FolderTarget, OciTarget
-from pipelines.publishing.places.targets import open_place, parse_target
+from pipelines.publishing.places.folder import Folder, FolderTarget
+from pipelines.publishing.places.registry import OciTarget
+from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.provenance import Signer, Trust
 from pipelines.publishing.stage import check_published, publish, published, pull, sealed
 from pipelines.quantization.stage import Artifact, quantize
@@ -127,7 +127,7 @@ def test_a_place_gets_the_whole_bundle_once_and_gives_it_back(target: str, judge
 
 def listing(target: str) -> Any:
     """What changes when anything is written there."""
-    place = open_place(parse_target(target))
+    place = parse_target(target).open()
     if target.startswith("hf://"):
         return place._api.repo_info(place._target.repository, revision="release").sha  # type: ignore[attr-defined]
     if target.startswith("oci://"):
@@ -164,7 +164,7 @@ def foreign(target: str, request: pytest.FixtureRequest) -> None:
         case "oci":
             docker: Registry = request.getfixturevalue("docker")
             empty = b"{}"
-            place: Any = open_place(parse_target(target))
+            place: Any = parse_target(target).open()
             described = {"mediaType": "application/json", "digest": f"sha256:{hashlib.sha256(empty).hexdigest()}"}
             place._send({**described, "size": 2}, empty)
             described_config = {**described, "size": 2}
@@ -173,7 +173,7 @@ def foreign(target: str, request: pytest.FixtureRequest) -> None:
         case "s3":
             request.getfixturevalue("s3").put(f"{name}/notes.txt", b"mine")
         case "hf":
-            place = open_place(parse_target(target))
+            place = parse_target(target).open()
             repository = place._target.repository
             place._api.create_repo(repository)
             place._api.create_branch(repository, branch="release")
@@ -239,7 +239,7 @@ def test_a_registry_gets_a_model_as_modelpack_describes_it(docker: Registry, jud
     assert kinds[BIG] == "application/vnd.cncf.model.weight.v1.raw"
     assert kinds["config.json"] == "application/vnd.cncf.model.weight.config.v1.raw"
     assert kinds["README.md"] == "application/vnd.cncf.model.doc.v1.raw"
-    place: Any = open_place(parse_target(docker.target("tiny")))
+    place: Any = parse_target(docker.target("tiny")).open()
     config = place._registry.get_blob(place._container, manifest["config"]["digest"]).json()
     assert config["config"] == {
         "architecture": "transformer", "format": "safetensors", "paramSize": "410.2K", "quantization": "rtn"
@@ -437,7 +437,7 @@ def test_a_folder_that_cannot_be_made_is_known_before_the_work(to: str, said: st
         published(target)
     assert str(early.value).startswith(said.format(to=target, here=here))
     with pytest.raises(QuantgateError) as late:  # had it come to be so during the run
-        open_place(target).upload(plain)
+        target.open().upload(plain)
     assert str(late.value).startswith(f"{target}: ") and "\n    " in str(late.value)
     assert not [path for path in here.rglob("*") if path.name.endswith(".partial")]
     if not to.startswith("new/"):

@@ -30,8 +30,9 @@ from pipelines.gating.power import blindness, foresee
 from pipelines.planning.needs import disk_lacks
 from pipelines.planning.plan import Plan
 from pipelines.planning.stage import make_plan
-from pipelines.publishing.places.place import FolderTarget
-from pipelines.publishing.places.targets import Target, parse_target
+from pipelines.publishing.places.folder import FolderTarget
+from pipelines.publishing.places.place import Target
+from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.provenance import Signer, check_signer
 from pipelines.publishing.stage import EXIT_CODES, check_targets, put, sealed
 from pipelines.quantization.stage import Artifact, quantize

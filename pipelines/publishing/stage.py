@@ -11,8 +11,9 @@ from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.gating.gate import Verdict
 from pipelines.publishing.bundle import Checked, Sealed, check, seal
-from pipelines.publishing.places.place import FolderTarget
-from pipelines.publishing.places.targets import Target, open_place, parse_target
+from pipelines.publishing.places.folder import FolderTarget
+from pipelines.publishing.places.place import Target
+from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.provenance import Signer, Trust
 from pipelines.quantization.stage import Artifact
 from pipelines.recipe.recipe import Recipe
@@ -81,7 +82,7 @@ def sealed(
 
 def put(bundle: Sealed, target: Target) -> None:
     """Publish `bundle` in one place, unless the same artifact is there with the same verdict."""
-    place = open_place(target)
+    place = target.open()
     locks = cache_dir() / "publish"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{digest(str(target))}.lock"):
@@ -100,7 +101,7 @@ def published(target: Target) -> Manifest | None:
         BadInput: there is something else.
         QuantgateError: the place cannot be asked.
     """
-    content = open_place(target).read(RECORD)
+    content = target.open().read(RECORD)
     if content is None:
         return None
     try:
@@ -148,7 +149,7 @@ def pull(source: str | Path, to: Path, trust: Trust | None = None) -> Checked:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        open_place(parse_target(source)).download(staging)
+        parse_target(source).open().download(staging)
         checked = check(staging, trust)
         staging.replace(to)
     finally:

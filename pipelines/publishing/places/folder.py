@@ -10,16 +10,43 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pipelines.core import progress
 from pipelines.core.cache import file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import NOT_OURS, SUMS, files_of
+from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, files_of, refuse_credentials
 
 REMEDY = "give another folder with TO= or --to"
 SUFFIX = ".partial"
 LOCK = "quantgate.lock"
 """In a staging folder: locked as long as the process that made it lives."""
+
+
+class FolderTarget(Target):
+    """A folder of this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self) -> "Folder":
+        return Folder(self.path)
+
+
+def parse(text: str) -> FolderTarget | None:
+    """Read a path, or a `file:` address with percent escapes."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return FolderTarget(path=Path(text).expanduser().absolute())
+    if scheme != "file":
+        return None
+    refuse_credentials(text)
+    return FolderTarget(path=Path(unquote(urlsplit(text).path)).absolute())
+
+
+KIND = Kind(form="a folder", parse=parse)
 
 
 class Folder:

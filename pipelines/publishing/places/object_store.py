@@ -11,9 +11,38 @@ from typing import Any
 from pipelines.core import progress
 from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import SUMS, FilesystemTarget, asking, files_of, path_for, sha256
+from pipelines.publishing.places.place import SUMS, Kind, Target, asking, files_of, path_for, refuse_credentials, sha256
 
 REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"
+
+
+class FilesystemTarget(Target):
+    """A prefix in a file system that fsspec knows: `s3://`, `gs://` and so on."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def open(self) -> "Filesystem":
+        return Filesystem(self)
+
+
+def parse(text: str) -> FilesystemTarget | None:
+    """Read an address of any file system that fsspec knows, the hub and registries of containers among them: so this
+    kind is asked last."""
+    from fsspec.registry import known_implementations
+
+    refuse_credentials(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in known_implementations:
+        return None
+    if not rest.strip("/") or ".." in rest.split("/"):
+        raise bad_input(text, "names no place for an artifact", f"for example {scheme}://bucket/{{model}}/{{recipe}}")
+    return FilesystemTarget(url=f"{scheme}://{rest.rstrip('/')}")
+
+
+KIND = Kind(form="s3://bucket/prefix (or another file system)", parse=parse)
 
 
 class Filesystem:

@@ -7,6 +7,7 @@ annotations: https://github.com/modelpack/model-spec (v1). Credentials are those
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from urllib.parse import urlencode
 from pipelines.core import progress
 from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import NOT_OURS, OciTarget, asking, files_of, path_for
+from pipelines.publishing.places.place import NOT_OURS, Kind, Target, asking, files_of, path_for, refuse_credentials
 from pipelines.reporting.record import RECORD, Manifest
 
 REMEDY = "is the registry there, and did you `docker login`? What arrived is kept, and not sent again"
@@ -31,6 +32,36 @@ TITLE = "org.opencontainers.image.title"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Hosts that may speak plain HTTP, as Docker allows."""
 SCALES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+NAME = re.compile(r"([\w.-]+(?::\d+)?)/([a-z0-9]+(?:[._/-]+[a-z0-9]+)*):([\w][\w.-]{0,127})")
+
+
+class OciTarget(Target):
+    """A tag in a container registry."""
+
+    host: str
+    name: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"oci://{self.host}/{self.name}:{self.tag}"
+
+    def open(self) -> "Oci":
+        return Oci(self)
+
+
+def parse(text: str) -> OciTarget | None:
+    """Read `oci://host/name:tag`; a registry's names are lower case, a tag is as it was written."""
+    scheme, _, rest = text.partition("://")
+    if scheme != "oci":
+        return None
+    refuse_credentials(text)
+    name, separator, tag = rest.rpartition(":")
+    if not (found := NAME.fullmatch(f"{name.lower()}{separator}{tag}")):
+        raise bad_input(text, f"is not a target of the form {KIND.form}")
+    return OciTarget(host=found[1], name=found[2], tag=found[3])
+
+
+KIND = Kind(form="oci://host/name:tag", parse=parse)
 
 
 class Oci:
