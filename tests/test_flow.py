@@ -431,7 +431,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     moments = {
         "quantize": "cache/stages/quantize/*.partial/artifact/model.safetensors",
         "evaluate": "cache/stages/evaluate/*.partial",
-        "seal": "cache/stages/seal/*.partial/bundle/model.safetensors",
+        "bundle": "cache/stages/bundle/*.partial/files/model.safetensors",
         "publish": "artifacts/m/.fp8.*.partial/files/*",
     }
     finished: dict[str, set[str]] = {}
@@ -446,7 +446,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     stages = [path.relative_to(own / "stages").parts[0] for path in own.glob("stages/*/*/result.json")]
     assert set(stages) == {
         *("tasks", "default-model", "anatomy", "rehearsal", "probe", "documents", "prompts"),
-        *("quantize", "verify", "evaluate", "seal"),
+        *("quantize", "verify", "evaluate", "bundle"),
     }  # fmt: skip
     assert stages.count("evaluate") % 2 == 0, "as many blocks of either side"
 

@@ -27,7 +27,7 @@ from pipelines.publishing.places.folder import Folder, FolderTarget
 from pipelines.publishing.places.registry import OciTarget
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.provenance import Signer, Trust
-from pipelines.publishing.stage import check_published, publish, published, pull, sealed
+from pipelines.publishing.stage import check_published, make_bundle, publish, published, pull
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.recipe import Recipe, load_recipe
 from pipelines.reporting.card import card
@@ -116,7 +116,7 @@ def test_a_place_gets_the_whole_bundle_once_and_gives_it_back(target: str, judge
     assert listing(target) == before, "the same bytes again are no new upload"
 
     checked = pull(target, tmp_path / "pulled")
-    bundle = sealed(judged.artifact, judged.verdict)
+    bundle = make_bundle(judged.artifact, judged.verdict)
     assert folder_digests(tmp_path / "pulled") == bundle.files and set(bundle.files) == FILES
     assert (checked.manifest, checked.files, checked.signature) == (manifest, len(FILES), "not signed")
     assert check_published(target) == checked
@@ -313,7 +313,7 @@ def test_a_registry_that_asks_for_tokens(
         asked = {(name, *sorted(actions.split(","))) for name, _, actions in (s.rpartition(":") for s in scopes)}
         assert {("repository:models/tiny", "pull"), ("repository:models/tiny", "pull", "push")} <= asked
         pull(guarded.target("tiny"), tmp_path / "pulled")
-    assert folder_digests(tmp_path / "pulled") == sealed(judged.artifact, judged.verdict).files
+    assert folder_digests(tmp_path / "pulled") == make_bundle(judged.artifact, judged.verdict).files
 
 
 def test_a_store_whose_connection_breaks(
@@ -333,7 +333,7 @@ def test_a_store_whose_connection_breaks(
 
 
 def test_a_store_keeps_what_arrived_and_what_is_somebody_elses(s3: Store, judged: Judged) -> None:
-    bundle = sealed(judged.artifact, judged.verdict).bundle
+    bundle = make_bundle(judged.artifact, judged.verdict).path
     s3.put("half/config.json", (bundle / "config.json").read_bytes())
     publish(judged.artifact, judged.verdict, "s3://releases/half")
     assert s3.names("half") == FILES
@@ -389,7 +389,7 @@ def test_a_hub_that_refuses_the_token(environment: pytest.MonkeyPatch, judged: J
 def test_a_folder_on_a_full_disk(judged: Judged, tmp_path: Path) -> None:
     verdict = tmp_path / "verdict.json"
     verdict.write_text(judged.verdict.model_dump_json())
-    sealed(judged.artifact, judged.verdict)
+    make_bundle(judged.artifact, judged.verdict)
     program = [sys.executable, "-m", "pipelines.cli", "publish", str(judged.artifact.checkpoint)]
     command = [*servers.limited(400_000), *program, "--verdict", str(verdict), "--to", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

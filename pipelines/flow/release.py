@@ -17,7 +17,7 @@ from pipelines.core.cache import cache_dir, digest, now, package_versions, write
 from pipelines.core.device import Dtype
 from pipelines.core.errors import BadInput, Problem, QuantgateError, refuse
 from pipelines.core.secrets import redact
-from pipelines.core.strict_yaml import Document, Frozen, fit, place, read
+from pipelines.core.strict_yaml import Frozen, YamlFile, fit, place, read
 from pipelines.core.text import duration, size
 from pipelines.evaluation.stage import Runtime
 from pipelines.flow.remedy import remedies
@@ -32,7 +32,7 @@ from pipelines.reporting.pages import Cell, Mark, Note, Section, Table, clean
 from pipelines.reporting.record import REPORT, Manifest
 from pipelines.reporting.report import html, markdown, marked, retained
 
-RECORD, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
+OUTCOME, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
 """What is written beside `report.html`."""
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
@@ -134,7 +134,7 @@ def load_release(file: Path) -> Release:
     return release
 
 
-def _escapes(document: Document, key: str, names: Sequence[str]) -> Iterator[Problem]:
+def _escapes(document: YamlFile, key: str, names: Sequence[str]) -> Iterator[Problem]:
     """A file in a pull request must not say what is read and written elsewhere on the machine that runs it."""
     folder = document.path.absolute().parent.resolve()
     for number, name in enumerate(names):
@@ -284,7 +284,7 @@ class _Writer:
         runs = [done.manifest for done in self._done if isinstance(done, Run)]
         failed = {f"{item.recipe} on {item.model}": item.error for item in items if item.error}
         top, tried = [_section(outcome, self._done)], remedies(runs)
-        write_json(self.folder / RECORD, {**outcome.model_dump(mode="json"), "exit_code": outcome.exit_code})
+        write_json(self.folder / OUTCOME, {**outcome.model_dump(mode="json"), "exit_code": outcome.exit_code})
         _write_text(self.folder / JUNIT, junit(outcome))
         _write_text(self.folder / SUMMARY, markdown(runs, failed, tried, top))
         _write_text(self.folder / REPORT, html(runs, failed, tried, top))

@@ -34,12 +34,12 @@ from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.provenance import Signer, check_signer
-from pipelines.publishing.stage import EXIT_CODES, check_targets, put, sealed
+from pipelines.publishing.stage import EXIT_CODES, check_targets, make_bundle, put
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite
 from pipelines.reporting.card import bounds, verdict_line
 from pipelines.reporting.history import discordance
-from pipelines.reporting.package import Bundle, package, stage_record
+from pipelines.reporting.package import make_record, stage_record
 from pipelines.reporting.record import REPORT, Manifest, StageRecord
 from pipelines.reporting.report import html, markdown
 from pipelines.runtimes.distance import Distance
@@ -257,12 +257,12 @@ def _through(job: Job, python: Path | None, journal: "_Journal", display: Displa
     if tokens:
         done.step("overlap", lambda: measure_overlap(tokens, plan.checkpoint, suite))
     with display.stage("package"), journal.measure("package"):
-        bundle = package(artifact, verdict, verification=verification)
+        manifest = make_record(artifact, verdict, verification=verification)
     outcome: dict[str, str | None] = {}
     if verdict.verdict == "PASS":
         with display.stage("publish"), journal.measure("publish"):
             outcome = _publish(job, artifact, verdict, verification)
-    return journal.close(bundle, verdict, artifact.checkpoint, outcome)
+    return journal.close(manifest, verdict, artifact.checkpoint, outcome)
 
 
 class _Steps:
@@ -297,7 +297,7 @@ def _as_far_as(seen: Evaluation, looked: Iterator[Evaluation]) -> Evaluation:
 
 def _publish(job: Job, artifact: Artifact, verdict: Verdict, verification: Verification) -> dict[str, str | None]:
     """Target → why it could not be published there, None where it was: one that fails does not stop the others."""
-    bundle = sealed(artifact, verdict, verification=verification, signer=job.signer)
+    bundle = make_bundle(artifact, verdict, verification=verification, signer=job.signer)
     outcome: dict[str, str | None] = {}
     for target in job.targets:
         try:
@@ -540,19 +540,16 @@ class _Journal:
         self._results.append({**record.model_dump(), "results": results})
         write_json(self.path, {**self._head, "stages": self._results})
 
-    def close(self, bundle: Bundle, verdict: Verdict, artifact: Path, places: Mapping[str, str | None]) -> Run:
+    def close(self, manifest: Manifest, verdict: Verdict, artifact: Path, places: Mapping[str, str | None]) -> Run:
         """Add the outcome, and return it; `places` are the targets, with the reason where there was a failure."""
         published = tuple(target for target, reason in places.items() if reason is None)
         unpublished = {target: reason for target, reason in places.items() if reason is not None}
         outcome = {"verdict": verdict.verdict, "published": published, "unpublished": unpublished}
-        manifest = bundle.manifest.model_dump(mode="json")
-        write_json(
-            self.path,
-            {**self._head, "stages": self._results, **outcome, "artifact": str(artifact), "manifest": manifest},
-        )
-        write_report([bundle.manifest], folder=self.path.parent)
+        made = {"artifact": str(artifact), "manifest": manifest.model_dump(mode="json")}
+        write_json(self.path, {**self._head, "stages": self._results, **outcome, **made})
+        write_report([manifest], folder=self.path.parent)
         return Run(
-            manifest=bundle.manifest,
+            manifest=manifest,
             verdict=verdict,
             stages=tuple(self._stages),
             artifact=artifact,

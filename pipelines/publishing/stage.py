@@ -10,14 +10,14 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.gating.gate import Verdict
-from pipelines.publishing.bundle import Checked, Sealed, check, seal
+from pipelines.publishing.bundle import Bundle, Checked, assemble, check
 from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.provenance import Signer, Trust
 from pipelines.quantization.stage import Artifact
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.package import package
+from pipelines.reporting.package import make_record
 from pipelines.reporting.record import RECORD, Manifest
 from pipelines.verification.results import Verification
 
@@ -59,39 +59,39 @@ def publish(
         QuantgateError: a target could not be reached or written; what others hold by then is whole.
     """
     targets = [parse_target(one) for one in ([to] if isinstance(to, str | Path) else to)]
-    bundle = sealed(artifact, verdict, force, verification, signer)
+    bundle = make_bundle(artifact, verdict, force, verification, signer)
     for target in targets:
         put(bundle, target)
     return tuple(map(str, targets))
 
 
-def sealed(
+def make_bundle(
     artifact: Artifact,
     verdict: Verdict,
     force: str | None = None,
     verification: Verification | None = None,
     signer: Signer | None = None,
-) -> Sealed:
+) -> Bundle:
     """The bundle to publish: for a PASS only, or with a reason, and for no bytes but the judged ones."""
     if verdict.verdict != "PASS" and not force:
         raise Refused(verdict, f"not published: the gate says {verdict.verdict} ({'; '.join(verdict.reasons)})")
     _check_bytes(artifact, verdict)
-    bundle = package(artifact, verdict, force if verdict.verdict != "PASS" else None, verification)
-    return seal(artifact, verdict, bundle, signer)
+    record = make_record(artifact, verdict, force if verdict.verdict != "PASS" else None, verification)
+    return assemble(artifact, verdict, record, signer)
 
 
-def put(bundle: Sealed, target: Target) -> None:
+def put(bundle: Bundle, target: Target) -> None:
     """Publish `bundle` in one place, unless the same artifact is there with the same verdict."""
     place = target.open()
     locks = cache_dir() / "publish"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{digest(str(target))}.lock"):
         if there := published(target):
-            ours = Manifest.model_validate_json((bundle.bundle / RECORD).read_text(encoding="utf-8"))
+            ours = Manifest.model_validate_json((bundle.path / RECORD).read_text(encoding="utf-8"))
             if there.files == ours.files and there.gate.verdict == ours.gate.verdict:
                 return
             raise bad_input(target, "holds another published artifact", "give another target, or remove it")
-        place.upload(bundle.bundle)
+        place.upload(bundle.path)
 
 
 def published(target: Target) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""The package stage: the record of a run and its card, for any verdict."""
+"""The package stage: the record of a run, for any verdict."""
 
 import os
 import platform
@@ -12,7 +12,6 @@ import psutil
 
 from pipelines.core.cache import Result, now, package_versions
 from pipelines.core.device import processor
-from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.overlap import Overlap, measure_overlap
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.gate import Verdict
@@ -20,7 +19,6 @@ from pipelines.planning.needs import expected_memory
 from pipelines.planning.plan import Plan
 from pipelines.quantization.stage import Artifact
 from pipelines.recipe.recipe import load_task
-from pipelines.reporting.card import card
 from pipelines.reporting.licence import spdx
 from pipelines.reporting.record import (
     CalibrationRecord,
@@ -38,17 +36,10 @@ from pipelines.verification.results import Verification
 from pipelines.verification.stage import verify
 
 
-class Bundle(Frozen):
-    """What is published beside the artifact's own files."""
-
-    manifest: Manifest
-    card: str
-
-
-def package(
+def make_record(
     artifact: Artifact, verdict: Verdict, forced: str | None = None, verification: Verification | None = None
-) -> Bundle:
-    """The record and the card of `artifact`, whatever its verdict.
+) -> Manifest:
+    """Return the record of `artifact`, whatever its verdict.
 
     `forced` is the reason to publish without a PASS. `verification` is what the verify stage returned; without it the
     stage is asked again, and says that it reused what it had.
@@ -58,8 +49,7 @@ def package(
     overlap = None
     if artifact.calibration:
         overlap = measure_overlap(artifact.calibration, artifact.source, candidate.suite)
-    manifest = _manifest(artifact, verdict, verification, overlap, forced)
-    return Bundle(manifest=manifest, card=card(manifest, artifact.source.left_behind))
+    return _manifest(artifact, verdict, verification, overlap, forced)
 
 
 def stage_record(name: str, results: tuple[Result, ...]) -> StageRecord:
