@@ -13,11 +13,11 @@ from pipelines.gate import TaskVerdict, Verdict
 from pipelines.gguf_plan import IMATRIX
 from pipelines.measures import AT_LEAST, LABELS, Measure
 from pipelines.packings import Packing
-from pipelines.pages import plain
 from pipelines.readers import home
 from pipelines.reading import Reader
 from pipelines.recipe import Gguf, HubDataset, Recipe
 from pipelines.record import GateRecord, Manifest, ModulesRecord
+from pipelines.rendering import plain
 from pipelines.schemes import SCHEMES
 from pipelines.scores import Distance
 

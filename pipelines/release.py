@@ -19,13 +19,14 @@ from pipelines.errors import BadInput, Problem, QuantgateError, refuse
 from pipelines.evaluate import Runtime
 from pipelines.flow import Job, Run, attempt, discard, prepare, prepare_runtimes
 from pipelines.history import seconds_of_runs
-from pipelines.pages import Cell, Mark, Note, Section, Table, clean
+from pipelines.pages import Cell, Mark, Note, Section, Table
 from pipelines.plan import disk_lacks
 from pipelines.proof import Signer
 from pipelines.publish import EXIT_CODES, worst
 from pipelines.recipe import Name
 from pipelines.record import REPORT, Manifest
 from pipelines.remedy import remedies
+from pipelines.rendering import clean
 from pipelines.report import html, markdown, marked, retained
 from pipelines.schema import Document, Frozen, fit, place, read
 from pipelines.secrets import redact

@@ -133,7 +133,8 @@ def svg(title: str, told: str, width: float, height: float, body: Iterable[str],
         style += f'<rect class="fill-paper" width="{width:g}" height="{height + above:g}" rx="8"/>'
         style += "".join(text(14, 24 + 20 * row, head, "title") for row, head in enumerate(heads))
         shown, height = f'<g transform="translate(0 {above})">{shown}</g>', height + above
-    return (
+    from markupsafe import Markup
+    return Markup(
         f'<svg {space}class="chart" role="img" aria-labelledby="{key}-t {key}-d" '
         f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">'
         f'<title id="{key}-t">{escaped(title)}</title><desc id="{key}-d">{escaped(told)}</desc>{style}{shown}</svg>'
