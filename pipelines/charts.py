@@ -52,18 +52,10 @@ def lines(
     _scale_x(plot, _powers(min(xs), max(xs)) if log_x else _rounds(min(xs), max(xs), 6), log_x)
     _scale_y(plot, _rounds(min(ys), max(ys), 5), say)
     plot.set(xlabel=x_label, ylabel=y_label)
-    for number, points in enumerate(drawn.values()):
-        _series(plot, number, points, say)
+    handles = [_series(plot, number, points, say) for number, points in enumerate(drawn.values())]
     for name, y in reference.items():
         _reference(plot, name, y)
-    plot.legend(
-        plot.get_lines()[: len(drawn)],
-        list(map(short, drawn)),
-        ncols=columns,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.02),
-        handlelength=2,
-    )
+    plot.legend(handles, drawn, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns)
     told = [f"{name}: {', '.join(f'{plain(x)} → {say(y)}' for x, y in _some(drawn[name]))}." for name in drawn]
     told += [f"Line at {say(y)}: {name}." for name, y in reference.items()]
     return markup(whole, title, f"{y_label} by {x_label}. {' '.join(told)}", standalone)
@@ -122,13 +114,15 @@ def _scale_y(plot: "Axes", ticks: Sequence[float], say: Callable[[float], str]) 
     plot.grid(True, axis="y")
 
 
-def _series(plot: "Axes", number: int, points: Sequence[tuple[float, float]], say: Callable[[float], str]) -> None:
-    colour = STAND_INS[f"series{number % SERIES}"]
-    plot.plot(*zip(*points, strict=True) or ((), ()), color=colour, linewidth=2, linestyle=DASHES[number % len(DASHES)])
+def _series(plot: "Axes", number: int, points: Sequence[tuple[float, float]], say: Callable[[float], str]) -> "Line2D":
+    """Draw a line, with a mark for each point where they are few."""
+    colour, xs, ys = STAND_INS[f"series{number % SERIES}"], [x for x, _ in points], [y for _, y in points]
+    (line,) = plot.plot(xs, ys, color=colour, linewidth=2, linestyle=DASHES[number % len(DASHES)])
     if len(points) <= 40:
         for x, y in points:
             (mark,) = plot.plot(x, y, "o", color=colour, markersize=6, markeredgewidth=0)
             tip(mark, f"{plain(x)}: {say(y)}")
+    return line
 
 
 def _reference(plot: "Axes", name: str, value: float, at_left: bool = False) -> None:
@@ -180,8 +174,8 @@ def intervals(
     plot.spines["bottom"].set_visible(True)
     plot.set_xticks(ticks, [percent(tick) for tick in ticks])
     first, *_, last = plot.get_xticklabels()
-    first.set_ha("left")
-    last.set_ha("right")
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     _interval_key(plot, marks)
     told = [f"{row.label}: {row}." for row in rows] + [f"{name} {percent(at)}." for name, at in marks.items()]
     return markup(whole, title, f"Retention with one-sided bounds. {' '.join(told)}", standalone)
@@ -220,7 +214,7 @@ def _interval(plot: "Axes", row: Interval, top: float, target: float, floor: flo
     """Draw a row: its label and numbers, a track with the floor and the target, the bounds, the value."""
     (low, high), middle = plot.get_xlim(), top + 28
     _row_head(plot, top + 14, row.label, str(row), row.strong)
-    plot.barh(middle, high - low, left=low, height=13, color=STAND_INS["grid"], linewidth=3, joinstyle="round")
+    plot.barh(middle, high - low, left=low, height=16, color=STAND_INS["grid"])
     if floor is not None and low <= floor <= high:
         plot.vlines(floor, top + 20, top + 36, STAND_INS["muted"], linewidth=2, linestyles=(0, (2, 1.5)))
     plot.vlines(target, top + 18, top + 38, STAND_INS["ink"], linewidth=2)
@@ -273,12 +267,12 @@ def flips(title: str, rows: Mapping[str, tuple[int, int]], *, standalone: bool =
     """Draw answers (lost, gained) of each task as bars to the left and to the right."""
     most = max([1, *(count for pair in rows.values() for count in pair)])
     half = NARROW / 2 - PAD
-    reach, tall = most * half / (half - 44), 30.0 + 44 * len(rows)
+    reach = most * half / (half - max(44.0, width_of(f"{most:,}") + 12))
+    tall = 30.0 + 44 * len(rows)
     whole = figure(NARROW, tall)
     plot = _rows(whole, 0, tall, (-reach, reach))
-    beside = {"textcoords": "offset points", "weight": "bold"}
-    plot.annotate("lost", (0, 16), (-8, 0), ha="right", color=STAND_INS["bad"], **beside)
-    plot.annotate("gained", (0, 16), (8, 0), color=STAND_INS["good"], **beside)
+    plot.text(-8 * reach / half, 16, "lost", weight="bold", ha="right", color=STAND_INS["bad"])
+    plot.text(8 * reach / half, 16, "gained", weight="bold", color=STAND_INS["good"])
     for number, (task, (lost, gained)) in enumerate(rows.items()):
         y = 42 + 44.0 * number
         plot.text(0, y - 4, short(task, 50), size=13, ha="center")
@@ -330,7 +324,7 @@ def heat_map(title: str, layers: Mapping[str, float], *, standalone: bool = Fals
     cells, outside = _cells(layers)
     numbers = [number for _, number in cells] or [0]
     columns, kinds = range(min(numbers), max(numbers) + 1), list(dict.fromkeys(kind for kind, _ in cells))
-    left = PAD + 10 + max((width_of(short(kind, 26)) for kind in kinds), default=0.0)
+    left = PAD + 10 + max(width_of(short(said, 26)) for said in (*kinds, "layer"))
     tall, low_high = 24.0 * len(kinds), _decibels(cells.values())
     whole = figure(WIDE, tall + (93 if outside else 71))
     plot = axes(whole, left, 7, WIDE - PAD - left, max(tall, 1))
@@ -344,13 +338,13 @@ def heat_map(title: str, layers: Mapping[str, float], *, standalone: bool = Fals
     key = axes(whole, left, 7 + tall + 32, 30 * HEAT, 10)
     _heat_key(key, *low_high)
     if said := ", ".join(f"{name} {decibels(value)}" for name, value in outside.items()):
-        key.text(0, -4.4, short(f"in no layer: {said}", 84), color=STAND_INS["muted"])
+        key.text(0, -3.5, short(f"in no layer: {said}", 84), color=STAND_INS["muted"])
     return markup(whole, title, _heat_told(cells, outside), standalone)
 
 
 def _heat_axes(plot: "Axes", columns: range, kinds: Sequence[str]) -> None:
     wide = plot.bbox.width / len(columns)
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * wide >= 22)
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * wide >= 28)
     shown = [number for number in columns if number % every == 0]
     plot.set_xticks([number + 0.5 for number in shown], list(map(str, shown)))
     plot.set_yticks([row + 0.5 for row in range(len(kinds))], [short(kind, 26) for kind in kinds])
@@ -372,10 +366,9 @@ def _cell(plot: "Axes", row: int, number: int, kind: str, value: float | None, l
     from matplotlib.patches import Rectangle
 
     colour = STAND_INS["grid" if value is None else f"heat{_step(value, *low_high)}"]
-    unit_x, unit_y = plot.get_xlim()[1] - plot.get_xlim()[0], plot.get_ylim()[0] - plot.get_ylim()[1]
-    x, y = unit_x / plot.bbox.width, unit_y / plot.bbox.height  # one unit of the chart
-    x, y = (0.2, 4 * y) if value is None else (2.5 * x, 2.5 * y)
-    square = Rectangle((number + x, row + y), 1 - 2 * x, 1 - 2 * y, linewidth=3, joinstyle="round", color=colour)
+    wide, tall = (abs(float(length)) for length in plot.transData.transform((1, 1)) - plot.transData.transform((0, 0)))
+    x, y = (0.2, 4 / tall) if value is None else (min(1.0, wide / 8) / wide, 1 / tall)
+    square = Rectangle((number + x, row + y), 1 - 2 * x, 1 - 2 * y, linewidth=0, facecolor=colour)
     plot.add_patch(tip(square, f"layer {number}, {kind}: {'not quantized' if value is None else decibels(value)}"))
 
 
@@ -536,7 +529,7 @@ def _frontier_key(plot: "Axes", verdicts: set[str]) -> None:
     )
 
 
-def _mark(plot: "Axes", x: object, y: object, verdict: str) -> "Line2D":
+def _mark(plot: "Axes", x: Sequence[float], y: Sequence[float], verdict: str) -> "Line2D":
     colour = STAND_INS[MARKS[verdict][0]]
     inside = STAND_INS["paper"] if verdict == "INCONCLUSIVE" else colour
     width = 0 if verdict == "PASS" else 2.5
@@ -586,7 +579,7 @@ def _marked(plot: "Axes", point: Point) -> None:
             markeredgecolor=STAND_INS["ink"],
             markeredgewidth=2,
         )
-    tip(_mark(plot, point.size, value, point.verdict), f"{_named(point)}: {plain(point.size)}, {point.kept}")
+    tip(_mark(plot, [point.size], [value], point.verdict), f"{_named(point)}: {plain(point.size)}, {point.kept}")
 
 
 Box = tuple[float, float, float, float]
@@ -635,4 +628,4 @@ def _badness(box: Box, taken: Sequence[Box], plot: "Axes", x: float, y: float) -
     room = plot.bbox
     beyond = max(0.0, room.x0 - left) + max(0.0, right - room.x1 - 14)
     beyond += max(0.0, room.y0 - bottom) + max(0.0, top - room.y1)
-    return covered + 200 * beyond + abs((bottom + top) / 2 - y) * 0.6 + (left < x) * 4
+    return covered + 200 * float(beyond) + abs((bottom + top) / 2 - y) * 0.6 + (left < x) * 4

@@ -12,7 +12,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -48,7 +48,7 @@ USUAL = {"opacity": "1", "font-size": "12px", "text-anchor": "start", "stroke-li
 """Values that need not be said, as SVG or `templates/chart.css` says them already."""
 
 
-def _settings() -> dict[str, object]:
+def _settings() -> dict[Any, Any]:
     ink, muted, axis, grid = (STAND_INS[name] for name in ("ink", "muted", "axis", "grid"))
     return {
         "svg.fonttype": "none",
@@ -89,7 +89,9 @@ def styled() -> Iterator[None]:
     """
     import matplotlib as mpl
 
-    usual = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")}
+    usual: dict[Any, Any] = {
+        name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")
+    }
     with mpl.rc_context({**usual, **_settings()}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
@@ -158,7 +160,6 @@ def markup(drawn: "Figure", title: str, told: str, standalone: bool) -> Markup:
 
 def _raw(drawn: "Figure") -> ElementTree.Element:
     """Return matplotlib's own SVG, the same for the same figure."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.text import Text
 
     for artist in drawn.findobj():
@@ -166,8 +167,7 @@ def _raw(drawn: "Figure") -> ElementTree.Element:
         if isinstance(artist, Text):
             artist.set_text(short(artist.get_text()))
     written = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    FigureCanvasSVG(drawn).print_svg(written, metadata=nothing)
+    drawn.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     root = ElementTree.fromstring(clean(written.getvalue()))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # HTML knows SVG's namespace without being told
@@ -233,7 +233,6 @@ PROPERTIES = {colour: f"var(--{name})" for name, colour in STAND_INS.items()}
 
 
 def _rounded(said: str) -> str:
-    """Shorten the numbers in coordinates and paths."""
-    return re.sub(
-        r"-?\d+\.\d+", lambda found: f"{float(found[0]):.{ACCURACY}f}".removesuffix(".0"), " ".join(said.split())
-    )
+    """Shorten the numbers in coordinates and paths, and paths along the axes."""
+    line = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.{ACCURACY}f}".removesuffix(".0"), said)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(line.split())) if line.lstrip().startswith("M") else line
