@@ -73,7 +73,7 @@ def _some(points: Sequence[tuple[float, float]], most: int = 16) -> Sequence[tup
 
 
 def _columns(names: Sequence[str]) -> int:
-    """How many names of a legend fit beside each other."""
+    """Count the names of a legend that fit beside each other."""
     widest = max(map(width_of, names), default=0.0)
     return max(1, min(len(names), int((WIDE - 86) / (widest + 52))))
 
@@ -182,7 +182,7 @@ def intervals(
 
 
 def _domain(rows: Iterable[Interval], marks: Iterable[float]) -> tuple[float, float]:
-    """From the lowest to the highest that is to be seen; bounds that are far off do not count in full."""
+    """Choose what is to be seen, from the lowest to the highest; bounds that are far off do not count in full."""
     rows = list(rows)
     sure = [value for value in [*marks, *(row.value for row in rows)] if value is not None]
     least, most = min(sure) - 0.3, max(sure) + 0.3
@@ -235,7 +235,7 @@ def _top(bound: float | None) -> float:
 
 
 def standing(lower: float | None, upper: float | None, target: float) -> str:
-    """The colour of bounds: shown to be above the target, shown to be below, or neither."""
+    """Choose the colour of bounds: shown to be above the target, shown to be below, or neither."""
     if lower is not None and lower > target:
         return "good"
     return "bad" if upper is not None and upper < target else "accent"
@@ -373,12 +373,12 @@ def _cell(plot: "Axes", row: int, number: int, kind: str, value: float | None, l
 
 
 def decibels(value: float) -> str:
-    """`31.4 dB`, or that nothing was lost."""
+    """Say `31.4 dB`, or that nothing was lost."""
     return "exact" if value >= LOSSLESS else f"{value:.1f} dB"
 
 
 def _cells(layers: Mapping[str, float]) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
-    """The worst value of each kind and layer number, and the modules that have no number."""
+    """Return the worst value of each kind and layer number, and the modules that have no number."""
     names = {name: name.removesuffix(".weight") for name in layers}
     patterns = {name: re.sub(r"(?<![^.])\d+(?![^.])", "*", short) for name, short in names.items()}
     kinds = _endings(sorted({pattern for pattern in patterns.values() if "*" in pattern}))
@@ -394,7 +394,7 @@ def _cells(layers: Mapping[str, float]) -> tuple[dict[tuple[str, int], float], d
 
 
 def _endings(patterns: Sequence[str]) -> dict[str, str]:
-    """The shortest ending of each dotted name that no other has."""
+    """Find the shortest ending of each dotted name that no other has."""
 
     def ending(pattern: str) -> str:
         parts = pattern.split(".")
@@ -406,7 +406,7 @@ def _endings(patterns: Sequence[str]) -> dict[str, str]:
 
 
 def _decibels(values: Iterable[float]) -> tuple[float, float]:
-    """The range of the colours: at least 6 dB, so that layers that are nearly alike look alike."""
+    """Choose the range of the colours: at least 6 dB, so that layers that are nearly alike look alike."""
     lossy = [value for value in values if value < LOSSLESS] or [30.0]
     low, high = math.floor(min(lossy)), math.ceil(max(lossy))
     lacking = max(0, 6 - (high - low))
@@ -494,20 +494,20 @@ def _frontier_axes(plot: "Axes", points: Sequence[Point], target: float) -> None
 
 
 def _at(plot: "Axes", point: Point) -> tuple[float, float]:
-    """Where a point lies, in the chart's units from the left and the bottom."""
+    """Return where a point lies, in the chart's units from the left and the bottom."""
     x, y = plot.transData.transform((point.size, point.kept.value or 0.0))
     return float(x), float(y)
 
 
 def _crowded(plot: "Axes", points: Sequence[Point], name: str, target: float) -> bool:
-    """Whether the target's name has room at the left only."""
+    """Tell whether the target's name has room at the left only."""
     line_at, width = plot.transData.transform((plot.get_xlim()[0], target))[1], width_of(name)
     near = [x for x, y in (_at(plot, point) for point in points) if abs(y - line_at) < 30]
     return bool(near) and max(near) > plot.bbox.x1 - 2 * width and min(near) > plot.bbox.x0 + 2 * width
 
 
 def _taken(plot: "Axes", name: str, target: float, at_left: bool) -> "Sequence[Box]":
-    """The room of the target's line and name."""
+    """Return the room of the target's name and line."""
     y, width = float(plot.transData.transform((plot.get_xlim()[0], target))[1]), width_of(name) + 8
     left = plot.bbox.x0 if at_left else plot.bbox.x1 - width
     return [(left, y, left + width, y + 20), (plot.bbox.x0, y - 2, plot.bbox.x1, y + 2)]
@@ -546,7 +546,7 @@ def _mark(plot: "Axes", x: Sequence[float], y: Sequence[float], verdict: str) ->
 
 
 def _ends(plot: "Axes", kept: Interval) -> tuple[float, float]:
-    """The ends of an error bar, within the plot."""
+    """Return the ends of an error bar, within the plot."""
     lowest, highest = plot.get_ylim()
     lower, upper = (lowest if kept.lower is None else kept.lower), (highest if kept.upper is None else kept.upper)
     return max(lower, lowest), min(upper, highest)

@@ -72,12 +72,12 @@ def _verbatim(code: str) -> Markup:
 
 
 def clean(said: str) -> str:
-    """Without what no text file should hold, escape sequences of terminals above all."""
+    """Replace what no text file should hold, escape sequences of terminals above all."""
     return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", said)
 
 
 def plain(said: str) -> str:
-    """Text that is nothing but text in Markdown, on one line, in a table, too."""
+    """Escape a text so that it is nothing but text in Markdown, on one line, in a table, too."""
     line = " ".join(clean(said).split())
     line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
