@@ -1,16 +1,15 @@
-"""Charts as self-contained SVG, drawn by matplotlib: numbers in the description, names as they are.
+"""Charts of lines and of rows of bars, as self-contained SVG: numbers in the description, names as they are.
 
 All take `standalone`: whether to draw a file of its own, or a part of a page that holds `theme.css` and `chart.css`.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
-from pipelines.drawing import HEAT, SERIES, STAND_INS, axes, figure, halo, markup, short, styled, tip, width_of
+from pipelines.drawing import SERIES, STAND_INS, axes, figure, halo, markup, short, styled, tip, width_of
 from pipelines.svg import duration, percent, plain
 
 if TYPE_CHECKING:
@@ -49,12 +48,12 @@ def lines(
     plot = axes(whole, 66, top, WIDE - 86, 290)
     ys = [*(y for points in drawn.values() for _, y in points), *reference.values()] or [0.0, 1.0]
     xs = [x for points in drawn.values() for x, _ in points] or [1.0, 10.0]
-    _scale_x(plot, _powers(min(xs), max(xs)) if log_x else _rounds(min(xs), max(xs), 6), log_x)
-    _scale_y(plot, _rounds(min(ys), max(ys), 5), say)
+    scale_x(plot, _powers(min(xs), max(xs)) if log_x else rounds(min(xs), max(xs), 6), log_x)
+    scale_y(plot, rounds(min(ys), max(ys), 5), say)
     plot.set(xlabel=x_label, ylabel=y_label)
     handles = [_series(plot, number, points, say) for number, points in enumerate(drawn.values())]
     for name, y in reference.items():
-        _reference(plot, name, y)
+        reference_line(plot, name, y)
     plot.legend(handles, drawn, loc="lower left", bbox_to_anchor=(0, 1.02), ncols=columns)
     told = [f"{name}: {', '.join(f'{plain(x)} → {say(y)}' for x, y in _some(drawn[name]))}." for name in drawn]
     told += [f"Line at {say(y)}: {name}." for name, y in reference.items()]
@@ -78,7 +77,7 @@ def _columns(names: Sequence[str]) -> int:
     return max(1, min(len(names), int((WIDE - 86) / (widest + 52))))
 
 
-def _rounds(low: float, high: float, about: int) -> Sequence[float]:
+def rounds(low: float, high: float, about: int) -> Sequence[float]:
     """Return round numbers in equal steps, the first at or below `low`, the last at or above `high`."""
     from matplotlib.ticker import MaxNLocator
 
@@ -98,7 +97,7 @@ def _powers(low: float, high: float) -> Sequence[float]:
     return [tick for tick in every if first <= tick <= last]
 
 
-def _scale_x(plot: "Axes", ticks: Sequence[float], log: bool = False) -> None:
+def scale_x(plot: "Axes", ticks: Sequence[float], log: bool = False) -> None:
     """Let the outermost ticks be the ends of the axis, and draw a line at each."""
     if log:
         plot.set_xscale("log")
@@ -108,7 +107,7 @@ def _scale_x(plot: "Axes", ticks: Sequence[float], log: bool = False) -> None:
     plot.grid(True, axis="x")
 
 
-def _scale_y(plot: "Axes", ticks: Sequence[float], say: Callable[[float], str]) -> None:
+def scale_y(plot: "Axes", ticks: Sequence[float], say: Callable[[float], str]) -> None:
     plot.set_yticks(ticks, [say(tick) for tick in ticks])
     plot.set_ylim(ticks[0], ticks[-1])
     plot.grid(True, axis="y")
@@ -125,7 +124,7 @@ def _series(plot: "Axes", number: int, points: Sequence[tuple[float, float]], sa
     return line
 
 
-def _reference(plot: "Axes", name: str, value: float, at_left: bool = False) -> None:
+def reference_line(plot: "Axes", name: str, value: float, at_left: bool = False) -> None:
     """Draw a dashed line with its name above it, or below where there is no room."""
     plot.axhline(value, color=STAND_INS["ink"], linewidth=1, dashes=(4, 3))
     above = plot.transAxes.inverted().transform(plot.transData.transform((plot.get_xlim()[0], value)))[1] < 0.93
@@ -165,7 +164,7 @@ def intervals(
 ) -> Markup:
     """Draw each row's value with its bounds as an error bar, against the target and the floor."""
     marks = {"target": target, **({} if floor is None else {"floor": floor})}
-    ticks, tall = _rounds(*_domain(rows, marks.values()), 6), 46.0 * len(rows)
+    ticks, tall = rounds(*domain(rows, marks.values()), 6), 46.0 * len(rows)
     whole = figure(NARROW, tall + 60)
     plot = _rows(whole, 8, tall, (ticks[0], ticks[-1]))
     for number, row in enumerate(rows):
@@ -181,7 +180,7 @@ def intervals(
     return markup(whole, title, f"Retention with one-sided bounds. {' '.join(told)}", standalone)
 
 
-def _domain(rows: Iterable[Interval], marks: Iterable[float]) -> tuple[float, float]:
+def domain(rows: Iterable[Interval], marks: Iterable[float]) -> tuple[float, float]:
     """Choose what is to be seen, from the lowest to the highest; bounds that are far off do not count in full."""
     rows = list(rows)
     sure = [value for value in [*marks, *(row.value for row in rows)] if value is not None]
@@ -311,321 +310,3 @@ def _pill(plot: "Axes", y: float, length: float, colour: str) -> "Line2D":
         (4.5, max(4.5, length - 4.5)), (y, y), color=STAND_INS[colour], linewidth=9, solid_capstyle="round"
     )
     return bar
-
-
-LOSSLESS = 200.0
-"""Decibels from which on nothing was lost that a float could tell."""
-
-
-@styled()
-def heat_map(title: str, layers: Mapping[str, float], *, standalone: bool = False) -> Markup:
-    """Draw signal to noise (dB) of each module, by kind of module and decoder layer; experts of a layer share a cell,
-    which shows the worst of them. What is in no decoder layer is named below."""
-    cells, outside = _cells(layers)
-    numbers = [number for _, number in cells] or [0]
-    columns, kinds = range(min(numbers), max(numbers) + 1), list(dict.fromkeys(kind for kind, _ in cells))
-    left = PAD + 10 + max(width_of(short(said, 26)) for said in (*kinds, "layer"))
-    tall, low_high = 24.0 * len(kinds), _decibels(cells.values())
-    whole = figure(WIDE, tall + (93 if outside else 71))
-    plot = axes(whole, left, 7, WIDE - PAD - left, max(tall, 1))
-    plot.spines["bottom"].set_visible(False)
-    plot.set_xlim(columns[0], columns[-1] + 1)
-    plot.set_ylim(max(len(kinds), 1), 0)
-    _heat_axes(plot, columns, kinds)
-    for row, kind in enumerate(kinds):
-        for number in columns:
-            _cell(plot, row, number, kind, cells.get((kind, number)), low_high)
-    key = axes(whole, left, 7 + tall + 32, 30 * HEAT, 10)
-    _heat_key(key, *low_high)
-    if said := ", ".join(f"{name} {decibels(value)}" for name, value in outside.items()):
-        key.text(0, -3.5, short(f"in no layer: {said}", 84), color=STAND_INS["muted"])
-    return markup(whole, title, _heat_told(cells, outside), standalone)
-
-
-def _heat_axes(plot: "Axes", columns: range, kinds: Sequence[str]) -> None:
-    wide = plot.bbox.width / len(columns)
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * wide >= 28)
-    shown = [number for number in columns if number % every == 0]
-    plot.set_xticks([number + 0.5 for number in shown], list(map(str, shown)))
-    plot.set_yticks([row + 0.5 for row in range(len(kinds))], [short(kind, 26) for kind in kinds])
-    plot.tick_params("x", pad=4)
-    plot.tick_params("y", labelcolor=STAND_INS["ink"])
-    plot.annotate(
-        "layer",
-        (0, 0),
-        (-8, -15),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        ha="right",
-        color=STAND_INS["muted"],
-    )
-
-
-def _cell(plot: "Axes", row: int, number: int, kind: str, value: float | None, low_high: tuple[float, float]) -> None:
-    """Draw a module's square, or a hint of one where nothing was quantized."""
-    from matplotlib.patches import Rectangle
-
-    colour = STAND_INS["grid" if value is None else f"heat{_step(value, *low_high)}"]
-    wide, tall = (abs(float(length)) for length in plot.transData.transform((1, 1)) - plot.transData.transform((0, 0)))
-    x, y = (0.2, 4 / tall) if value is None else (min(1.0, wide / 8) / wide, 1 / tall)
-    square = Rectangle((number + x, row + y), 1 - 2 * x, 1 - 2 * y, linewidth=0, facecolor=colour)
-    plot.add_patch(tip(square, f"layer {number}, {kind}: {'not quantized' if value is None else decibels(value)}"))
-
-
-def decibels(value: float) -> str:
-    """Say `31.4 dB`, or that nothing was lost."""
-    return "exact" if value >= LOSSLESS else f"{value:.1f} dB"
-
-
-def _cells(layers: Mapping[str, float]) -> tuple[dict[tuple[str, int], float], dict[str, float]]:
-    """Return the worst value of each kind and layer number, and the modules that have no number."""
-    names = {name: name.removesuffix(".weight") for name in layers}
-    patterns = {name: re.sub(r"(?<![^.])\d+(?![^.])", "*", short) for name, short in names.items()}
-    kinds = _endings(sorted({pattern for pattern in patterns.values() if "*" in pattern}))
-    cells: dict[tuple[str, int], float] = {}
-    outside: dict[str, float] = {}
-    for name, value in layers.items():
-        if number := re.search(r"(?<![^.])\d+(?![^.])", name):
-            place = (kinds[patterns[name]], int(number[0]))
-            cells[place] = min(value, cells.get(place, math.inf))
-        else:
-            outside[names[name]] = value
-    return cells, outside
-
-
-def _endings(patterns: Sequence[str]) -> dict[str, str]:
-    """Find the shortest ending of each dotted name that no other has."""
-
-    def ending(pattern: str) -> str:
-        parts = pattern.split(".")
-        tails = (".".join(parts[-count:]) for count in range(1, len(parts)))
-        alone = (tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in patterns) == 1)
-        return next(alone, pattern)
-
-    return {pattern: ending(pattern) for pattern in patterns}
-
-
-def _decibels(values: Iterable[float]) -> tuple[float, float]:
-    """Choose the range of the colours: at least 6 dB, so that layers that are nearly alike look alike."""
-    lossy = [value for value in values if value < LOSSLESS] or [30.0]
-    low, high = math.floor(min(lossy)), math.ceil(max(lossy))
-    lacking = max(0, 6 - (high - low))
-    return low - lacking / 2, high + lacking / 2
-
-
-def _step(value: float, low: float, high: float) -> int:
-    return min(HEAT - 1, max(0, int(HEAT * (value - low) / (high - low))))
-
-
-def _heat_key(key: "Axes", low: float, high: float) -> None:
-    key.set_axis_off()
-    key.set_xlim(0, HEAT)
-    key.set_ylim(0, 1)
-    for step in range(HEAT):
-        key.barh(0.5, 1, left=step, height=1, color=STAND_INS[f"heat{step}"])
-    key.text(0, -1.4, f"{low:g} dB, worse", color=STAND_INS["muted"])
-    key.text(HEAT, -1.4, f"better, {high:g} dB", ha="right", color=STAND_INS["muted"])
-
-
-def _heat_told(cells: Mapping[tuple[str, int], float], outside: Mapping[str, float]) -> str:
-    told = ["Signal to quantization noise of the weights."]
-    for kind in dict.fromkeys(kind for kind, _ in cells):
-        values = {number: value for (other, number), value in cells.items() if other == kind}
-        worst, best = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-        told.append(
-            f"{kind}: {len(values)} layers, from {decibels(values[worst])} in layer {worst} "
-            f"to {decibels(values[best])} in layer {best}."
-        )
-    return " ".join([*told, *(f"{name}: {decibels(value)}." for name, value in outside.items())])
-
-
-class Point(NamedTuple):
-    """An artifact by size and retention."""
-
-    size: float
-    kept: Interval
-    verdict: str
-    """PASS, FAIL or INCONCLUSIVE."""
-    efficient: bool
-    recommended: bool = False
-
-
-MARKS = {"PASS": ("good", "passed"), "FAIL": ("bad", "failed"), "INCONCLUSIVE": ("warn", "inconclusive")}
-"""Verdict → colour and word."""
-
-
-SHAPES = {"PASS": "o", "FAIL": "x", "INCONCLUSIVE": "D"}
-"""Shapes differ as colours do: a disc passed, a cross failed, a diamond is neither."""
-
-
-@styled()
-def frontier(title: str, x_label: str, points: Sequence[Point], *, target: float, standalone: bool = False) -> Markup:
-    """Draw retention with its bounds by size; the efficient ones joined, the recommended one ringed. Points without a
-    retention are only told of."""
-    shown = [point for point in points if point.kept.value is not None]
-    whole = figure(WIDE, 408)
-    plot = axes(whole, 66, 36, WIDE - 86, 320)
-    _frontier_axes(plot, shown, target)
-    plot.set(xlabel=x_label, ylabel="retention")
-    name = f"target {percent(target)}"
-    at_left = _crowded(plot, shown, name, target)
-    _reference(plot, name, target, at_left)
-    best = sorted((point.size, point.kept.value or 0.0) for point in shown if point.efficient)
-    plot.plot(*zip(*best, strict=True) or ((), ()), color=STAND_INS["muted"], linewidth=1)
-    for point in shown:
-        _error_bar(plot, point)
-    for point in shown:
-        _marked(plot, point)
-    _frontier_key(plot, {point.verdict for point in shown})
-    _labels(plot, shown, _taken(plot, name, target, at_left))
-    told = (f"{_named(point)}: {plain(point.size)}, {point.kept}, {MARKS[point.verdict][1]}." for point in points)
-    return markup(whole, title, f"Retention by {x_label}, target {percent(target)}. {' '.join(told)}", standalone)
-
-
-def _named(point: Point) -> str:
-    return point.kept.label + (", recommended" if point.recommended else "")
-
-
-def _frontier_axes(plot: "Axes", points: Sequence[Point], target: float) -> None:
-    sizes = [point.size for point in points] or [0.0]
-    reach = (max(sizes) - min(sizes)) * 0.06
-    _scale_x(plot, _rounds(min(sizes) - reach, max(sizes) + reach, 7))
-    _scale_y(plot, _rounds(*_domain([point.kept for point in points], [target]), 7), percent)
-
-
-def _at(plot: "Axes", point: Point) -> tuple[float, float]:
-    """Return where a point lies, in the chart's units from the left and the bottom."""
-    x, y = plot.transData.transform((point.size, point.kept.value or 0.0))
-    return float(x), float(y)
-
-
-def _crowded(plot: "Axes", points: Sequence[Point], name: str, target: float) -> bool:
-    """Tell whether the target's name has room at the left only."""
-    line_at, width = plot.transData.transform((plot.get_xlim()[0], target))[1], width_of(name)
-    near = [x for x, y in (_at(plot, point) for point in points) if abs(y - line_at) < 30]
-    return bool(near) and max(near) > plot.bbox.x1 - 2 * width and min(near) > plot.bbox.x0 + 2 * width
-
-
-def _taken(plot: "Axes", name: str, target: float, at_left: bool) -> "Sequence[Box]":
-    """Return the room of the target's name and line."""
-    y, width = float(plot.transData.transform((plot.get_xlim()[0], target))[1]), width_of(name) + 8
-    left = plot.bbox.x0 if at_left else plot.bbox.x1 - width
-    return [(left, y, left + width, y + 20), (plot.bbox.x0, y - 2, plot.bbox.x1, y + 2)]
-
-
-def _frontier_key(plot: "Axes", verdicts: set[str]) -> None:
-    names = [verdict for verdict in MARKS if verdict in verdicts]
-    handles = [_mark(plot, [], [], verdict) for verdict in names]
-    handles.append(plot.plot([], [], color=STAND_INS["muted"], linewidth=1)[0])
-    said = [*(MARKS[verdict][1] for verdict in names), "no other is smaller and keeps as much"]
-    plot.legend(
-        handles,
-        said,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.03),
-        ncols=len(said),
-        handlelength=1.5,
-        labelcolor=STAND_INS["muted"],
-    )
-
-
-def _mark(plot: "Axes", x: Sequence[float], y: Sequence[float], verdict: str) -> "Line2D":
-    colour = STAND_INS[MARKS[verdict][0]]
-    inside = STAND_INS["paper"] if verdict == "INCONCLUSIVE" else colour
-    width = 0 if verdict == "PASS" else 2.5
-    (mark,) = plot.plot(
-        x,
-        y,
-        SHAPES[verdict],
-        markersize=12 if verdict == "PASS" else 10,
-        markerfacecolor=inside,
-        markeredgecolor=colour,
-        markeredgewidth=width,
-    )
-    return mark
-
-
-def _ends(plot: "Axes", kept: Interval) -> tuple[float, float]:
-    """Return the ends of an error bar, within the plot."""
-    lowest, highest = plot.get_ylim()
-    lower, upper = (lowest if kept.lower is None else kept.lower), (highest if kept.upper is None else kept.upper)
-    return max(lower, lowest), min(upper, highest)
-
-
-def _error_bar(plot: "Axes", point: Point) -> None:
-    (low, high), value = _ends(plot, point.kept), point.kept.value or 0.0
-    plot.errorbar(
-        point.size,
-        value,
-        [[max(0.0, value - low)], [max(0.0, high - value)]],
-        fmt="none",
-        capsize=4,
-        alpha=0.6,
-        color=STAND_INS[MARKS[point.verdict][0]],
-        elinewidth=1.5,
-        capthick=1.5,
-    )
-
-
-def _marked(plot: "Axes", point: Point) -> None:
-    value = point.kept.value or 0.0
-    if point.recommended:
-        plot.plot(
-            point.size,
-            value,
-            "o",
-            markersize=20,
-            markerfacecolor="none",
-            markeredgecolor=STAND_INS["ink"],
-            markeredgewidth=2,
-        )
-    tip(_mark(plot, [point.size], [value], point.verdict), f"{_named(point)}: {plain(point.size)}, {point.kept}")
-
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in the chart's units."""
-
-
-def _labels(plot: "Axes", points: Sequence[Point], taken: Sequence[Box]) -> None:
-    """Write names beside their points, each where it covers least of what is `taken`, of points, error bars and
-    earlier names."""
-    places = [_at(plot, point) for point in points]
-    taken = [*taken, *((x - 8, y - 8, x + 8, y + 8) for x, y in places)]
-    for (x, _), point in zip(places, points, strict=True):
-        low, high = (float(plot.transData.transform((point.size, end))[1]) for end in _ends(plot, point.kept))
-        taken.append((x - 3, low, x + 3, high))
-    for place, point in sorted(zip(places, points, strict=True), key=lambda each: not each[1].recommended):
-        taken.append(_label(plot, point, place, taken))
-
-
-def _label(plot: "Axes", point: Point, place: tuple[float, float], taken: Sequence[Box]) -> Box:
-    """Write a point's name where it covers least, with a line to the point where it is far; return its room."""
-    (x, y), said = place, short(_named(point), 40)
-    candidates = _candidates(x, y, width_of(said, strong=point.recommended))
-    box = min(candidates, key=lambda each: _badness(each, taken, plot, x, y))
-    left, bottom, right, top = box
-    middle = (bottom + top) / 2
-    if abs(middle - y) > 24:
-        near = left if left > x else right if right < x else x
-        plot.plot((x, near), (y, middle), color=STAND_INS["muted"], linewidth=1, transform=None)
-    weight = "bold" if point.recommended else "normal"
-    halo(plot.text(left, middle - 4, said, weight=weight, transform=None))
-    return box
-
-
-def _candidates(x: float, y: float, width: float) -> Iterable[Box]:
-    for rise in (0, 14, -14, 28, -28, 44, -44, 62, -62, 82, -82):
-        for left in (x + 11, x - 11 - width):
-            yield left, y + rise - 8, left + width, y + rise + 8
-
-
-def _badness(box: Box, taken: Sequence[Box], plot: "Axes", x: float, y: float) -> float:
-    left, bottom, right, top = box
-    covered = sum(
-        max(0.0, min(right, other[2]) - max(left, other[0])) * max(0.0, min(top, other[3]) - max(bottom, other[1]))
-        for other in taken
-    )
-    room = plot.bbox
-    beyond = max(0.0, room.x0 - left) + max(0.0, right - room.x1 - 14)
-    beyond += max(0.0, room.y0 - bottom) + max(0.0, top - room.y1)
-    return covered + 200 * float(beyond) + abs((bottom + top) / 2 - y) * 0.6 + (left < x) * 4

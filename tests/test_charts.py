@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from pipelines.charts import Interval, Point, durations, flips, frontier, heat_map, intervals, lines
+from pipelines.charts import Interval, durations, flips, intervals, lines
 from pipelines.drawing import STAND_INS
+from pipelines.frontier import Point, frontier
+from pipelines.heat import heat_map
 
 HOSTILE = '_<script>alert(1)</script> & "b" $x^2$ \x07\x1b[31m\ud800\nzwei 日本語'
 KEPT = (Interval(HOSTILE, 0.9, None, None, strong=True), Interval("none", None, None, None), Interval("far", 1, 0, 9))
