@@ -36,8 +36,9 @@ from pipelines.recipe.recipe import (
     load_set,
     load_suite,
 )
-from pipelines.reporting.card import listed, loader, vllm_line
+from pipelines.reporting.card import listed
 from pipelines.reporting.record import Manifest
+from pipelines.reporting.serving import loader, vllm_line
 
 HERE = Path(__file__).parent
 METHODS = (Rtn, Gptq, Awq)

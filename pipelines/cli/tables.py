@@ -24,18 +24,18 @@ from pipelines.planning.gguf import GgufTensor
 from pipelines.planning.plan import Module, Plan
 from pipelines.publishing.bundle import Checked
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.card import (
+from pipelines.reporting.history import Ranking
+from pipelines.reporting.record import GateRecord, Manifest, StageRecord
+from pipelines.reporting.sentences import (
     bounds,
     changed,
     distance_line,
     measure_line,
     reader_line,
-    serve_line,
     verdict_line,
     verdict_name,
 )
-from pipelines.reporting.history import Ranking
-from pipelines.reporting.record import GateRecord, Manifest, StageRecord
+from pipelines.reporting.serving import serve_line
 from pipelines.verification.results import Verification
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from pipelines.publishing.provenance import (
     statement,
 )
 from pipelines.quantization.stage import Artifact
-from pipelines.reporting.card import card, hub_results
+from pipelines.reporting.card import card
+from pipelines.reporting.hub_results import hub_results
 from pipelines.reporting.record import CARD, RECORD, REPORT, Manifest
 from pipelines.reporting.report import html
 

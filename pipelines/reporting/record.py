@@ -181,6 +181,11 @@ class Manifest(Frozen):
     hardware: dict[str, str]
 
     @property
+    def bits_per_weight_before(self) -> float:
+        """Bits that the source stores for each of its parameters; 0 where it has none."""
+        return self.size.bytes_before * 8 / self.model.parameters if self.model.parameters else 0.0
+
+    @property
     def artifact_digest(self) -> str:
-        """Over its files: what the card names, so that it cannot be another artifact's."""
+        """Digest over the artifact's files: the card names it, so that it cannot be another artifact's."""
         return digest(self.files)
