@@ -26,7 +26,7 @@ from pipelines.publishing.bundle import Tampered, check
 from pipelines.publishing.places.folder import Folder, FolderTarget
 from pipelines.publishing.places.registry import OciTarget
 from pipelines.publishing.places.targets import parse_target
-from pipelines.publishing.provenance import Signer, Trust
+from pipelines.publishing.signature import Signer, Trust
 from pipelines.publishing.stage import check_published, make_bundle, publish, published, pull
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.recipe import Recipe, load_recipe

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipelines.flow.run import Run
     from pipelines.formats.schemes import SchemeName
     from pipelines.publishing.bundle import Checked
-    from pipelines.publishing.provenance import Signer, Trust
+    from pipelines.publishing.signature import Signer, Trust
     from pipelines.quantization.stage import Artifact
 
 MODEL_HELP = "Checkpoint folder or hub id org/name[@revision]. Default: the embedded SmolLM2-135M-Instruct."
@@ -123,7 +123,7 @@ def _together(
 def _signer(key: Path | None, certificate: Path | None, chain: tuple[Path, ...], keyless: bool) -> "Signer | None":
     if not (key or certificate or chain or keyless):
         return None
-    from pipelines.publishing.provenance import Signer
+    from pipelines.publishing.signature import Signer
 
     signer: Signer = _fitting(Signer, "signing", key=key, certificate=certificate, chain=chain, keyless=keyless)
     return signer
@@ -132,7 +132,7 @@ def _signer(key: Path | None, certificate: Path | None, chain: tuple[Path, ...],
 def _trust(key: Path | None, roots: tuple[Path, ...], identity: str | None, issuer: str | None) -> "Trust | None":
     if not (key or roots or identity or issuer):
         return None
-    from pipelines.publishing.provenance import Trust
+    from pipelines.publishing.signature import Trust
 
     trust: Trust = _fitting(Trust, "trust", key=key, roots=roots, identity=identity, issuer=issuer)
     return trust

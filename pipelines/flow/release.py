@@ -23,7 +23,7 @@ from pipelines.evaluation.stage import Runtime
 from pipelines.flow.remedy import remedies
 from pipelines.flow.run import Job, Run, attempt, discard, prepare, prepare_runtimes
 from pipelines.planning.needs import disk_lacks
-from pipelines.publishing.provenance import Signer
+from pipelines.publishing.signature import Signer
 from pipelines.publishing.stage import EXIT_CODES, worst
 from pipelines.recipe.recipe import Name
 from pipelines.reporting.history import seconds_of_runs

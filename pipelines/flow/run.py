@@ -33,7 +33,7 @@ from pipelines.planning.stage import make_plan
 from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
-from pipelines.publishing.provenance import Signer, check_signer
+from pipelines.publishing.signature import Signer, check_signer
 from pipelines.publishing.stage import EXIT_CODES, check_targets, make_bundle, put
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite

@@ -18,16 +18,8 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.gate import Verdict
 from pipelines.publishing.documents import DOCUMENTS, judge_again, write_documents
 from pipelines.publishing.places.place import SUMS
-from pipelines.publishing.provenance import (
-    PROVENANCE,
-    SIGNATURE,
-    Signer,
-    Trust,
-    check_signature,
-    contradictions,
-    sign,
-    statement,
-)
+from pipelines.publishing.signature import SIGNATURE, Signer, Trust, check_signature, sign
+from pipelines.publishing.statement import PROVENANCE, contradictions, statement
 from pipelines.quantization.stage import Artifact
 from pipelines.reporting.card import card
 from pipelines.reporting.hub_results import hub_results

@@ -14,7 +14,7 @@ from pipelines.publishing.bundle import Bundle, Checked, assemble, check
 from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
-from pipelines.publishing.provenance import Signer, Trust
+from pipelines.publishing.signature import Signer, Trust
 from pipelines.quantization.stage import Artifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.package import make_record

@@ -1,29 +1,20 @@
-"""Proof of what an artifact is: an in-toto statement of where it comes from, and an OpenSSF signature over all of it.
+"""An OpenSSF signature over a published artifact, and whose is trusted.
 
-The statement (https://in-toto.io/Statement/v1, predicate https://slsa.dev/provenance/v1) binds the digests of the
-artifact's files to those of source, recipe, calibration text and verdict. The signature is model-signing's
-(https://github.com/sigstore/model-transparency): over every file, so over the statement, too.
+It is model-signing's (https://github.com/sigstore/model-transparency): over every file, so over the statement, too.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
 
-from pipelines.core.cache import digest
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen
-from pipelines.reporting.record import RECORD, Manifest
 
-PROVENANCE = "provenance.json"
 SIGNATURE = "model.sig"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:quantgate:recipe:v1"
-PASSWORD = "QUANTGATE_SIGNING_PASSWORD"
+PASSWORD_VARIABLE = "QUANTGATE_SIGNING_PASSWORD"
 """The environment variable that holds the password of an encrypted key."""
 
 
@@ -80,11 +71,13 @@ def check_signer(signer: Signer) -> None:
             raise bad_input(path, "is not there, and was to sign with", "give the PEM file")
     if signer.key is None:
         return
-    password = os.environ.get(PASSWORD)
+    password = os.environ.get(PASSWORD_VARIABLE)
     try:
         key = load_pem_private_key(signer.key.read_bytes(), password.encode() if password else None)
     except (OSError, ValueError, TypeError):  # what it says may show part of the file
-        raise bad_input(signer.key, "is no private key in PEM, or its password is wrong", f"set {PASSWORD}") from None
+        raise bad_input(
+            signer.key, "is no private key in PEM, or its password is wrong", f"set {PASSWORD_VARIABLE}"
+        ) from None
     if not isinstance(key, EllipticCurvePrivateKey):
         remedy = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
         raise bad_input(signer.key, "is no key of an elliptic curve", remedy)
@@ -99,7 +92,7 @@ def sign(folder: Path, signer: Signer) -> None:
         if signer.key is None:
             config.use_sigstore_signer(use_ambient_credentials=True)
         elif signer.certificate is None:
-            config.use_elliptic_key_signer(private_key=signer.key, password=os.environ.get(PASSWORD))
+            config.use_elliptic_key_signer(private_key=signer.key, password=os.environ.get(PASSWORD_VARIABLE))
         else:
             config.use_certificate_signer(
                 private_key=signer.key, signing_certificate=signer.certificate, certificate_chain=signer.chain
@@ -135,69 +128,3 @@ def _hashing(folder: Path) -> Any:
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
-
-
-def statement(manifest: Manifest, files: dict[str, str]) -> dict[str, Any]:
-    """The in-toto statement over `files` (name → SHA-256): what they were made of, how, and what was found."""
-    model = manifest.model
-    return {
-        "_type": STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": value}} for name, value in sorted(files.items())],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": manifest.recipe.model_dump(mode="json"), "model": model.label},
-                "internalParameters": {"recipe_digest": recipe_digest(manifest)},
-                "resolvedDependencies": _dependencies(manifest),
-            },
-            "runDetails": {
-                "builder": {"id": "urn:quantgate:cli", "version": dict(manifest.versions)},
-                "metadata": {"finishedOn": manifest.created},
-                "byproducts": [
-                    {"name": RECORD, "digest": {"sha256": files[RECORD]}, "annotations": verdict(manifest)},
-                ],
-            },
-        },
-    }
-
-
-def recipe_digest(manifest: Manifest) -> str:
-    """Over the resolved recipe."""
-    return digest(manifest.recipe.model_dump(mode="json"))
-
-
-def verdict(manifest: Manifest) -> dict[str, Any]:
-    """What the statement says of the gate's verdict."""
-    gate = manifest.gate
-    return {
-        "verdict": gate.verdict,
-        "certified": gate.certified,
-        "retention": gate.retention,
-        "lower_bound": gate.lower_bound,
-        "forced": gate.forced,
-        "suite": manifest.evaluation.suite.name,
-    }
-
-
-def _dependencies(manifest: Manifest) -> list[dict[str, Any]]:
-    model, calibration = manifest.model, manifest.calibration
-    origin = f"hf://{model.hub_id}@{model.revision}" if model.hub_id and model.revision else model.label
-    found: list[dict[str, Any]] = [
-        {"name": f"model/{name}", "uri": origin, "digest": {"sha256": value}} for name, value in model.files.items()
-    ]
-    if calibration:
-        found.append({"name": f"calibration/{calibration.set}", "digest": {"quantgate": calibration.digest}})
-    if manifest.commit:
-        found.append({"name": "quantgate", "digest": {"gitCommit": manifest.commit.removesuffix("+dirty")}})
-    return found
-
-
-def contradictions(found: dict[str, Any], manifest: Manifest, files: dict[str, str]) -> list[str]:
-    """In what a statement that was read differs from the one that record and files give."""
-    expected = statement(manifest, files)
-    if found == json.loads(json.dumps(expected)):
-        return []
-    if not isinstance(found, dict) or found.get("subject") != expected["subject"]:
-        return [f"{PROVENANCE} is about other files"]
-    return [f"{PROVENANCE} is about another recipe, source, calibration text or verdict"]
