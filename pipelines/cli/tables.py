@@ -15,6 +15,7 @@ from pipelines.cli.columns import Cell, Column, console, show_table
 from pipelines.core.errors import QuantgateError
 from pipelines.core.secrets import redact
 from pipelines.core.text import duration, size
+from pipelines.evaluation.scores import Evaluation
 from pipelines.flow.estimate import Expected, in_all
 from pipelines.flow.release import Foreseen, Outcome
 from pipelines.flow.run import Run
@@ -23,6 +24,7 @@ from pipelines.gating.power import Sight
 from pipelines.planning.gguf import GgufTensor
 from pipelines.planning.plan import Module, Plan
 from pipelines.publishing.bundle import Checked
+from pipelines.quantization.stage import Artifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import (
     bounds,
@@ -35,6 +37,7 @@ from pipelines.reporting.card import (
     verdict_name,
 )
 from pipelines.reporting.history import Ranking
+from pipelines.reporting.package import stage_record
 from pipelines.reporting.record import GateRecord, Manifest, StageRecord
 from pipelines.verification.results import Verification
 
@@ -388,6 +391,21 @@ def show_release(outcome: Outcome) -> None:
         for reason in (item.error, *item.unpublished.values()):
             if reason:
                 print(redact(f"error: {item.recipe} on {item.model}: {reason}"), file=sys.stderr)
+
+
+def show_quantized(artifact: Artifact, checked: Verification) -> None:
+    """What quantizing and verifying cost, the artifact's size, and where it lies."""
+    show_stages((stage_record("quantize", (artifact,)), stage_record("verify", (checked,))))
+    print(f"weights    {size(checked.bytes_before)} → {size(checked.bytes_after)}")
+    show_path("artifact", artifact.checkpoint)
+
+
+def show_evaluation(done: Evaluation) -> None:
+    """Each task's mean score, and how many documents that is of."""
+    rows = [
+        (task.about.task, f"{task.about.metric} {task.mean:.4f} on {task.documents} documents") for task in done.tasks
+    ]
+    show_list(rows, f"{done.model} on {done.suite.name}")
 
 
 def show_path(what: str, path: Path | str) -> None:
