@@ -15,7 +15,7 @@ def env() -> None:
 @json_option
 def env_list(as_json: bool) -> None:
     """List the environments, and where each that is made has its Python or its programs."""
-    from pipelines.cli.tables import show_facts
+    from pipelines.cli.tables.lists import show_facts
     from pipelines.environments import isolated
 
     found = {name: isolated.find(name) for name in isolated.names()}

@@ -22,7 +22,7 @@ def plan(
     recipe: str, model: str | None, overrides: tuple[str, ...], device: str | None, dtype: "Dtype", as_json: bool
 ) -> None:
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
-    from pipelines.cli.tables import show_plan
+    from pipelines.cli.tables.plan import show_plan
     from pipelines.core.device import choose_device, default_device
     from pipelines.flow.run import foresee_times
     from pipelines.gating.power import foresee

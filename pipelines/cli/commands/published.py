@@ -89,7 +89,7 @@ def verify(
     The first is held against its plan and its source; the second against its own proof: digests, statement, verdict
     (judged again), and its signature, if you say whom you trust. --runtime vllm loads either in vLLM.
     """
-    from pipelines.cli.tables import show_verification
+    from pipelines.cli.tables.checks import show_verification
     from pipelines.core.errors import bad_input
     from pipelines.flow.display import command_display
     from pipelines.publishing.stage import check_published
@@ -115,7 +115,7 @@ def verify(
 
 
 def _show_checked(checked: "Checked", as_json: bool) -> None:
-    from pipelines.cli.tables import show_checked
+    from pipelines.cli.tables.checks import show_checked
 
     if as_json:
         return print_json(checked.model_dump(mode="json"))
@@ -124,7 +124,7 @@ def _show_checked(checked: "Checked", as_json: bool) -> None:
 
 def _verify_in_vllm(folder: Path, device: str | None, python: Path | None, as_json: bool) -> None:
     """Load the artifact in `folder` in vLLM, show how far it agrees with transformers, and exit accordingly."""
-    from pipelines.cli.tables import show_agreement
+    from pipelines.cli.tables.checks import show_agreement
     from pipelines.core.device import choose_device
     from pipelines.flow.in_vllm import compare_in_vllm, why_not_in_vllm
 

@@ -11,7 +11,7 @@ from pipelines.cli.output import print_json
 @json_option
 def list_(kind: str, as_json: bool) -> None:
     """List the recipes, or the calibration sets, suites or tasks."""
-    from pipelines.cli.tables import show_list
+    from pipelines.cli.tables.lists import show_list
     from pipelines.recipe import library, recipe
 
     match kind:
@@ -29,7 +29,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _list_recipes(as_json: bool) -> None:
-    from pipelines.cli.tables import by_family, show_recipes
+    from pipelines.cli.tables.lists import by_family, show_recipes
     from pipelines.recipe import library
     from pipelines.recipe.recipe import load_recipe
 

@@ -58,7 +58,8 @@ def release(
 
     The same command goes on where it was stopped. Writes release.json, junit.xml, summary.md and report.html.
     """
-    from pipelines.cli.tables import show_foreseen, show_path, show_release
+    from pipelines.cli.tables.lists import show_path
+    from pipelines.cli.tables.release import show_foreseen, show_release
     from pipelines.flow.release import foresee_release, load_release, prepare_release, run_release
 
     python = vllm_python(runtime, python)

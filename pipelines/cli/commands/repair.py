@@ -35,7 +35,8 @@ def repair(
     RUN is a run.json, a published artifact, or the folder of one. MODEL is the one it was made of.
     """
     from pipelines.checkpoint.load import load_model
-    from pipelines.cli.tables import show_comparison, show_path
+    from pipelines.cli.tables.lists import show_path
+    from pipelines.cli.tables.runs import show_comparison
     from pipelines.flow.repair import repair as repair_run
     from pipelines.flow.run import write_report
     from pipelines.publishing.stage import EXIT_CODES

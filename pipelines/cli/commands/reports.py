@@ -18,7 +18,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
     Those of different models, suites, runtimes or devices are ranked apart.
     """
-    from pipelines.cli.tables import show_ranking
+    from pipelines.cli.tables.runs import show_ranking
     from pipelines.reporting.history import compare as rank
     from pipelines.reporting.history import read_runs
 

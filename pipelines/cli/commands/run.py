@@ -77,7 +77,7 @@ def run(
 
 def finish(done: "Run", as_json: bool) -> None:
     """Show a finished run, and exit with its code."""
-    from pipelines.cli.tables import show_run
+    from pipelines.cli.tables.runs import show_run
 
     if as_json:
         print_json(done.manifest.model_dump(mode="json"))
@@ -90,7 +90,8 @@ def finish(done: "Run", as_json: bool) -> None:
 
 def finish_all(outcomes: "Mapping[str, Run | QuantgateError]", as_json: bool) -> None:
     """Show what came of several recipes, by their names, and exit with the worst of their codes."""
-    from pipelines.cli.tables import show_comparison, show_path
+    from pipelines.cli.tables.lists import show_path
+    from pipelines.cli.tables.runs import show_comparison
     from pipelines.flow.run import Run, write_report
     from pipelines.publishing.stage import worst
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @json_option
 def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], dtype: "Dtype", as_json: bool) -> None:
     """Make the artifact and verify it, without judging it; prints its folder."""
-    from pipelines.cli.tables import show_quantized
+    from pipelines.cli.tables.checks import show_quantized
     from pipelines.core.cache import cache_dir
     from pipelines.flow.display import command_display
     from pipelines.flow.run import discard_conversions
@@ -75,7 +75,7 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL (a checkpoint, an artifact folder or a GGUF file) on a suite."""
     from pipelines.checkpoint.load import load_model
-    from pipelines.cli.tables import show_evaluation
+    from pipelines.cli.tables.verdict import show_evaluation
     from pipelines.core.cache import write_json
     from pipelines.evaluation.stage import evaluate as evaluate_stage
     from pipelines.evaluation.tasks import check_tasks
@@ -122,7 +122,7 @@ def gate(
 
 def _judge(baseline: Path, candidate: Path, retention: float, out: Path | None, as_json: bool) -> None:
     """Show the verdict on two evaluations, write it to `out`, and exit with its code."""
-    from pipelines.cli.tables import show_verdict
+    from pipelines.cli.tables.verdict import show_verdict
     from pipelines.core.cache import write_json
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
