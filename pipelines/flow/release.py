@@ -26,12 +26,11 @@ from pipelines.planning.needs import disk_lacks
 from pipelines.publishing.provenance import Signer
 from pipelines.publishing.stage import EXIT_CODES, worst
 from pipelines.recipe.recipe import Name
-from pipelines.reporting.card import NO_LICENCE, verdict_line
+from pipelines.reporting.card import NO_LICENCE, bounds, verdict_line
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.reporting.pages import Cell, Mark, Note, Section, Table, clean
 from pipelines.reporting.record import REPORT, Manifest
-from pipelines.reporting.report import html, markdown, marked
-from pipelines.reporting.task_table import bounds, retained
+from pipelines.reporting.report import html, markdown, marked, retained
 
 RECORD, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
 """What is written beside `report.html`."""

@@ -36,12 +36,11 @@ from pipelines.publishing.provenance import Signer, check_signer
 from pipelines.publishing.stage import EXIT_CODES, check_targets, put, sealed
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite
-from pipelines.reporting.card import verdict_line
+from pipelines.reporting.card import bounds, verdict_line
 from pipelines.reporting.history import discordance
 from pipelines.reporting.package import Bundle, package, stage_record
 from pipelines.reporting.record import REPORT, Manifest, StageRecord
 from pipelines.reporting.report import html, markdown
-from pipelines.reporting.task_table import bounds
 from pipelines.runtimes.distance import Distance
 from pipelines.runtimes.generation import check_generation
 from pipelines.verification.results import Verification

@@ -10,13 +10,13 @@ import yaml
 
 from pipelines.core.bounds import level
 from pipelines.formats.packings import Packing, hardware
+from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.readers import home
 from pipelines.recipe.recipe import Gguf, HubDataset, Recipe
 from pipelines.reporting.pages import plain
 from pipelines.reporting.record import GateRecord, Manifest, ModulesRecord
-from pipelines.reporting.task_table import changed, task_row
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 
@@ -229,10 +229,13 @@ def _results(manifest: Manifest) -> list[str]:
         f"| task | metric | documents | baseline | artifact | retention{corrected} | {confidence} bounds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in map(task_row, gate.tasks):
-        metric = f"{evaluation.metrics[row.task]}, {evaluation.shots[row.task]}-shot"
-        cells = (row.task, metric, str(row.documents), row.baseline, row.artifact, row.retention, row.bounds)
-        lines.append(f"| {' | '.join(cells)} |")
+    for task in gate.tasks:
+        kept = "–" if task.retention is None else f"{task.retention:.2%}"
+        metric = f"{evaluation.metrics[task.task]}, {evaluation.shots[task.task]}-shot"
+        lines.append(
+            f"| {task.task} | {metric} | {task.documents} | {task.baseline:.4f} | {task.candidate:.4f} | {kept} "
+            f"| {bounds(task)} |"
+        )
     lines += [
         "",
         f"Measured with lm-eval {manifest.versions['lm_eval']}, {evaluation.runtime} on {evaluation.device}, suite "
@@ -249,6 +252,19 @@ def _results(manifest: Manifest) -> list[str]:
         lines += [f"The evaluation was stopped: the verdict was shown without the last {gate.spared} documents.", ""]
     asked = [measure_line(measure) for measure in gate.measures if measure.limit is not None]
     return lines + [f"- {line}" for line in asked] + ([""] if asked else [])
+
+
+def bounds(kept: TaskVerdict | Verdict | GateRecord) -> str:
+    """`98.1% … 101.3%`, or a dash where the data bounds nothing."""
+    low = "–" if kept.lower_bound is None else f"{kept.lower_bound:.1%}"
+    high = "–" if kept.upper_bound is None else f"{kept.upper_bound:.1%}"
+    return f"{low} … {high}"
+
+
+def changed(gate: GateRecord) -> float | None:
+    """The share of documents whose score changed; None when nothing was compared."""
+    documents = sum(task.documents for task in gate.tasks)
+    return sum(task.lost + task.gained for task in gate.tasks) / documents if documents else None
 
 
 def _flips(gate: GateRecord) -> list[str]:

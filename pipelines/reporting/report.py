@@ -10,7 +10,7 @@ from pipelines.core.text import duration, percent, size
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.recipe.as_yaml import as_yaml
 from pipelines.reporting import charts
-from pipelines.reporting.card import NO_LICENCE, reader_line, verdict_name
+from pipelines.reporting.card import NO_LICENCE, bounds, changed, reader_line, verdict_name
 from pipelines.reporting.charts import Interval, Point, decibels
 from pipelines.reporting.history import Ranked, Ranking, compare
 from pipelines.reporting.pages import (
@@ -32,7 +32,6 @@ from pipelines.reporting.pages import (
 from pipelines.reporting.pages import html as as_html
 from pipelines.reporting.pages import markdown as as_markdown
 from pipelines.reporting.record import GateRecord, Manifest, StageRecord
-from pipelines.reporting.task_table import bounds, changed, retained, task_row
 from pipelines.verification.results import LayerError
 
 WORST = 10
@@ -214,12 +213,21 @@ def _answer_sections(run: Manifest) -> Iterable[Section]:
 def _task_blocks(run: Manifest) -> Iterable[Block]:
     gate, judged = run.gate, run.evaluation
     columns = ("task", "metric", "documents", "baseline", "artifact", "retention", "bounds", "lost", "gained", "floor")
-    rows: list[tuple[Cell, ...]] = []
-    for task, row in zip(gate.tasks, map(task_row, gate.tasks), strict=True):
-        metric = f"{judged.metrics.get(row.task, '')}, {judged.shots.get(row.task, 0)}-shot"
-        kept = (row.baseline, row.artifact, row.retention, row.bounds)
-        floor = Mark("below", "bad") if task.below_floor else "not below" if gate.policy.floor else "none"
-        rows.append((row.task, metric, f"{row.documents:,}", *kept, f"{row.lost:,}", f"{row.gained:,}", floor))
+    rows: list[tuple[Cell, ...]] = [
+        (
+            task.task,
+            f"{judged.metrics.get(task.task, '')}, {judged.shots.get(task.task, 0)}-shot",
+            f"{task.documents:,}",
+            f"{task.baseline:.4f}",
+            f"{task.candidate:.4f}",
+            retained(task.retention),
+            bounds(task),
+            f"{task.lost:,}",
+            f"{task.gained:,}",
+            Mark("below", "bad") if task.below_floor else "not below" if gate.policy.floor else "none",
+        )
+        for task in gate.tasks
+    ]
     yield Table("Tasks", columns, tuple(rows), ("metric", "floor"))
     if judged.source_in_transformers:
         means = ", ".join(f"{task} {mean:.4f}" for task, mean in judged.source_in_transformers.items())
@@ -405,6 +413,11 @@ def _colour(gate: GateRecord) -> str:
 def marked(gate: GateRecord) -> Mark:
     """The verdict in its colour."""
     return Mark(verdict_name(gate), _colour(gate))
+
+
+def retained(retention: float | None) -> str:
+    """A retention, or a dash where none was measured."""
+    return "–" if retention is None else f"{retention:.2%}"
 
 
 def _share(share: float | None) -> str:

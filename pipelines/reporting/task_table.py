@@ -1,9 +1,10 @@
-"""The figures of a verdict as text, for the card, the report and the command alike."""
+"""The rows of the table of tasks as data, for the card, the report and the command alike."""
 
 from typing import NamedTuple
 
-from pipelines.gating.gate import TaskVerdict, Verdict
-from pipelines.reporting.record import GateRecord
+from pipelines.gating.gate import TaskVerdict
+from pipelines.reporting.card import bounds
+from pipelines.reporting.report import retained
 
 
 class TaskRow(NamedTuple):
@@ -31,21 +32,3 @@ def task_row(task: TaskVerdict) -> TaskRow:
         lost=task.lost,
         gained=task.gained,
     )
-
-
-def bounds(kept: TaskVerdict | Verdict | GateRecord) -> str:
-    """Return `98.1% … 101.3%`, with a dash for each bound that the data does not give."""
-    low = "–" if kept.lower_bound is None else f"{kept.lower_bound:.1%}"
-    high = "–" if kept.upper_bound is None else f"{kept.upper_bound:.1%}"
-    return f"{low} … {high}"
-
-
-def changed(gate: GateRecord) -> float | None:
-    """Return the share of documents whose score changed; None when nothing was compared."""
-    documents = sum(task.documents for task in gate.tasks)
-    return sum(task.lost + task.gained for task in gate.tasks) / documents if documents else None
-
-
-def retained(retention: float | None) -> str:
-    """Return a retention as `99.12%`, or a dash where none was measured."""
-    return "–" if retention is None else f"{retention:.2%}"

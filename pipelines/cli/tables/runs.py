@@ -10,10 +10,10 @@ from pipelines.cli.tables.verdict import COLOURS, show_verdict
 from pipelines.core.errors import QuantgateError
 from pipelines.core.text import size
 from pipelines.flow.run import Run
-from pipelines.reporting.card import distance_line, serve_line, verdict_name
+from pipelines.reporting.card import bounds, changed, distance_line, serve_line, verdict_name
 from pipelines.reporting.history import Ranking
 from pipelines.reporting.record import Manifest, StageRecord
-from pipelines.reporting.task_table import bounds, changed, retained
+from pipelines.reporting.report import retained
 
 
 def show_run(done: Run) -> None:
