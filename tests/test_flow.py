@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from pipelines import run_all
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
-from pipelines.cli.main import _finish_all as finish_all
+from pipelines.cli.commands.run import finish_all
 from pipelines.cli.main import main
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput, Problem, QuantgateError

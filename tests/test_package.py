@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.cli.main import env, main
+from pipelines.cli.commands.env import env
+from pipelines.cli.main import main
 from pipelines.core.errors import EXITS, BadInput
 from pipelines.flow.run import run
 from pipelines.formats.schemes import SCHEMES

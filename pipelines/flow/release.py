@@ -21,7 +21,7 @@ from pipelines.core.strict_yaml import Frozen, YamlFile, fit, place, read
 from pipelines.core.text import duration, size
 from pipelines.evaluation.stage import Runtime
 from pipelines.flow.remedy import remedies
-from pipelines.flow.run import Job, Run, attempt, discard, prepare, prepare_runtimes
+from pipelines.flow.run import Job, Run, attempt, discard_conversions, prepare, prepare_runtimes
 from pipelines.planning.needs import disk_lacks
 from pipelines.publishing.signature import Signer
 from pipelines.publishing.stage import EXIT_CODES, worst
@@ -218,7 +218,7 @@ def run_release(
         for job in of_model:
             number += 1
             writer.add(_one(job, python, f"{number} of {len(jobs)}, on {job.plan.checkpoint.label}"))
-        discard(of_model)
+        discard_conversions(job.plan for job in of_model)
     return writer.close(), writer.folder
 
 

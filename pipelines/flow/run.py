@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -106,7 +106,7 @@ def run(
     """
     (job,) = prepare([recipe], (), model, to, device, runtime, full, signer, dtype)
     done = _run(job, prepare_runtimes([job], python))
-    discard([job])
+    discard_conversions([job.plan])
     return done
 
 
@@ -134,7 +134,7 @@ def run_all(
     jobs = prepare(recipes, overrides, model, to, device, runtime, full, signer, dtype)
     python = prepare_runtimes(jobs, python)
     done = {job.recipe.name: attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
-    discard(jobs)
+    discard_conversions(job.plan for job in jobs)
     return done
 
 
@@ -359,9 +359,9 @@ def attempt(job: Job, python: Path | None, number: str) -> Run | QuantgateError:
     return done
 
 
-def discard(jobs: Sequence[Job]) -> None:
-    """Remove the unquantized GGUF when all that need it are done. A failed run keeps it for the next."""
-    if converted := {job.plan.checkpoint.digest: job.plan.checkpoint for job in jobs if job.plan.tensors}:
+def discard_conversions(plans: Iterable[Plan]) -> None:
+    """Remove the unquantized GGUFs when all `plans` that need them are done. A failed run keeps its for the next."""
+    if converted := {plan.checkpoint.digest: plan.checkpoint for plan in plans if plan.tensors}:
         from pipelines.quantization.gguf.convert import discard
 
         for checkpoint in converted.values():

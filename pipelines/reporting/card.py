@@ -22,7 +22,7 @@ from pipelines.reporting.sentences import (
     verdict_line,
 )
 from pipelines.reporting.serving import gguf_file, loader, serve_line
-from pipelines.reporting.task_table import metric, task_rows
+from pipelines.reporting.task_table import metric, task_row
 
 SAID_ELSEWHERE = {"method", "rules", "ignore", "kv_cache", "engine", "experimental_cpu"}
 """Settings of a method that the card says in words."""
@@ -109,7 +109,7 @@ def _task_table(manifest: Manifest) -> list[str]:
     corrected = ", above chance" if gate.policy.chance_correction else ""
     columns = ("task", "metric", "documents", "baseline", "artifact", f"retention{corrected}")
     lines = [f"| {' | '.join(columns)} | {level(gate.confidence)} bounds |", "|" + "---|" * (len(columns) + 1)]
-    for row in task_rows(gate.tasks):
+    for row in map(task_row, gate.tasks):
         asked = metric(manifest.evaluation, row.task)
         scores = f"{row.baseline} | {row.artifact} | {row.retention} | {row.bounds}"
         lines.append(f"| {row.task} | {asked} | {row.documents} | {scores} |")

@@ -1,6 +1,5 @@
-"""The table of a verdict's tasks as data, for card, report and console to render."""
+"""The rows of the table of tasks as data, for the card, the report and the command alike."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from pipelines.gating.gate import TaskVerdict
@@ -9,35 +8,29 @@ from pipelines.reporting.sentences import bounds, retained
 
 
 class TaskRow(NamedTuple):
-    """One task of a verdict, its numbers as people read them. Counts are numbers, which each renders in its way."""
+    """A task of a suite in the tables of results: scores as text, counts as numbers."""
 
     task: str
     documents: int
     baseline: str
     artifact: str
-    """Mean score, four digits after the point."""
     retention: str
     bounds: str
     lost: int
     gained: int
-    below_floor: bool
 
 
-def task_rows(tasks: Iterable[TaskVerdict]) -> tuple[TaskRow, ...]:
-    """Return a row for each task, in order."""
-    return tuple(
-        TaskRow(
-            task=task.task,
-            documents=task.documents,
-            baseline=f"{task.baseline:.4f}",
-            artifact=f"{task.candidate:.4f}",
-            retention=retained(task.retention),
-            bounds=bounds(task),
-            lost=task.lost,
-            gained=task.gained,
-            below_floor=task.below_floor,
-        )
-        for task in tasks
+def task_row(task: TaskVerdict) -> TaskRow:
+    """Return the row of `task`; each table takes the cells it has room for."""
+    return TaskRow(
+        task=task.task,
+        documents=task.documents,
+        baseline=f"{task.baseline:.4f}",
+        artifact=f"{task.candidate:.4f}",
+        retention=retained(task.retention),
+        bounds=bounds(task),
+        lost=task.lost,
+        gained=task.gained,
     )
 
 
