@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from pipelines.calibration.stage import SHORTEST
 from pipelines.cli import main as cli
 from pipelines.cli.tables.lists import FAMILIES, by_family
-from pipelines.core.errors import EXITS, SEVERAL
+from pipelines.core.exit_codes import EXITS, SEVERAL
 from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName

@@ -12,10 +12,10 @@ import yaml
 
 from pipelines.cli.commands.env import env
 from pipelines.cli.main import main
-from pipelines.core.errors import EXITS, BadInput
+from pipelines.core.errors import BadInput
+from pipelines.core.exit_codes import EXIT_CODES, EXITS
 from pipelines.flow.run import run
 from pipelines.formats.schemes import SCHEMES
-from pipelines.publishing.stage import EXIT_CODES
 from pipelines.recipe.recipe import CalibrationSet, Recipe, load_recipe
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest

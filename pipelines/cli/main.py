@@ -1,6 +1,6 @@
 """The `quantgate` command: its subcommands, and what becomes of errors.
 
-`errors.EXITS` says what the exit codes mean. Records go to standard output, progress and errors to standard error.
+`exit_codes.EXITS` says what the exit codes mean. Records go to standard output, progress and errors to standard error.
 """
 
 from typing import Any
@@ -17,7 +17,8 @@ from pipelines.cli.commands.reports import compare, report
 from pipelines.cli.commands.run import run
 from pipelines.cli.commands.stages import evaluate, gate, quantize
 from pipelines.cli.output import complain, leave_standard_output
-from pipelines.core.errors import EXITS, SEVERAL, QuantgateError
+from pipelines.core.errors import QuantgateError
+from pipelines.core.exit_codes import EXITS, SEVERAL
 
 COMMANDS = (
     list_, show, validate, plan, run, release, quantize, evaluate, gate, compare, report, repair, publish, pull, verify,

@@ -4,15 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-EXITS = {
-    0: "passed and published, or done",
-    2: "bad input: nothing was published",
-    3: "the gate said FAIL",
-    4: "the gate said INCONCLUSIVE and the policy does not accept it, or this device cannot tell",
-    1: "anything unexpected, a target out of reach, or an artifact that is not what was promised",
-}
-"""Exit code → what it means: for `quantgate --help` and docs/cli.md."""
-SEVERAL = "Several recipes exit with the worst of theirs: 1 over 3 over 4 over 0."
+from pipelines.core.exit_codes import BAD_INPUT, ERROR
 
 
 @dataclass(frozen=True)
@@ -31,13 +23,13 @@ class Problem:
 class QuantgateError(Exception):
     """Anything quantgate refuses or fails at, with a message meant for the user. Exit code 1."""
 
-    exit_code = 1
+    exit_code = ERROR
 
 
 class BadInput(QuantgateError):
     """What was asked for cannot be done as asked; carries every problem found, not the first. Exit code 2."""
 
-    exit_code = 2
+    exit_code = BAD_INPUT
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)

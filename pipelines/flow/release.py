@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from pipelines.core.cache import cache_dir, digest, now, package_versions, write_json
 from pipelines.core.device import Dtype
 from pipelines.core.errors import BadInput, Problem, QuantgateError, refuse
+from pipelines.core.exit_codes import EXIT_CODES, worst
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen, YamlFile, fit, place, read
 from pipelines.core.text import duration, size
@@ -24,7 +25,6 @@ from pipelines.flow.remedy import remedies
 from pipelines.flow.run import Job, Run, attempt, discard_conversions, prepare, prepare_runtimes
 from pipelines.planning.needs import disk_lacks
 from pipelines.publishing.signature import Signer
-from pipelines.publishing.stage import EXIT_CODES, worst
 from pipelines.recipe.recipe import Name
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.reporting.pages import Cell, Mark, Note, Section, Table

@@ -14,6 +14,7 @@ from pipelines.core import progress
 from pipelines.core.cache import Meter, Result, cache_dir, digest, found, now, package_versions, write_json
 from pipelines.core.device import Dtype, check_room, choose_device
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
+from pipelines.core.exit_codes import EXIT_CODES
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen
 from pipelines.core.text import duration, size
@@ -34,7 +35,7 @@ from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, check_signer
-from pipelines.publishing.stage import EXIT_CODES, check_targets, make_bundle, put
+from pipelines.publishing.stage import check_targets, make_bundle, put
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite
 from pipelines.reporting.history import discordance

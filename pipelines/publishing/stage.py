@@ -1,7 +1,7 @@
 """The publish stage: an artifact that passed appears with its proof, in one place or several, whole or not at all."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -9,6 +9,7 @@ from filelock import FileLock
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
+from pipelines.core.exit_codes import EXIT_CODES
 from pipelines.gating.gate import Verdict
 from pipelines.publishing.bundle import Bundle, Checked, assemble, check
 from pipelines.publishing.places.folder import FolderTarget
@@ -28,15 +29,6 @@ class Refused(QuantgateError):
     def __init__(self, verdict: Verdict, message: str) -> None:
         super().__init__(message)
         self.exit_code = EXIT_CODES[verdict.verdict]
-
-
-EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
-
-
-def worst(codes: Iterable[int]) -> int:
-    """The exit code of several runs: 1 over 3 over 4 over 0."""
-    found = {*codes}
-    return next((code for code in (1, 3, 4) if code in found), 0)
 
 
 def publish(

@@ -92,8 +92,8 @@ def finish_all(outcomes: "Mapping[str, Run | QuantgateError]", as_json: bool) ->
     """Show what came of several recipes, by their names, and exit with the worst of their codes."""
     from pipelines.cli.tables.lists import show_path
     from pipelines.cli.tables.runs import show_comparison
+    from pipelines.core.exit_codes import worst
     from pipelines.flow.run import Run, write_report
-    from pipelines.publishing.stage import worst
 
     finished = [done.manifest for done in outcomes.values() if isinstance(done, Run)]
     failed = {name: str(done) for name, done in outcomes.items() if isinstance(done, QuantgateError)}

@@ -124,10 +124,10 @@ def _judge(baseline: Path, candidate: Path, retention: float, out: Path | None, 
     """Show the verdict on two evaluations, write it to `out`, and exit with its code."""
     from pipelines.cli.tables.verdict import show_verdict
     from pipelines.core.cache import write_json
+    from pipelines.core.exit_codes import EXIT_CODES
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
     from pipelines.gating.gate import gate as gate_stage
-    from pipelines.publishing.stage import EXIT_CODES
 
     check_output_file(out)
     before, after = (read_record(side, Evaluation, "an evaluation") for side in (baseline, candidate))
