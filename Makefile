@@ -88,7 +88,7 @@ format: $(READY_DEV) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 docs: $(READY_DEV) ## regenerate the documents that are made from code
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 results: $(READY) ## the table of docs/results.md from the records of runs: make results RUNS="artifacts/SmolLM2-135M-Instruct"
 	@$(BIN)/python -m docs.results $(or $(RUNS),$(error say which: make results RUNS=artifacts/SmolLM2-135M-Instruct))

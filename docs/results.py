@@ -12,8 +12,8 @@ from pathlib import Path
 from pipelines.core.bounds import level
 from pipelines.core.errors import BadInput
 from pipelines.reporting.history import Ranking, compare, read_runs
-from pipelines.reporting.pages import plain
 from pipelines.reporting.record import RECORD, Manifest
+from pipelines.reporting.rendering import plain
 from pipelines.reporting.sentences import bounds, changed, verdict_name
 
 PAGE = Path(__file__).parent / "results.md"
