@@ -37,8 +37,8 @@ def repair(
     from pipelines.checkpoint.load import load_model
     from pipelines.cli.tables.lists import show_path
     from pipelines.cli.tables.runs import show_comparison
+    from pipelines.flow.journal import write_report
     from pipelines.flow.repair import repair as repair_run
-    from pipelines.flow.run import write_report
     from pipelines.publishing.stage import EXIT_CODES
     from pipelines.reporting.history import read_runs
 

@@ -25,7 +25,7 @@ from pipelines.core.errors import QuantgateError
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
     from pipelines.evaluation.stage import Runtime
-    from pipelines.flow.run import Run
+    from pipelines.flow.journal import Run
     from pipelines.publishing.provenance import Signer
 
 
@@ -92,7 +92,7 @@ def finish_all(outcomes: "Mapping[str, Run | QuantgateError]", as_json: bool) ->
     """Show what came of several recipes, by their names, and exit with the worst of their codes."""
     from pipelines.cli.tables.lists import show_path
     from pipelines.cli.tables.runs import show_comparison
-    from pipelines.flow.run import Run, write_report
+    from pipelines.flow.journal import Run, write_report
     from pipelines.publishing.stage import worst
 
     finished = [done.manifest for done in outcomes.values() if isinstance(done, Run)]
