@@ -19,7 +19,8 @@ from pipelines.cli.commands.run import finish_all
 from pipelines.cli.main import main
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput, Problem, QuantgateError
-from pipelines.flow.run import Run, run
+from pipelines.flow.journal import Run
+from pipelines.flow.run import run
 from pipelines.formats import rounding
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.stage import quantize

@@ -15,7 +15,10 @@ from pipelines import quantize
 from pipelines.calibration.stage import CalibrationTokens
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput
-from pipelines.flow.release import Outcome, foresee_release, load_release, prepare_release, run_release
+from pipelines.flow.forecast import forecast_release
+from pipelines.flow.outcome import Outcome
+from pipelines.flow.release import prepare_release, run_release
+from pipelines.flow.release_file import load_release
 from pipelines.planning.plan import Plan
 from pipelines.publishing.places.place import files_of
 from pipelines.publishing.stage import check_published
@@ -151,7 +154,7 @@ def test_a_dry_run_computes_nothing(models: tuple[Path, Path], cli: Cli, tmp_pat
     assert f"publishes  {tmp_path}/out/small/fp" in done.stdout
     assert not (tmp_path / "out").exists() and not (own / "stages" / "quantize").exists()
 
-    one, *_ = foresee_release(prepare_release(load_release(file), tmp_path))
+    one, *_ = forecast_release(prepare_release(load_release(file), tmp_path))
     assert one.bytes_after < one.bytes_before and one.memory > 0 and one.disk > one.bytes_after
 
 

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.flow.run import Run, run
+from pipelines.flow.journal import Run
+from pipelines.flow.run import run
 from pipelines.gating.measures import Measure
 from pipelines.recipe.recipe import load_recipe
 from pipelines.reporting.record import Manifest

@@ -13,7 +13,7 @@ from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.evaluation.stage import evaluate
 from pipelines.evaluation.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
-from pipelines.flow.run import Job, prepare
+from pipelines.flow.prepare import Job, prepare
 from pipelines.recipe import library
 from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
 from pipelines.runtimes import transformers_lm

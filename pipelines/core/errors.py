@@ -1,10 +1,14 @@
 """The errors a user sees. Each says what is wrong, where, and what to do about it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from pipelines.core.exit_codes import BAD_INPUT, ERROR
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,18 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Ask for the nearest of the `known` names; empty where none is near."""
     near = nearest(name, known, cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+class Problems:
+    """The problems that one check after the other has found, so that all are told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    def of(self, check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what `check` returns; where it raises `BadInput`, keep its problems and return None."""
+        try:
+            return check(*args, **kwargs)
+        except BadInput as error:
+            self.found += error.problems
+            return None

@@ -24,7 +24,7 @@ def plan(
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
     from pipelines.cli.tables.plan import show_plan
     from pipelines.core.device import choose_device, default_device
-    from pipelines.flow.run import foresee_times
+    from pipelines.flow.forecast import forecast_plan
     from pipelines.gating.power import foresee
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.recipe import load_recipe, load_suite
@@ -34,7 +34,7 @@ def plan(
     made = make_plan(load_recipe(recipe, overrides), model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)
     seen = foresee(made.recipe, suite, discordance(made.recipe))
-    times = foresee_times(made, suite, device, dtype)
+    times = forecast_plan(made, suite, device, dtype)
     if not as_json:
         return show_plan(made, seen, times)
     totals = {

@@ -66,14 +66,11 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @set_option
 def validate(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Check recipes, their suites and sets; every problem is reported."""
-    from pipelines.core.errors import BadInput, Problem, refuse
+    from pipelines.core.errors import Problems, refuse
     from pipelines.recipe.recipe import load_recipe
 
-    problems: list[Problem] = []
+    problems = Problems()
     for name in recipes:
-        try:
-            load_recipe(name, overrides)
+        if problems.of(load_recipe, name, overrides):
             click.echo(f"{name}: ok")
-        except BadInput as error:
-            problems += error.problems
-    refuse(problems)
+    refuse(problems.found)

@@ -60,13 +60,15 @@ def release(
     """
     from pipelines.cli.tables.lists import show_path
     from pipelines.cli.tables.release import show_foreseen, show_release
-    from pipelines.flow.release import foresee_release, load_release, prepare_release, run_release
+    from pipelines.flow.forecast import forecast_release
+    from pipelines.flow.release import prepare_release, run_release
+    from pipelines.flow.release_file import load_release
 
     python = vllm_python(runtime, python)
     described = load_release(file)
     jobs = prepare_release(described, file.absolute().parent, to, not no_publish, device, runtime, full, signer, dtype)
     if dry_run:
-        foreseen = foresee_release(jobs)
+        foreseen = forecast_release(jobs)
         return print_json([one.model_dump() for one in foreseen]) if as_json else show_foreseen(foreseen)
     outcome, written = run_release(described, jobs, out, python)
     if as_json:

@@ -38,8 +38,8 @@ def repair(
     from pipelines.cli.tables.lists import show_path
     from pipelines.cli.tables.runs import show_comparison
     from pipelines.core.exit_codes import EXIT_CODES
+    from pipelines.flow.journal import write_report
     from pipelines.flow.repair import repair as repair_run
-    from pipelines.flow.run import write_report
     from pipelines.reporting.history import read_runs
 
     (failed,) = read_runs([run])

@@ -25,7 +25,7 @@ from pipelines.core.errors import QuantgateError
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
     from pipelines.evaluation.stage import Runtime
-    from pipelines.flow.run import Run
+    from pipelines.flow.journal import Run
     from pipelines.publishing.signature import Signer
 
 
@@ -93,7 +93,7 @@ def finish_all(outcomes: "Mapping[str, Run | QuantgateError]", as_json: bool) ->
     from pipelines.cli.tables.lists import show_path
     from pipelines.cli.tables.runs import show_comparison
     from pipelines.core.exit_codes import worst
-    from pipelines.flow.run import Run, write_report
+    from pipelines.flow.journal import Run, write_report
 
     finished = [done.manifest for done in outcomes.values() if isinstance(done, Run)]
     failed = {name: str(done) for name, done in outcomes.items() if isinstance(done, QuantgateError)}

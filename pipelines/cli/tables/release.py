@@ -10,10 +10,11 @@ from pipelines.cli.tables.lists import show_path
 from pipelines.cli.tables.verdict import COLOURS
 from pipelines.core.secrets import redact
 from pipelines.core.text import duration, size
-from pipelines.flow.release import Foreseen, Outcome
+from pipelines.flow.forecast import Forecast
+from pipelines.flow.outcome import Outcome
 
 
-def show_foreseen(foreseen: Iterable[Foreseen]) -> None:
+def show_foreseen(foreseen: Iterable[Forecast]) -> None:
     """Print what each run of a release is going to take, and all together."""
     rows = list(foreseen)
     columns = (
@@ -36,7 +37,7 @@ def show_foreseen(foreseen: Iterable[Foreseen]) -> None:
             show_path("publishes", target)
 
 
-def _foreseen(row: Foreseen) -> tuple[str, ...]:
+def _foreseen(row: Forecast) -> tuple[str, ...]:
     weights = f"{size(row.bytes_before)} → {size(row.bytes_after)}"
     needs = (size(row.memory), size(row.disk), _expected(row.seconds, row.unknown))
     return (row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", *needs)

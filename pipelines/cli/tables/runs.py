@@ -9,7 +9,7 @@ from pipelines.cli.tables.lists import show_path
 from pipelines.cli.tables.verdict import COLOURS, show_verdict
 from pipelines.core.errors import QuantgateError
 from pipelines.core.text import size
-from pipelines.flow.run import Run
+from pipelines.flow.journal import Run
 from pipelines.reporting.history import Ranking
 from pipelines.reporting.record import Manifest, StageRecord
 from pipelines.reporting.sentences import bounds, changed, distance_line, retained, verdict_name
