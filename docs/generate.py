@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from docs.tree import architecture_page
 from pipelines.calibration.stage import SHORTEST
 from pipelines.cli import main as cli
+from pipelines.cli.options import full_help
 from pipelines.cli.tables.lists import FAMILIES, by_family
 from pipelines.core.exit_codes import EXITS, SEVERAL
 from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
@@ -210,7 +211,7 @@ def _command(name: str, command: click.Command) -> list[str]:
     """The section of a command: usage, help, and a table of what it takes."""
     context = click.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    lines = [f"## {name}", "", "```", usage, "```", "", inspect.cleandoc(command.help or ""), ""]
+    lines = [f"## {name}", "", "```", usage, "```", "", full_help(command), ""]
     taken = [one for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option)]
     lines += ["| takes | default | meaning |", "|---|---|---|"]

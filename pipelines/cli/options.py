@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,26 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class PlacesCommand(click.Command):
+    """A command whose help has `{places}` for the forms of all targets."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help with the forms in it."""
+        self.help = full_help(self)
+        super().format_help_text(ctx, formatter)
+
+
+def full_help(command: click.Command) -> str:
+    """Return the help of `command`; the places that it names are imported when it is shown, not with the command."""
+    text = inspect.cleandoc(command.help or "")
+    if "{places}" not in text:
+        return text
+    from pipelines.publishing.places.targets import FORMS
+
+    return text.replace("{places}", FORMS)
+
 
 model_option = click.option(
     "--model",

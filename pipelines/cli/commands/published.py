@@ -8,6 +8,7 @@ import click
 
 from pipelines.cli.options import (
     PATH,
+    PlacesCommand,
     device_option,
     dtype_option,
     json_option,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.publishing.signature import Signer, Trust
 
 
-@click.command("publish")
+@click.command("publish", cls=PlacesCommand)
 @click.argument("artifact", type=PATH)
 @click.option("--verdict", "verdict_file", type=PATH, required=True, help="Written by `gate --out`.")
 @click.option("--to", metavar="TARGET", required=True, multiple=True, help="Where to publish; may be given again.")
@@ -37,7 +38,7 @@ def publish(
 ) -> None:
     """Publish ARTIFACT (a folder that `quantize` printed) if its verdict is a PASS.
 
-    TARGET is a folder, hf://org/name[@branch], s3://bucket/prefix (or another file system), or oci://host/name:tag.
+    TARGET is {places}.
     """
     from pipelines.core.errors import bad_input
     from pipelines.core.records import read_record

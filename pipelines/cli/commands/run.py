@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli.options import (
+    PlacesCommand,
     device_option,
     dtype_option,
     full_option,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pipelines.publishing.signature import Signer
 
 
-@click.command("run")
+@click.command("run", cls=PlacesCommand)
 @click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
 @model_option
 @click.option(
@@ -61,7 +62,7 @@ def run(
 ) -> None:
     """Take a model through RECIPE: quantize, evaluate, judge, and publish if it passed. Compare several.
 
-    TARGET is a folder, hf://org/name[@branch], s3://bucket/prefix (or another file system), or oci://host/name:tag;
+    TARGET is {places};
     {model} and {recipe} in it stand for their names. Of several recipes, a folder without {recipe} is the one above.
     """
     from pipelines import run, run_all

@@ -17,7 +17,6 @@ from pipelines.core import progress
 from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.publishing.places.place import NOT_OURS, Kind, Target, asking, files_of, path_for, refuse_credentials
-from pipelines.reporting.record import RECORD, Manifest
 
 REMEDY = "is the registry there, and did you `docker login`? What arrived is kept, and not sent again"
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -241,6 +240,8 @@ def _layers(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _config(folder: Path, layers: list[dict[str, Any]]) -> bytes:
     """ModelPack's description of the model, from the record."""
+    from pipelines.reporting.record import RECORD, Manifest  # here, since a command's help names all places
+
     record = Manifest.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
     model = record.model
     scale, letter = next((pair for pair in SCALES if model.parameters >= pair[0]), (1, ""))

@@ -9,7 +9,8 @@ from pipelines.publishing.places.place import Target
 
 KINDS = (folder.KIND, hub.KIND, registry.KIND, object_store.KIND)
 """Kinds of places, in the order in which they are asked whether a target is one of theirs."""
-FORMS = ", ".join(kind.form for kind in KINDS)
+FORMS = f"{', '.join(kind.form for kind in KINDS[:-1])}, or {KINDS[-1].form}"
+"""Forms of all targets, for help and messages."""
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
