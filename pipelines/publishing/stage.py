@@ -110,21 +110,21 @@ def check_targets(targets: Sequence[Target], checkpoint: Checkpoint, recipe: Rec
     Raises:
         BadInput: with every target's problem.
     """
-    problems: list[Problem] = []
-    for target in targets:
-        try:
-            there = published(target)
-        except BadInput as error:
-            problems += error.problems
-        except QuantgateError as error:  # asked for before the run, it is an input that does not work
-            problems.append(Problem(str(target), str(error).removeprefix(f"{target}: ")))
-        else:
-            if there and (there.recipe != recipe or there.model.digest != checkpoint.digest):
-                held = f"{there.model.label}, recipe {there.recipe.name}, with other content or settings"
-                problems.append(
-                    Problem(str(target), f"holds another artifact: {held}", "give another target, or remove it")
-                )
-    refuse(problems)
+    refuse(problem for target in targets for problem in _objections(target, checkpoint, recipe))
+
+
+def _objections(target: Target, checkpoint: Checkpoint, recipe: Recipe) -> tuple[Problem, ...]:
+    """Return why `target` cannot take what `recipe` makes of `checkpoint`; nothing, if it can."""
+    try:
+        there = published(target)
+    except BadInput as error:
+        return error.problems
+    except QuantgateError as error:  # asked for before the run, it is an input that does not work
+        return (Problem(str(target), str(error).removeprefix(f"{target}: ")),)
+    if there is None or (there.recipe == recipe and there.model.digest == checkpoint.digest):
+        return ()
+    held = f"{there.model.label}, recipe {there.recipe.name}, with other content or settings"
+    return (Problem(str(target), f"holds another artifact: {held}", "give another target, or remove it"),)
 
 
 def pull(source: str | Path, to: Path, trust: Trust | None = None) -> Checked:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype, processor
-from pipelines.core.errors import BadInput, Problem, bad_input, refuse
+from pipelines.core.errors import Problems, bad_input, refuse
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.power import Discordance, typical
 from pipelines.planning.plan import Plan
@@ -153,14 +153,9 @@ def read_runs(places: Sequence[Path]) -> list[Manifest]:
     Raises:
         BadInput: some hold no finished run of this version; all are named.
     """
-    runs: list[Manifest] = []
-    problems: list[Problem] = []
-    for place in places:
-        try:
-            runs.append(_read(place))
-        except BadInput as error:
-            problems += error.problems
-    refuse(problems)
+    problems = Problems()
+    runs = [run for place in places if (run := problems.of(_read, place))]
+    refuse(problems.found)
     return runs
 
 

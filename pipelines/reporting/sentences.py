@@ -58,12 +58,12 @@ def measure_line(measure: Measure) -> str:
     return f"{LABELS[measure.name]} {measure.value:.4g} ({measure.lower:.4g} … {measure.upper:.4g}){limit}"
 
 
-def verdict_name(gate: GateRecord) -> str:
+def verdict_name(gate: Verdict | GateRecord) -> str:
     """Return `PASS, certified`, `PASS, not certified`, `FAIL` or `INCONCLUSIVE`."""
     return gate.verdict + ((", certified" if gate.certified else ", not certified") if gate.verdict == "PASS" else "")
 
 
-def verdict_line(gate: GateRecord) -> str:
+def verdict_line(gate: Verdict | GateRecord) -> str:
     """Return the verdict as a sentence.
 
     `PASS, certified: 99.60% of the baseline kept, at least 99.10% at 95% (target 99.00%).`

@@ -4,7 +4,6 @@ from pipelines.cli.columns import Column, console, show_table
 from pipelines.cli.tables.lists import show_list
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.gate import TaskVerdict, Verdict
-from pipelines.reporting.record import GateRecord
 from pipelines.reporting.sentences import measure_line, verdict_line
 from pipelines.reporting.task_table import task_row
 
@@ -30,8 +29,7 @@ def show_verdict(verdict: Verdict) -> None:
         Column("verdict", text=True),
     )
     show_table(f"suite {verdict.suite}", columns, map(_judged, verdict.tasks))
-    record = GateRecord(**{name: getattr(verdict, name) for name in GateRecord.model_fields if name != "forced"})
-    out.print(verdict_line(record), style=f"bold {COLOURS[verdict.verdict]}")
+    out.print(verdict_line(verdict), style=f"bold {COLOURS[verdict.verdict]}")
     for reason in verdict.reasons:
         out.print(f"  {reason}")
     if verdict.spared:
