@@ -82,7 +82,7 @@ def warm_readers() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen() -> None:
-    """What the tests before left is not looked at by the collections that verification asks for: they took half of it."""
+    """What earlier tests left is not looked at when verification collects garbage: that took half of its time."""
     gc.collect()
     gc.freeze()
 
