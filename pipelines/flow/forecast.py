@@ -1,5 +1,6 @@
 """What a job is going to take: what is finished already, the time of the rest, its memory and disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.calibration.stage import calibrate
@@ -19,7 +20,7 @@ from pipelines.verification.stage import verify
 
 
 class Forecast(Frozen):
-    """What a run of the release is going to take: a line of `--dry-run`."""
+    """What a job of a release is going to take now: a line of `--dry-run`."""
 
     model: str
     recipe: str
@@ -28,24 +29,34 @@ class Forecast(Frozen):
     bytes_after: int
     bits_per_weight: float
     memory: int
-    """Bytes that the stage takes that needs the most."""
+    """Bytes of memory that the stage takes that needs the most."""
     disk: int
     """Bytes below the cache and a folder that is a target."""
     seconds: float
-    """Of the stages that finished runs say anything about."""
+    """Seconds of the stages that finished runs say anything about, less what is finished."""
     unknown: tuple[str, ...]
-    """The expensive stages that they say nothing about."""
+    """The expensive stages that are to be done and that finished runs say nothing about."""
 
 
-def forecast_release(prepared: list[list[Job]]) -> tuple[Forecast, ...]:
-    """What each job is going to take; what a model's jobs share counts with the first."""
-    return tuple(_forecast(job, first=number == 0) for jobs in prepared for number, job in enumerate(jobs))
+SHARED = ("convert", "evaluate baseline", "evaluate source in transformers")
+"""Stages that the jobs of a model share."""
+PARTS = {
+    "quantize": ("calibrate", "quantize"),
+    "verify": ("verify",),
+    "evaluate": ("evaluate baseline", "evaluate artifact"),
+}
+"""Expensive stage → the stages of a run's record that are finished when it is."""
 
 
-def _forecast(job: Job, first: bool) -> Forecast:
+def forecast_release(prepared: Sequence[Sequence[Job]], python: Path | None = None) -> tuple[Forecast, ...]:
+    """Return what each job is going to take now, less what is finished already; what the jobs of a model share counts
+    with the first. `python` is the interpreter of an environment that has vLLM."""
+    return tuple(_forecast(job, number == 0, python) for jobs in prepared for number, job in enumerate(jobs))
+
+
+def _forecast(job: Job, first: bool, python: Path | None) -> Forecast:
     plan = job.plan
-    stages = seconds_of_runs(plan, job.suite, job.runtime, job.device)
-    shared = () if first else ("convert", "evaluate baseline", "evaluate source in transformers")
+    seconds = _seconds_left(job, python)
     needs = {kind: [need.needed for need in plan.needs if need.resource == kind] for kind in ("memory", "disk")}
     return Forecast(
         model=plan.checkpoint.label,
@@ -56,9 +67,19 @@ def _forecast(job: Job, first: bool) -> Forecast:
         bits_per_weight=plan.bits_per_weight,
         memory=max(needs["memory"], default=0),
         disk=sum(needs["disk"]),
-        seconds=sum(seconds for stage, seconds in stages.items() if stage not in shared),
-        unknown=tuple(stage for stage in ("quantize", "evaluate artifact") if stage not in stages),
+        seconds=sum(left for stage, left in seconds.items() if first or stage not in SHARED),
+        unknown=tuple(stage for stage in ("quantize", "evaluate artifact") if stage not in seconds),
     )
+
+
+def _seconds_left(job: Job, python: Path | None) -> dict[str, float]:
+    """Return the seconds that are left of each stage of a run's record, by finished runs; 0 for what is finished."""
+    finished = finished_work(job, python)
+    seconds = seconds_of_runs(job.plan, job.suite, job.runtime, job.device)
+    for side, share in (("evaluate baseline", finished.baseline), ("evaluate artifact", finished.artifact)):
+        if side in seconds:
+            seconds[side] = max(0.0, seconds[side] - share.seconds)
+    return seconds | {part: 0.0 for stage in finished.stages for part in PARTS[stage]}
 
 
 def forecast_job(job: Job, python: Path | None = None) -> tuple[Expected, ...]:

@@ -59,7 +59,7 @@ def release(
     The same command goes on where it was stopped. Writes release.json, junit.xml, summary.md and report.html.
     """
     from pipelines.cli.tables.lists import show_path
-    from pipelines.cli.tables.release import show_foreseen, show_release
+    from pipelines.cli.tables.release import show_forecasts, show_release
     from pipelines.flow.forecast import forecast_release
     from pipelines.flow.release import prepare_release, run_release
     from pipelines.flow.release_file import load_release
@@ -68,8 +68,8 @@ def release(
     described = load_release(file)
     jobs = prepare_release(described, file.absolute().parent, to, not no_publish, device, runtime, full, signer, dtype)
     if dry_run:
-        foreseen = forecast_release(jobs)
-        return print_json([one.model_dump() for one in foreseen]) if as_json else show_foreseen(foreseen)
+        forecasts = forecast_release(jobs, python)
+        return print_json([one.model_dump() for one in forecasts]) if as_json else show_forecasts(forecasts)
     outcome, written = run_release(described, jobs, out, python)
     if as_json:
         print_json({**outcome.model_dump(mode="json"), "exit_code": outcome.exit_code})

@@ -14,9 +14,9 @@ from pipelines.flow.forecast import Forecast
 from pipelines.flow.outcome import Outcome
 
 
-def show_foreseen(foreseen: Iterable[Forecast]) -> None:
+def show_forecasts(forecasts: Iterable[Forecast]) -> None:
     """Print what each run of a release is going to take, and all together."""
-    rows = list(foreseen)
+    rows = list(forecasts)
     columns = (
         Column("model", text=True),
         Column("recipe", text=True),
@@ -26,7 +26,7 @@ def show_foreseen(foreseen: Iterable[Forecast]) -> None:
         Column("disk"),
         Column("time", text=True),
     )
-    show_table("nothing is computed: this is what it would take", columns, map(_foreseen, rows))
+    show_table("nothing is computed: this is what it would take", columns, map(_forecast_row, rows))
     out = console()
     out.print("memory is that of the stage that takes the most; disk is that of cache and folders")
     unknown = tuple(dict.fromkeys(stage for row in rows for stage in row.unknown))
@@ -37,7 +37,7 @@ def show_foreseen(foreseen: Iterable[Forecast]) -> None:
             show_path("publishes", target)
 
 
-def _foreseen(row: Forecast) -> tuple[str, ...]:
+def _forecast_row(row: Forecast) -> tuple[str, ...]:
     weights = f"{size(row.bytes_before)} → {size(row.bytes_after)}"
     needs = (size(row.memory), size(row.disk), _expected(row.seconds, row.unknown))
     return (row.model, row.recipe, weights, f"{row.bits_per_weight:.2f}", *needs)
@@ -45,7 +45,7 @@ def _foreseen(row: Forecast) -> tuple[str, ...]:
 
 def _expected(seconds: float, unknown: tuple[str, ...]) -> str:
     if not seconds:
-        return "unknown"
+        return "unknown" if unknown else "nothing"
     return " + ".join([f"about {duration(seconds)}", *unknown])
 
 
