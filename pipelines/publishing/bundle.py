@@ -28,7 +28,7 @@ from pipelines.reporting.report import html
 
 HUB_RESULTS = ".eval_results/quantgate.yaml"
 OURS = frozenset({CARD, REPORT, RECORD, DOCUMENTS, HUB_RESULTS, PROVENANCE})
-"""What a bundle holds beside the artifact's own files, `SHA256SUMS` and the signature."""
+"""Names of the files that a bundle holds beside the artifact's own, `SHA256SUMS` and the signature."""
 
 
 class Bundle(Result):
@@ -44,12 +44,14 @@ class Bundle(Result):
 
 
 class Tampered(QuantgateError):
-    """A published artifact is not what was published, or is not of whom it should be. Exit code 1."""
+    """The error that a published artifact is not what was published, or not of whom it should be. Exit code 1."""
 
 
 def assemble(artifact: Artifact, verdict: Verdict, manifest: Manifest, signer: Signer | None = None) -> Bundle:
-    """Put `artifact` and its proof into one folder, with checksums and, by a `signer`, a signature; once for each
-    record and signer. Weights are links to the artifact's: they take no room."""
+    """Return `artifact` and its proof as one folder, with checksums and, by a `signer`, a signature.
+
+    It is made once for each record and signer. Weights are links to the artifact's: they take no room.
+    """
     inputs = {
         "artifact": artifact.files,
         "record": manifest.model_dump(mode="json", exclude={"created", "stages"}),
@@ -70,7 +72,7 @@ def assemble(artifact: Artifact, verdict: Verdict, manifest: Manifest, signer: S
 
 
 def _identity(signer: Signer | None) -> Any:
-    """What makes a signature another one: the key's file, by its digest."""
+    """Return what makes a signature another one: the key and its certificates, by the digests of their files."""
     if signer is None or signer.key is None:
         return signer.model_dump(mode="json") if signer else None
     return [file_digest(path) for path in (signer.key, signer.certificate, *signer.chain) if path]
@@ -109,7 +111,7 @@ class Checked(Frozen):
     files: int
     bytes: int
     signature: str
-    """What is known of its signature."""
+    """Sentence on its signature: whether there is one, and whether it is trusted."""
 
 
 def check(folder: Path, trust: Trust | None = None) -> Checked:
@@ -141,7 +143,7 @@ def _listed(folder: Path, problems: list[str]) -> str:
 
 
 def _sums(folder: Path, found: dict[str, str]) -> list[str]:
-    """In what the files differ from `SHA256SUMS`."""
+    """Return in what the files differ from `SHA256SUMS`."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
@@ -161,7 +163,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _contents(folder: Path, manifest: Manifest, found: dict[str, str]) -> list[str]:
-    """Where card, verdict, statement and files are not of each other: checksums made anew do not hide that."""
+    """Return where card, verdict, statement and files are not of each other: checksums made anew do not hide that."""
     own = {name: value for name, value in found.items() if name not in OURS | {SUMS, SIGNATURE}}
     problems = [] if own == manifest.files else [f"the verdict in {RECORD} is of other files than these"]
     if manifest.gate.verdict != "PASS" and not manifest.gate.forced:

@@ -19,16 +19,16 @@ PASSWORD_VARIABLE = "QUANTGATE_SIGNING_PASSWORD"
 
 
 class Signer(Frozen):
-    """Who signs: a private key, a key with its certificate, or whom sigstore's identity provider says you are."""
+    """The one who signs: a private key, a key with its certificate, or the identity that sigstore's provider vouches for."""
 
     key: Path | None = None
-    """PEM, of an elliptic curve."""
+    """Private key of an elliptic curve, PEM."""
     certificate: Path | None = None
-    """Of `key`, PEM."""
+    """Certificate of `key`, PEM."""
     chain: tuple[Path, ...] = ()
-    """Certificates between that and the root."""
+    """Certificates between `certificate` and the root, PEM."""
     keyless: bool = False
-    """With the identity of the CI job, through sigstore's public instance."""
+    """Whether to sign with the identity of the CI job, through sigstore's public instance."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -42,10 +42,10 @@ class Signer(Frozen):
 
 
 class Trust(Frozen):
-    """Whose signature is asked for: that of a key, of any certificate below a root, or of an identity."""
+    """The one whose signature is asked for: a key, any certificate below a root, or an identity."""
 
     key: Path | None = None
-    """The public key, PEM."""
+    """Public key, PEM."""
     roots: tuple[Path, ...] = ()
     """Certificates that are trusted, PEM."""
     identity: str | None = None
@@ -62,7 +62,11 @@ class Trust(Frozen):
 
 
 def check_signer(signer: Signer) -> None:
-    """Refuse a signer whose files cannot be read, or whose key cannot sign, before anything expensive."""
+    """Refuse a signer whose files cannot be read, or whose key cannot sign, before anything expensive.
+
+    Raises:
+        BadInput: with the reason, which repeats nothing of a file.
+    """
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -84,7 +88,11 @@ def check_signer(signer: Signer) -> None:
 
 
 def sign(folder: Path, signer: Signer) -> None:
-    """Sign every file of `folder`, and put the signature into `SIGNATURE`."""
+    """Sign every file of `folder`, and write the signature beside them, as `SIGNATURE`.
+
+    Raises:
+        QuantgateError: with whatever sigstore, cryptography or the network says.
+    """
     from model_signing import signing
 
     config = signing.Config().set_hashing_config(_hashing(folder))
@@ -103,7 +111,7 @@ def sign(folder: Path, signer: Signer) -> None:
 
 
 def check_signature(folder: Path, trust: Trust) -> str | None:
-    """Why the signature of `folder` is not one of whom `trust` names over exactly these files; None if it is."""
+    """Return why the signature of `folder` is not trusted, or not over exactly these files; None if it is."""
     from model_signing import verifying
 
     if not (folder / SIGNATURE).is_file():
@@ -124,7 +132,7 @@ def check_signature(folder: Path, trust: Trust) -> str | None:
 
 
 def _hashing(folder: Path) -> Any:
-    """Every file but the signature counts, `.gitattributes` too: hubs add one, and ours have none."""
+    """Return settings by which every file but the signature counts, `.gitattributes` (which hubs add), too."""
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)

@@ -24,7 +24,7 @@ from pipelines.verification.results import Verification
 
 
 class Refused(QuantgateError):
-    """The gate does not let this artifact be published. Exit code 3 for FAIL, 4 for INCONCLUSIVE."""
+    """The error that the gate does not let an artifact be published. Exit code 3 for FAIL, 4 for INCONCLUSIVE."""
 
     def __init__(self, verdict: Verdict, message: str) -> None:
         super().__init__(message)
@@ -64,7 +64,12 @@ def make_bundle(
     verification: Verification | None = None,
     signer: Signer | None = None,
 ) -> Bundle:
-    """The bundle to publish: for a PASS only, or with a reason, and for no bytes but the judged ones."""
+    """Return the bundle to publish: for a PASS only, or with a reason, and for no bytes but the judged ones.
+
+    Raises:
+        Refused: there is no PASS, and no reason was given.
+        BadInput: the verdict is another artifact's.
+    """
     if verdict.verdict != "PASS" and not force:
         raise Refused(verdict, f"not published: the gate says {verdict.verdict} ({'; '.join(verdict.reasons)})")
     _check_bytes(artifact, verdict)
@@ -87,7 +92,7 @@ def put(bundle: Bundle, target: Target) -> None:
 
 
 def published(target: Target) -> Manifest | None:
-    """The record of what is published at `target`; None where nothing is.
+    """Return the record of what is published at `target`; None where nothing is.
 
     Raises:
         BadInput: there is something else.
@@ -104,8 +109,10 @@ def published(target: Target) -> Manifest | None:
 
 
 def check_targets(targets: Sequence[Target], checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse targets that hold something else than what this model and recipe would publish, before anything is
-    computed: a wrong token is found now, too. The model's files are digested only where it comes to that.
+    """Refuse targets that hold something else than what this model and recipe would publish.
+
+    It is asked before anything is computed, so that a wrong token is found, too. The model's files are digested only
+    where it comes to that.
 
     Raises:
         BadInput: with every target's problem.

@@ -17,7 +17,7 @@ BUILD_TYPE = "urn:quantgate:recipe:v1"
 
 
 def statement(manifest: Manifest, files: dict[str, str]) -> dict[str, Any]:
-    """The in-toto statement over `files` (name → SHA-256): what they were made of, how, and what was found."""
+    """Return the in-toto statement over `files` (name → SHA-256): what they were made of, how, and what was found."""
     model = manifest.model
     return {
         "_type": STATEMENT_TYPE,
@@ -42,12 +42,12 @@ def statement(manifest: Manifest, files: dict[str, str]) -> dict[str, Any]:
 
 
 def _recipe_digest(manifest: Manifest) -> str:
-    """Over the resolved recipe."""
+    """Return the digest of the resolved recipe."""
     return digest(manifest.recipe.model_dump(mode="json"))
 
 
 def _annotations(manifest: Manifest) -> dict[str, Any]:
-    """What the statement says of the gate's verdict."""
+    """Return what the statement says of the gate's verdict."""
     gate = manifest.gate
     return {
         "verdict": gate.verdict,
@@ -73,7 +73,7 @@ def _dependencies(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def contradictions(found: dict[str, Any], manifest: Manifest, files: dict[str, str]) -> list[str]:
-    """In what a statement that was read differs from the one that record and files give."""
+    """Return in what a statement that was read differs from the one that record and files give."""
     expected = statement(manifest, files)
     if found == json.loads(json.dumps(expected)):
         return []

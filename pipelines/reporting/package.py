@@ -74,7 +74,7 @@ def make_record(
 
 
 def stage_record(name: str, results: tuple[Result, ...]) -> StageRecord:
-    """Return one line for one or several results (an evaluation is a result for each block of documents)."""
+    """Return the cost of a stage, which has one or several results (an evaluation has one for each block)."""
     return StageRecord(
         stage=name,
         seconds=sum(result.seconds for result in results),

@@ -20,7 +20,7 @@ from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, file
 REMEDY = "give another folder with TO= or --to"
 SUFFIX = ".partial"
 LOCK = "quantgate.lock"
-"""In a staging folder: locked as long as the process that made it lives."""
+"""Name of a file in a staging folder, locked as long as the process that made the folder lives."""
 
 
 class FolderTarget(Target):
@@ -106,7 +106,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
-        """An empty folder beside the target, this process's own; what killed processes left there is removed."""
+        """Yield an empty folder beside the target, this process's own; what killed processes left there is removed."""
         self._remove_leftovers()
         own = self._make_staging(self._path.parent)
         try:
@@ -158,7 +158,7 @@ class Folder:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether there is a file, or a folder with content or one that may not be looked into."""
+    """Tell whether there is a file, or a folder with content or one that may not be looked into."""
     try:
         return any(path.iterdir())
     except (NotADirectoryError, PermissionError):
@@ -168,7 +168,10 @@ def _holds_something(path: Path) -> bool:
 
 
 def _is_mount(path: Path) -> bool:
-    """Linux tells of bind mounts within one file system too, which `Path.is_mount` does not see."""
+    """Tell whether `path` is a mount point.
+
+    Linux tells of bind mounts within one file system too, which `Path.is_mount` does not see.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
             point = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])

@@ -16,7 +16,7 @@ from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, aski
 
 REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"
 HUBS_OWN = ".gitattributes"
-"""The hub puts it into every repository."""
+"""Name of a file that the hub puts into every repository."""
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 
@@ -47,7 +47,7 @@ KIND = Kind(form="hf://org/name[@branch]", parse=parse)
 
 
 class Hub:
-    """The branch `target`."""
+    """The branch that a target names."""
 
     def __init__(self, target: HubTarget) -> None:
         from huggingface_hub import HfApi
@@ -67,7 +67,7 @@ class Hub:
             return self._fetch(name).read_bytes()
 
     def _files(self) -> dict[str, Any] | None:
-        """The files of the branch, by name; None where there is none."""
+        """Return the files of the branch, by name; None where there is no such branch."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
@@ -115,7 +115,7 @@ class Hub:
 
 
 def _digest(entry: Any) -> str:
-    """What the hub says of a file's content: SHA-256 of a large one, git's blob id of a small one."""
+    """Return the hub's digest of a file: SHA-256 of a large one, git's blob id of a small one."""
     return str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
 

@@ -29,8 +29,10 @@ class FilesystemTarget(Target):
 
 
 def parse(text: str) -> FilesystemTarget | None:
-    """Read an address of any file system that fsspec knows, the hub and registries of containers among them: so this
-    kind is asked last."""
+    """Read an address of a file system that fsspec knows.
+
+    It knows the hub's and registries', too: so this kind is asked last.
+    """
     from fsspec.registry import known_implementations
 
     refuse_credentials(text)
@@ -46,7 +48,7 @@ KIND = Kind(form="s3://bucket/prefix (or another file system)", parse=parse)
 
 
 class Filesystem:
-    """The prefix `target`."""
+    """The prefix that a target names."""
 
     def __init__(self, target: FilesystemTarget) -> None:
         self._target = target
@@ -54,7 +56,7 @@ class Filesystem:
 
     @property
     def _root(self) -> tuple[Any, str]:
-        """The file system, and the prefix in it; no listing is remembered, others write there too."""
+        """Return the file system, and the prefix in it; no listing is remembered, others write there too."""
         if self._opened is None:
             import fsspec
 
@@ -91,11 +93,11 @@ class Filesystem:
                     raise QuantgateError(f"{self._target}/{name} did not arrive as it was sent\n    publish again")
 
     def _holds(self, folder: Path, name: str) -> bool:
-        """Whether the file there is the one of `folder`: what an upload that was cut off left is kept."""
+        """Tell whether the file there is the one of `folder`: what an upload that was cut off left is kept."""
         return sha256(self._chunks(name)) == file_digest(folder / name)
 
     def _names(self) -> set[str]:
-        """The files below the prefix."""
+        """Return the names of the files below the prefix."""
         fs, root = self._root
         try:
             found = fs.find(root)

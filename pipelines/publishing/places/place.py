@@ -55,8 +55,8 @@ class Kind:
     form: str
     """Form of its targets, for help and messages."""
     parse: Callable[[str], Target | None]
-    """Reader of what a user wrote; None where that is of another kind. Raises `BadInput` where it is of this kind and
-    wrong."""
+    """Reader of what a user wrote: it returns None where that is of another kind, and raises `BadInput` where it is of
+    this kind and wrong."""
 
 
 def refuse_credentials(text: str) -> None:
@@ -73,7 +73,8 @@ def refuse_credentials(text: str) -> None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Return every file below `folder`, by its relative path: weights first, what makes a reader look at them last."""
+    """Return the relative path of every file below `folder`, weights first and `SUMS` last, so that a reader who looks
+    for that sees all."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(names, key=lambda name: (name == SUMS, name.endswith(".json"), name))
 
@@ -101,8 +102,11 @@ def sha256(chunks: Iterable[bytes]) -> str:
 
 @contextlib.contextmanager
 def asking(target: object, remedy: str) -> Iterator[None]:
-    """Turn what a client library raises into one error. Each library has exceptions of its own, and passes on those of
-    the layers below: naming them all would miss some, and a traceback may show a request's headers."""
+    """Turn whatever a client library raises in the `with` block into one `QuantgateError`.
+
+    Each library has exceptions of its own, and passes on those of the layers below: naming them all would miss some.
+    A traceback may show a request's headers.
+    """
     try:
         yield
     except (QuantgateError, KeyboardInterrupt):

@@ -27,10 +27,11 @@ WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC = "application/vnd.cncf.model.doc.v1.raw"
 FILE_PATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
-"""What `oras pull` calls a file."""
+"""Annotation with the name that `oras pull` gives a file."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Hosts that may speak plain HTTP, as Docker allows."""
 SCALES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+"""Units of ModelPack for a number of parameters, the largest first."""
 NAME = re.compile(r"([\w.-]+(?::\d+)?)/([a-z0-9]+(?:[._/-]+[a-z0-9]+)*):([\w][\w.-]{0,127})")
 
 
@@ -64,7 +65,7 @@ KIND = Kind(form="oci://host/name:tag", parse=parse)
 
 
 class Oci:
-    """The tag `target`."""
+    """The tag that a target names."""
 
     def __init__(self, target: OciTarget) -> None:
         from oras.container import Container
@@ -152,8 +153,10 @@ class Oci:
 
 
 def _registry(target: OciTarget, container: Any) -> Any:
-    """oras' client, with another way to be let in, and without its retries: they wait two minutes before they say that
-    a registry is not there."""
+    """Return oras' client, with another way to be let in, and without its retries.
+
+    Those wait two minutes before they say that a registry is not there.
+    """
     from oras.provider import Registry
 
     class Client(Registry):  # type: ignore[misc]
@@ -173,13 +176,13 @@ def _registry(target: OciTarget, container: Any) -> Any:
             return answer
 
         def _known(self) -> dict[str, str]:
-            """What let us in before: asking first without it would send a large blob twice."""
+            """Return the header that let us in before: asking first without it would send a large blob twice."""
             return {"Authorization": self._basic} if self._basic else dict(self.auth.get_auth_header())
 
         _basic = ""
 
         def _prove(self, answer: Any) -> dict[str, str]:
-            """The header that `answer` asks for: a token may have expired, or be for less than this request."""
+            """Return the header that `answer` asks for: a token may have expired, or be for less than this request."""
             if answer.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
                 login = getattr(self.auth, "_basic_auth", None)
                 refused = bool(self._basic) or not login
@@ -196,7 +199,7 @@ def _registry(target: OciTarget, container: Any) -> Any:
 
 
 def _logins() -> list[str]:
-    """Where `docker login`, `podman login` and `oras login` were told to keep credentials; oras adds ~/.docker."""
+    """Return where `docker login`, `podman login` and `oras login` were told to keep logins; oras adds ~/.docker."""
     named = [Path(os.environ.get("DOCKER_CONFIG", "")) / "config.json", Path(os.environ.get("REGISTRY_AUTH_FILE", ""))]
     return [str(path) for path in named if path.is_absolute() and path.is_file()]
 
@@ -233,13 +236,13 @@ def _media_type(name: str) -> str:
 
 
 def _layers(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name → layer."""
+    """Return the layers by the names of their files."""
     named = ((layer.get("annotations", {}).get(FILE_PATH), layer) for layer in manifest.get("layers", []))
     return {name: layer for name, layer in named if name}
 
 
 def _config(folder: Path, layers: list[dict[str, Any]]) -> bytes:
-    """ModelPack's description of the model, from the record."""
+    """Return ModelPack's description of the model, from the record."""
     from pipelines.reporting.record import RECORD, Manifest  # here, since a command's help names all places
 
     record = Manifest.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
