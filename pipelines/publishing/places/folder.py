@@ -70,11 +70,11 @@ class Folder:
             BadInput: with the reason.
         """
         try:
-            self._try()
+            self._try_to_make()
         except (OSError, ValueError) as error:
             raise bad_input(self._path, f"cannot be made: {_reason(error)}", REMEDY) from None
 
-    def _try(self) -> None:
+    def _try_to_make(self) -> None:
         path = self._path
         if path.is_dir() and (path.is_symlink() or _is_mount(path)):
             kind = "a link" if path.is_symlink() else "a mount point"
@@ -100,7 +100,7 @@ class Folder:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._staging() as staging:
                 self._copy(folder, staging)
-                self._show(staging)
+                self._put_in_place(staging)
         except OSError as error:
             raise QuantgateError(f"{self._path}: {_reason(error)}\n    {REMEDY}") from None
 
@@ -137,7 +137,7 @@ class Folder:
         if files_of(staging) != files_of(folder):
             raise QuantgateError(f"{self._path}: files were removed from {staging} while it was filled\n    {REMEDY}")
 
-    def _show(self, staging: Path) -> None:
+    def _put_in_place(self, staging: Path) -> None:
         try:
             staging.replace(self._path)
         except OSError as error:
