@@ -18,8 +18,9 @@ from pipelines.checkpoint.limits import positions
 from pipelines.core.errors import BadInput
 from pipelines.planning.plan import Plan
 from pipelines.planning.stage import make_plan
+from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.engines import layerwise
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe, load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify

@@ -28,7 +28,8 @@ from pipelines.publishing.places.place import FolderTarget, OciTarget
 from pipelines.publishing.places.targets import open_place, parse_target
 from pipelines.publishing.provenance import Signer, Trust
 from pipelines.publishing.stage import check_published, publish, published, pull, sealed
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe, load_recipe
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest

@@ -19,7 +19,7 @@ from pipelines.flow.release import Outcome, foresee_release, load_release, prepa
 from pipelines.planning.plan import Plan
 from pipelines.publishing.places.place import files_of
 from pipelines.publishing.stage import check_published
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from tests.conftest import EASY, Cli, make_tiny, own_cache
 from tests.servers import Registry
 

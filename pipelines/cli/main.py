@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.formats.schemes import SchemeName
     from pipelines.publishing.bundle import Checked
     from pipelines.publishing.provenance import Signer, Trust
-    from pipelines.quantization.stage import Artifact
+    from pipelines.quantization.artifact import Artifact
 
 MODEL_HELP = "Checkpoint folder or hub id org/name[@revision]. Default: the embedded SmolLM2-135M-Instruct."
 
@@ -856,7 +856,7 @@ def _gguf_of(model: str | None) -> Path | None:
 def _artifact(folder: Path) -> "Artifact":
     """The artifact whose files are in `folder`, as `quantize` printed it."""
     from pipelines.core.errors import bad_input
-    from pipelines.quantization.stage import Artifact
+    from pipelines.quantization.artifact import Artifact
 
     if not (folder.parent / "result.json").is_file():
         what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"

@@ -27,7 +27,7 @@ from pipelines.evaluation import tasks
 from pipelines.evaluation.looks import LOOKS, blocks
 from pipelines.evaluation.scores import Block, Document, Evaluation, TaskResult
 from pipelines.evaluation.tasks import NOT_ASKED, SEED, Asked, Opened, quiet
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import Suite, SuiteTask, Task, expected_documents, load_suite, load_task
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]

@@ -34,7 +34,8 @@ from pipelines.publishing.places.place import FolderTarget
 from pipelines.publishing.places.targets import Target, parse_target
 from pipelines.publishing.provenance import Signer, check_signer
 from pipelines.publishing.stage import EXIT_CODES, check_targets, put, sealed
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite
 from pipelines.reporting.card import bounds, verdict_line
 from pipelines.reporting.history import discordance

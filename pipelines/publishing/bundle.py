@@ -28,7 +28,7 @@ from pipelines.publishing.provenance import (
     sign,
     statement,
 )
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.reporting.card import hub_results
 from pipelines.reporting.package import Bundle
 from pipelines.reporting.record import CARD, RECORD, REPORT, Manifest

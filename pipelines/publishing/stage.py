@@ -14,7 +14,7 @@ from pipelines.publishing.bundle import Checked, Sealed, check, seal
 from pipelines.publishing.places.place import FolderTarget
 from pipelines.publishing.places.targets import Target, open_place, parse_target
 from pipelines.publishing.provenance import Signer, Trust
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.package import package
 from pipelines.reporting.record import RECORD, Manifest

@@ -9,50 +9,15 @@ from typing import Any
 from pipelines.calibration.stage import CalibrationTokens, calibrate
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
-from pipelines.core.cache import Result, digest, file_digest, folder_digests, keep
+from pipelines.core.cache import digest, file_digest, folder_digests, keep
 from pipelines.environments import isolated, llama_build
-from pipelines.planning.gguf import file_name
 from pipelines.planning.plan import Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
+from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.files import quantized_module
 from pipelines.quantization.written import Written, packed_config, worker_module
-from pipelines.recipe.recipe import Gguf, Recipe
 from pipelines.runtimes.generation import check_generation
-
-
-class Artifact(Result):
-    """A quantized checkpoint, not yet judged."""
-
-    plan: Plan
-    written: Written
-    calibration: CalibrationTokens | None
-    files: dict[str, str]
-    """SHA-256 of each file of `checkpoint`."""
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder that runtimes load."""
-        return self.folder / "artifact"
-
-    @property
-    def gguf(self) -> Path | None:
-        """The file that llama.cpp loads, if this is one."""
-        method = self.recipe.quantize
-        return self.checkpoint / file_name(self.source, method) if isinstance(method, Gguf) else None
-
-    @property
-    def digest(self) -> str:
-        """Of what decides what the model computes."""
-        return file_digest(self.gguf) if self.gguf else read_checkpoint(self.checkpoint).digest
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.plan.recipe
-
-    @property
-    def source(self) -> Checkpoint:
-        return self.plan.checkpoint
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:

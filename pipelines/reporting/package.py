@@ -18,7 +18,7 @@ from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.gate import Verdict
 from pipelines.planning.needs import expected_memory
 from pipelines.planning.plan import Plan
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import load_task
 from pipelines.reporting.card import card
 from pipelines.reporting.licence import spdx

@@ -18,8 +18,8 @@ from pipelines.core.cache import keep
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.planning.plan import Module
+from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.files import read_rows
-from pipelines.quantization.stage import Artifact
 from pipelines.quantization.written import read_smoothing, rows_at_a_time
 from pipelines.runtimes.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.runtimes.distance import chunks, measure_distance, write_logprobs
