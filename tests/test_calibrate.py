@@ -281,7 +281,7 @@ def test_the_model_writes_its_own_text(smollm2: Checkpoint) -> None:
 
 
 def test_overlap_counts_documents_whose_words_were_seen(tiny: Path, tmp_path: Path) -> None:
-    from pipelines.evaluation.tasks import prompts
+    from pipelines.evaluation.checks import prompts
 
     suite_file = tmp_path / "suite.yaml"
     suite_file.write_text(

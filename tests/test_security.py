@@ -176,7 +176,7 @@ def test_a_name_is_no_path(tmp_path: Path, kind: str, known: str, name: str) -> 
 def test_a_task_is_one_that_lm_eval_ships(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's own YAML names functions to call, so a file of somebody's is none."""
     own = check_tasks.__globals__  # asking lm-eval which tasks it has takes it seconds
-    monkeypatch.setitem(own, "_index", lambda: SimpleNamespace(files={"boolq": ""}, holds={}))
+    monkeypatch.setitem(own, "task_index", lambda: SimpleNamespace(files={"boolq": ""}, holds={}))
     task = plant_task(tmp_path, marker)
     for name in (str(task), "planted", "../planted.yaml"):
         (tmp_path / "suite.yaml").write_text(SUITE.replace("boolq", name))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.evaluation.checks import ask, check_context, check_suite
 from pipelines.evaluation.stage import evaluate
-from pipelines.evaluation.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
+from pipelines.evaluation.task import LmEvalTask
+from pipelines.evaluation.tasks import check_tasks, open_task, opener
 from pipelines.flow.run import Job, prepare
 from pipelines.recipe import library
 from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
@@ -45,10 +48,10 @@ def test_every_document_of_a_task_has_a_right_answer(name: str) -> None:
     """By lm-eval's own scoring: of the choices, one and only one scores; of a written answer, the one that is given."""
     with opener() as opened:
         asked = ask(suite(SuiteTask(task=name)), opened)[name]
-        task = opened(name)
-    assert asked.documents == len(task.task_docs) == load_task(name).documents
+        documents, task = opened(name).documents, opened(name).loaded
+    assert asked.documents == len(documents) == load_task(name).documents
     assert 1 < asked.independent <= asked.documents
-    for doc in task.task_docs:
+    for doc in documents:
         if task.OUTPUT_TYPE == "multiple_choice":
             choices = task.doc_to_choice(doc)
             right = [task.process_results(doc, chosen(choices, place))["acc"] for place in range(len(choices))]
@@ -123,11 +126,16 @@ def test_every_document_that_is_asked_must_have_a_right_answer(
 ) -> None:
     monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache_dir())))
     with opener() as opened:
-        task = opened(name)
-        task.task_docs[5] = {**task.task_docs[5], column: value}
-        assert ask(suite(SuiteTask(task=name, limit=5)), opened)[name].documents == 5
-        said = told(ask, suite(SuiteTask(task=name, limit=6)), opened)
+        task = with_document(opened(name), 5, **{column: value})
+        assert ask(suite(SuiteTask(task=name, limit=5)), lambda _: task)[name].documents == 5
+        said = told(ask, suite(SuiteTask(task=name, limit=6)), lambda _: task)
     assert said.startswith(f"task {name}, document 5: {problem}")
+
+
+def with_document(task: LmEvalTask, place: int, **columns: object) -> LmEvalTask:
+    """The same task with other values in the document at `place`."""
+    changed = {**task.documents[place], **columns}
+    return replace(task, documents=(*task.documents[:place], changed, *task.documents[place + 1 :]))
 
 
 def test_a_task_that_is_not_asked_in_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +156,8 @@ def test_documents_that_changed_are_evaluated_anew(tiny: Path, tmp_path: Path, m
     before = evaluate(tiny, few, "cpu")
     assert all(block.reused for task in evaluate(tiny, few, "cpu").tasks for block in task.blocks)
 
-    def changed(task: Task, folder: Path) -> Any:
-        loaded = open_task(task, folder)
-        loaded.task_docs[0] = {**loaded.task_docs[0], "premise": "It rained."}
-        return loaded
+    def changed(task: Task, folder: Path) -> LmEvalTask:
+        return with_document(open_task(task, folder), 0, premise="It rained.")
 
     monkeypatch.setattr("pipelines.evaluation.tasks.open_task", changed)
     assert evaluate(tiny, few, "cpu").scores() == before.scores()  # what is kept asks no one

@@ -19,7 +19,7 @@ from pipelines.core.errors import EXITS, SEVERAL, QuantgateError
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
     from pipelines.evaluation.scores import Evaluation
-    from pipelines.evaluation.stage import Runtime
+    from pipelines.evaluation.subject import Runtime
     from pipelines.flow.run import Run
     from pipelines.formats.schemes import SchemeName
     from pipelines.publishing.bundle import Checked

@@ -29,7 +29,7 @@ def measure_overlap(tokens: CalibrationTokens, checkpoint: Checkpoint, suite: Su
     """Count the documents of `suite` that overlap with the calibration text."""
 
     def make(_: Path) -> dict[str, Any]:
-        from pipelines.evaluation.tasks import prompts
+        from pipelines.evaluation.checks import prompts
 
         tokenizer = load_tokenizer(checkpoint)
         seen: set[int] = set()

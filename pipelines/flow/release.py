@@ -19,7 +19,7 @@ from pipelines.core.errors import BadInput, Problem, QuantgateError, refuse
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Document, Frozen, fit, place, read
 from pipelines.core.text import duration, size
-from pipelines.evaluation.stage import Runtime
+from pipelines.evaluation.subject import Runtime
 from pipelines.flow.remedy import remedies
 from pipelines.flow.run import Job, Run, attempt, discard, prepare, prepare_runtimes
 from pipelines.planning.needs import disk_lacks

@@ -17,11 +17,13 @@ from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, 
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen
 from pipelines.core.text import duration, size
+from pipelines.evaluation.checks import check_suite
 from pipelines.evaluation.looks import LOOKS, look_confidence
 from pipelines.evaluation.overlap import measure_overlap
 from pipelines.evaluation.scores import Evaluation
-from pipelines.evaluation.stage import Runtime, Share, finished_share, looks
-from pipelines.evaluation.tasks import check_suite, check_tasks
+from pipelines.evaluation.stage import Share, finished_share, looks
+from pipelines.evaluation.subject import Runtime
+from pipelines.evaluation.tasks import check_tasks
 from pipelines.flow.display import Display
 from pipelines.flow.estimate import Expected, Finished, expected_times, in_all
 from pipelines.flow.remedy import remedies
