@@ -130,7 +130,7 @@ class LmEvalTask:
         lm-eval's request.
 
         Raises:
-            BadInput: lm-eval has not so many examples.
+            BadInput: lm-eval has not so many examples, or the suite draws answers that are given.
         """
         asked = self._copy(wanted, places)
         try:
@@ -168,8 +168,11 @@ class LmEvalTask:
         if wanted.shots:
             config.num_fewshot = wanted.shots
         if wanted.temperature:
+            if config.generation_kwargs is None:
+                what = "has answers that are given, of which none is drawn"
+                raise bad_input(f"task {wanted.task}", what, "leave out its temperature")
             drawn = {"do_sample": True, "temperature": wanted.temperature}
-            config.generation_kwargs = {**(config.generation_kwargs or {}), **drawn}
+            config.generation_kwargs = {**config.generation_kwargs, **drawn}
         chosen = [self.documents[place] for place in places]
         asked.test_docs = asked.validation_docs = lambda: chosen
         if hasattr(asked, "sampler"):
@@ -197,35 +200,54 @@ class LmEvalTask:
     def _score(self, sample: Sample, metric: str) -> Document:
         if metric not in sample:
             raise unscored(self.task, metric, sample["metrics"])
-        choices = len(sample["arguments"])
-        is_choice = all(len(arguments) == 2 for arguments in sample["arguments"]) and choices > 1
         return Document(
             id=sample["doc_id"],
             doc_hash=sample["doc_hash"],
             prompt_hash=sample["prompt_hash"],
             target_hash=sample["target_hash"],
             cluster=self.cluster(sample["doc"]),
-            chance=1 / choices if is_choice else 0.0,
+            chance=self._chance(sample),
             score=float(sample[metric]),
             margin=self._margin(sample),
         )
+
+    def _chance(self, sample: Sample) -> float:
+        """Return what guessing scores, in [0, 1]: the share of the choices that are right; 0 of an answer that is
+        written or not chosen among others."""
+        choices = self._choices(sample)
+        if choices == 1 or not all(len(arguments) == 2 for arguments in sample["arguments"]):
+            return 0.0
+        right = self._right_or_none(sample["doc"]) if self._is_plain else []
+        return max(1, len(set(right))) / choices
+
+    def _choices(self, sample: Sample) -> int:
+        """Return the number of choices that were asked for. Mutual information asks for each a second time, after
+        nothing; those come last."""
+        asked = len(sample["arguments"])
+        twice = self.loaded.OUTPUT_TYPE == "multiple_choice" and "acc_mutual_info" in self.loaded.aggregation()
+        return asked // 2 if twice else asked
+
+    def _right_or_none(self, doc: Doc) -> list[int]:
+        """Return the places of the right answers; none where the task's own code decides what is right."""
+        if self.loaded.config.doc_to_choice is None:
+            return []
+        try:
+            return self.right_answers(doc)
+        except NoAnswer:
+            return []
 
     def _margin(self, sample: Sample) -> float | None:
         """Return the right answer's margin in nats, where log-probabilities were asked and one answer is right."""
         if self.loaded.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
             return None
-        logprobs = [float(response[0][0]) for response in sample["resps"]]
+        logprobs = [float(response[0][0]) for response in sample["resps"][: self._choices(sample)]]
         if len(logprobs) == 1:
             return logprobs[0]
-        if self.loaded.config.doc_to_choice is None:
-            return None
-        try:
-            right, *others = self.right_answers(sample["doc"])
-        except NoAnswer:  # where the task's own code decides what is right
-            return None
-        if others:
-            return None
-        return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])
+        match self._right_or_none(sample["doc"]):
+            case [right]:
+                return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])
+            case _:
+                return None
 
 
 def task_inputs(task: Task) -> dict[str, Any]:
