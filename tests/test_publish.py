@@ -20,7 +20,8 @@ from pyarrow import parquet
 from pipelines.core.cache import file_digest, folder_digests
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.flow.run import run
-from pipelines.gating.gate import Verdict, gate
+from pipelines.gating.gate import gate
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.bundle import Tampered, check
 from pipelines.publishing.places.folder import Folder

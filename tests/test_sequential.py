@@ -17,7 +17,8 @@ from docs.simulate import CORE, SIZES, TARGET, Outcome, Task
 from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks, look_confidence, seen
 from pipelines.evaluation.scores import Document
 from pipelines.flow import run as flow
-from pipelines.gating.gate import Verdict, judge
+from pipelines.gating.gate import judge
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.plan import Plan
 from pipelines.recipe.recipe import Policy, Suite, load_recipe
 from tests.test_gate import documents, within_alpha
@@ -123,7 +124,7 @@ def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
         patch.object(flow, "gate", answer),
         patch.object(flow, "looks", looked),
         patch.object(flow, "fits", lambda *_, **__: True),
-        patch.object(flow, "foresee", lambda *_: None),
+        patch.object(flow, "analyze_recipe_power", lambda *_: None),
     ):
         return Looked(flow._judge(job, cast(Any, "artifact"), None, None), seen)
 

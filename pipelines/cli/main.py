@@ -289,7 +289,7 @@ def plan(
     """Say what RECIPE would do to a model and what it would cost; reads no weights."""
     from pipelines.core.device import choose_device, default_device
     from pipelines.flow.run import foresee_times
-    from pipelines.gating.power import foresee
+    from pipelines.gating.power import analyze_recipe_power
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.recipe import load_recipe, load_suite
     from pipelines.reporting.history import discordance
@@ -298,7 +298,7 @@ def plan(
     chosen = load_recipe(recipe, _overrides(overrides, experimental_cpu))
     made = make_plan(chosen, model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)
-    seen = foresee(made.recipe, suite, discordance(made.recipe))
+    seen = analyze_recipe_power(made.recipe, suite, discordance(made.recipe))
     times = foresee_times(made, suite, device, dtype)
     if as_json:
         totals = {
@@ -656,13 +656,13 @@ def repair(
 
 def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
     from pipelines.core.errors import bad_input
-    from pipelines.gating.power import foresee
+    from pipelines.gating.power import analyze_recipe_power
     from pipelines.recipe.recipe import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     recipe = load_recipe(name)
     suite = baseline.suite if baseline else load_suite(recipe.gate.suite)
-    seen = foresee(recipe, suite, discordance(recipe), baseline)
+    seen = analyze_recipe_power(recipe, suite, discordance(recipe), baseline)
     if seen is None:
         what = "has a task whose documents are not counted anywhere"
         raise bad_input(
@@ -691,7 +691,7 @@ def publish(
     TARGET is a folder, hf://org/name[@branch], s3://bucket/prefix (or another file system), or oci://host/name:tag.
     """
     from pipelines.core.errors import bad_input
-    from pipelines.gating.gate import Verdict
+    from pipelines.gating.verdict import Verdict
     from pipelines.publishing.stage import publish as publish_stage
 
     if force is not None and not force.strip():

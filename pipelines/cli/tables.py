@@ -18,8 +18,8 @@ from pipelines.core.text import duration, size
 from pipelines.flow.estimate import Expected, in_all
 from pipelines.flow.release import Foreseen, Outcome
 from pipelines.flow.run import Run
-from pipelines.gating.gate import TaskVerdict, Verdict
-from pipelines.gating.power import Sight
+from pipelines.gating.power import PowerAnalysis
+from pipelines.gating.verdict import TaskVerdict, Verdict
 from pipelines.planning.gguf import GgufTensor
 from pipelines.planning.plan import Module, Plan
 from pipelines.publishing.bundle import Checked
@@ -46,7 +46,7 @@ FAMILIES = ("FP8", "FP4", "NF4", "INT8", "INT4", "GGUF", "mixed")
 """In the order that recipes are listed."""
 
 
-def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None:
+def show_plan(plan: Plan, seen: PowerAnalysis | None, times: Sequence[Expected]) -> None:
     """Every module and what becomes of it, equal ones on one line; size; needs; time."""
     out = console()
     columns = (

@@ -27,8 +27,9 @@ from pipelines.evaluation.tasks import check_tasks
 from pipelines.flow.display import Display
 from pipelines.flow.estimate import Expected, Finished, expected_times, in_all
 from pipelines.flow.remedy import remedies
-from pipelines.gating.gate import Verdict, gate
-from pipelines.gating.power import blindness, foresee
+from pipelines.gating.gate import gate
+from pipelines.gating.power import analyze_recipe_power, power_problems
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.needs import disk_lacks
 from pipelines.planning.plan import Plan
 from pipelines.planning.stage import make_plan
@@ -325,7 +326,7 @@ def _judge(job: Job, artifact: Artifact, distance: Distance | None, python: Path
             whole = job.full and look == len(LOOKS) - 1
             looked = confidence if whole else look_confidence(look, confidence)
             verdict = gate(baseline, candidate, job.recipe.gate, distance, looked)
-            if look == 0 and (seen := foresee(job.recipe, job.suite, discordance(job.recipe), baseline)):
+            if look == 0 and (seen := analyze_recipe_power(job.recipe, job.suite, discordance(job.recipe), baseline)):
                 progress.say(seen.sentence(job.suite.name))
             if verdict.retention is not None:
                 what = f"so far {verdict.retention:.1%} of the baseline kept ({bounds(verdict)})"
@@ -479,7 +480,7 @@ def _suite(recipe: Recipe) -> Suite:
 def _check_questions(suite: Suite, checkpoint: Checkpoint) -> None:
     """Refuse a suite that cannot be asked of the model, or that could tell nothing of it."""
     asked = check_suite(suite, checkpoint)
-    refuse(blindness(suite, {task: found.independent for task, found in asked.items()}))
+    refuse(power_problems(suite, {task: found.independent for task, found in asked.items()}))
 
 
 def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:

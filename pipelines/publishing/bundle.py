@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipelines.core.cache import Result, file_digest, folder_digests, keep
 from pipelines.core.errors import QuantgateError, brief
 from pipelines.core.strict_yaml import Frozen
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.publishing.documents import DOCUMENTS, judge_again, write_documents
 from pipelines.publishing.places.place import SUMS
 from pipelines.publishing.provenance import (

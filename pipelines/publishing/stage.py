@@ -9,7 +9,7 @@ from filelock import FileLock
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.publishing.bundle import Checked, Sealed, check, seal
 from pipelines.publishing.places.place import FolderTarget
 from pipelines.publishing.places.targets import Target, open_place, parse_target

@@ -10,8 +10,8 @@ import yaml
 
 from pipelines.core.bounds import level
 from pipelines.formats.packings import Packing, hardware
-from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
+from pipelines.gating.verdict import TaskVerdict, Verdict
 from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.readers import home
 from pipelines.recipe.recipe import Gguf, HubDataset, Recipe

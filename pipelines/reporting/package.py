@@ -15,7 +15,7 @@ from pipelines.core.device import processor
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.overlap import Overlap, measure_overlap
 from pipelines.evaluation.scores import Evaluation
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.needs import expected_memory
 from pipelines.planning.plan import Plan
 from pipelines.quantization.artifact import Artifact
