@@ -15,7 +15,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipelines.calibration.stage import SHORTEST
+from pipelines.calibration.tokenizing import SHORTEST
 from pipelines.cli import main as cli
 from pipelines.cli.tables import FAMILIES, by_family
 from pipelines.core.errors import EXITS, SEVERAL

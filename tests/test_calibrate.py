@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.calibration.stage import HELD_OUT_CHARACTERS, calibrate, encode, held_out, read_tokens
+from pipelines.calibration.held_out import HELD_OUT_CHARACTERS, held_out
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokenizing import encode
+from pipelines.calibration.tokens import read_tokens
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.tokenizer import load_tokenizer

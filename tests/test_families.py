@@ -325,7 +325,7 @@ def test_every_expert_is_quantized_and_measured(
 
 def first_experts_input(source: Path, artifact: Artifact) -> torch.Tensor:
     """What the experts of the first layer read in calibration, (tokens, features)."""
-    from pipelines.calibration.stage import read_tokens
+    from pipelines.calibration.tokens import read_tokens
 
     assert artifact.calibration
     seen: list[torch.Tensor] = []

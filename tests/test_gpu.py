@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipelines.calibration.stage import calibrate, held_out
+from pipelines.calibration.held_out import held_out
+from pipelines.calibration.stage import calibrate
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.errors import QuantgateError

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.calibration.stage import CalibrationTokens, calibrate, read_tokens
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.formats import rounding

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines import quantize
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput
 from pipelines.flow.release import Outcome, foresee_release, load_release, prepare_release, run_release

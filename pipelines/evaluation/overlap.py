@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import Result, keep

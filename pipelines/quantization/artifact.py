@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import Result, file_digest
 from pipelines.planning.gguf import file_name

@@ -6,7 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.calibration.stage import CalibrationTokens, calibrate
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import digest, file_digest, folder_digests, keep

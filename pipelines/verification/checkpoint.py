@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.calibration.stage import held_out
+from pipelines.calibration.held_out import held_out
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.checkpoint.limits import check_tokens, positions
 from pipelines.checkpoint.tokenizer import load_tokenizer

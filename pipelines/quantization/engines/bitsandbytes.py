@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core import progress
 from pipelines.core.device import choose_device
 from pipelines.formats.packings import TORCH_NAMES, bitsandbytes_config

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.names import EXPERTS, LAYER, layer_number
 from pipelines.core import progress

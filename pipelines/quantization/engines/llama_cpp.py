@@ -6,7 +6,7 @@ llama.cpp decides the type of each tensor; the plan has predicted it, and `verif
 import shutil
 from pathlib import Path
 
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.cache import package_versions
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import run_logged

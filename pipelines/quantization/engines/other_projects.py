@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.core import progress
 from pipelines.core.device import choose_device

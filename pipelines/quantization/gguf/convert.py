@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.calibration.stage import CalibrationTokens, held_out
+from pipelines.calibration.held_out import held_out
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import INDEX, Checkpoint
 from pipelines.checkpoint.limits import check_tokens, language_config

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.core import progress
 from pipelines.planning.gguf import EXPERT, GgufTensor
 from pipelines.planning.plan import Plan
