@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.evaluation.looks import LOOKS, blocks, look_confidence
+from pipelines.evaluation.looks import LOOKS, blocks_by_look, look_confidence
 from pipelines.gating.gate import decide
 from pipelines.gating.statistic import PairedMoments, combine, tasks_below_floor
 from pipelines.gating.verdict import TaskVerdict
@@ -82,7 +82,7 @@ def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterato
     passage = np.arange(task.documents) // task.cluster
     size = np.zeros(passage[-1] + 1)
     right = np.zeros((2, len(baseline), len(size)))
-    for added in blocks(name, task.documents):
+    for added in blocks_by_look(name, task.documents):
         places = np.sort([place for block in added for place in block])
         if len(places):
             hit, first, count = np.unique(passage[places], return_index=True, return_counts=True)

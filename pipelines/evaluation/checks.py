@@ -14,7 +14,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core import progress
 from pipelines.core.cache import Result, file_digest, keep
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
-from pipelines.evaluation.looks import blocks
+from pipelines.evaluation.looks import blocks_by_look
 from pipelines.evaluation.patches import patched
 from pipelines.evaluation.task import LmEvalTask, task_inputs, unscored
 from pipelines.evaluation.tasks import Opened, layout_remedy, opener
@@ -33,10 +33,13 @@ class Asked(Result):
     """The documents that a suite asks of a task, whatever the model."""
 
     documents: int
+    """Number of documents that are asked."""
     independent: int
     """Number of groups of them that share nothing."""
     metrics: tuple[str, ...]
     """Names of what scores each of them; empty where the task's own code decides."""
+    written: bool
+    """Whether a model writes the answers, and does not choose among given ones."""
     content: str
     """Digest of all documents of the task: the hub may have others tomorrow."""
 
@@ -64,6 +67,7 @@ def _each(suite: Suite, look: Callable[[SuiteTask], T]) -> dict[str, T]:
 
 
 def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
+    """Return what is asked of one task, kept."""
     task = load_task(wanted.task)
 
     def make(_: Path) -> dict[str, Any]:
@@ -77,6 +81,7 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
             "documents": len(documents),
             "independent": len({loaded.cluster(doc) for doc in documents}),
             "metrics": loaded.metrics,
+            "written": loaded.written,
             "content": loaded.content,
         }
 
@@ -84,6 +89,9 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
     metric = wanted.metric or task.metric
     if found.metrics and metric not in found.metrics:
         raise unscored(task, metric, found.metrics)
+    if wanted.temperature and not found.written:
+        what = "has answers that are given, of which none is drawn"
+        raise bad_input(f"task {task.task}", what, "leave out its temperature")
     return found
 
 
@@ -112,15 +120,15 @@ def _wrong(task: Task, wrong: Sequence[tuple[int, str]]) -> BadInput:
 def _questions(wanted: SuiteTask, task: LmEvalTask) -> Iterator[tuple[int, Any]]:
     """Yield all that the suite asks of a task, as it is evaluated: a document's place, and lm-eval's request."""
     count = len(task.documents[: wanted.limit])
-    for block in itertools.chain(*blocks(wanted.task, count)):
+    for block in itertools.chain(*blocks_by_look(wanted.task, count)):
         yield from task.requests(wanted, block)
 
 
 class _Fit(Result):
-    """That a model can answer every prompt of a task."""
+    """The finding that a model can answer every prompt of a task."""
 
     cut: int
-    """Prompts whose beginnings it does not read."""
+    """Number of prompts whose beginnings it does not read."""
 
 
 def check_prompts(suite: Suite, opened: Opened, reader: Callable[[], "TokenLM"], reads: object) -> None:
@@ -149,7 +157,7 @@ def check_prompts(suite: Suite, opened: Opened, reader: Callable[[], "TokenLM"],
 
 
 def _check_longest(wanted: SuiteTask, task: LmEvalTask, reader: "TokenLM") -> int:
-    """Refuse what cannot be answered, the longest of it; return how many prompts lose their beginnings."""
+    """Return how many prompts lose their beginnings; raise `BadInput` for the longest that cannot be answered."""
     from pipelines.runtimes.lm_eval import answer_tokens
 
     with patched():

@@ -21,7 +21,7 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.blocks import BlockRequest, evaluate_block, finished_block
 from pipelines.evaluation.checks import Asked, ask, check_context, check_prompts, check_unchanged
 from pipelines.evaluation.choice import load_lm, setting_inputs
-from pipelines.evaluation.looks import LOOKS, blocks
+from pipelines.evaluation.looks import LOOKS, blocks_by_look
 from pipelines.evaluation.scores import Block, Evaluation, TaskResult
 from pipelines.evaluation.subject import Runtime, Setting, Subject, choose_setting, find_subject
 from pipelines.evaluation.task import LmEvalTask
@@ -152,7 +152,7 @@ def _ask(suite: Suite, opened: Opened, subject: Subject) -> dict[str, Asked]:
 def _schedule(suite: Suite, asked: Mapping[str, Asked], subject: Subject, setting: Setting) -> list[list[BlockRequest]]:
     """Return, for each look, the blocks of documents that it adds, task by task."""
     inputs = setting_inputs(setting)
-    orders = {task: blocks(task, of.documents) for task, of in asked.items()}
+    orders = {task: blocks_by_look(task, of.documents) for task, of in asked.items()}
     return [
         [
             BlockRequest(

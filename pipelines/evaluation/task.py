@@ -71,6 +71,11 @@ class LmEvalTask:
         return next((why for mark, why in NOT_FOR_US.items() if getattr(self.loaded, mark, False)), None)
 
     @property
+    def written(self) -> bool:
+        """Tell whether a model writes the answers, and does not choose among given ones."""
+        return bool(self.loaded.OUTPUT_TYPE == "generate_until")
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Return what scores each document; empty where the task's own code decides."""
         scored = self.loaded.OUTPUT_TYPE in ("multiple_choice", "loglikelihood") and self._is_plain
@@ -130,7 +135,7 @@ class LmEvalTask:
         lm-eval's request.
 
         Raises:
-            BadInput: lm-eval has not so many examples, or the suite draws answers that are given.
+            BadInput: lm-eval has not so many examples.
         """
         asked = self._copy(wanted, places)
         try:
@@ -168,9 +173,6 @@ class LmEvalTask:
         if wanted.shots:
             config.num_fewshot = wanted.shots
         if wanted.temperature:
-            if config.generation_kwargs is None:
-                what = "has answers that are given, of which none is drawn"
-                raise bad_input(f"task {wanted.task}", what, "leave out its temperature")
             drawn = {"do_sample": True, "temperature": wanted.temperature}
             config.generation_kwargs = {**config.generation_kwargs, **drawn}
         chosen = [self.documents[place] for place in places]

@@ -27,16 +27,16 @@ Opened = Callable[[str], LmEvalTask]
 
 
 class TaskIndex(Result):
-    """What lm-eval defines."""
+    """The tasks, groups and tags that lm-eval defines."""
 
     files: dict[str, str]
-    """Task → YAML file, below lm-eval's own folder of tasks."""
+    """YAML file of each task, below lm-eval's own folder of tasks."""
     holds: dict[str, tuple[str, ...]]
-    """Group or tag → its tasks."""
+    """Tasks of each group or tag."""
 
 
 def task_index() -> TaskIndex:
-    """Return what lm-eval defines. It parses thousands of files to know that; once is enough."""
+    """Return what lm-eval defines, kept: it parses thousands of files to know that."""
 
     def make(_: Path) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
@@ -55,8 +55,8 @@ def task_index() -> TaskIndex:
 
 
 def _members(entries: Mapping[str, Any], member: Any) -> Iterator[str]:
-    """The tasks of a group's `member`: the name of a task, group or tag, a mapping that names or holds some, or a list
-    of these. What is defined inside of a group has no name of its own."""
+    """Yield the tasks of a group's `member`: the name of a task, group or tag, a mapping that names or holds some, or
+    a list of these. What is defined inside of a group has no name of its own."""
     if isinstance(member, dict):
         member = member["group"] if member.get("group") in entries else member.get("task", [])
     if isinstance(member, list):
@@ -73,7 +73,7 @@ def _members(entries: Mapping[str, Any], member: Any) -> Iterator[str]:
 
 
 def _folder() -> Path:
-    """Where lm-eval defines its tasks."""
+    """Return the folder where lm-eval defines its tasks."""
     found = importlib.util.find_spec("lm_eval")  # which does not import it
     assert found and found.origin
     return Path(found.origin).parent / "tasks"
@@ -90,6 +90,7 @@ def check_tasks(suite: Suite) -> None:
 
 
 def _unknown(suite: Suite, name: str, index: TaskIndex) -> Problem:
+    """Return the problem of a name that is no task's."""
     if (held := index.holds.get(name)) is not None:
         listed = ", ".join((*held[:MOST_LISTED], *(["…"] if len(held) > MOST_LISTED else [])))
         what = f"'{name}' is no task but lm-eval's name for a group of {len(held)}"
@@ -128,7 +129,7 @@ def layout_remedy(task: Task) -> str:
 
 
 def _definition(task: Task, folder: Path) -> str:
-    """The file of lm-eval's own definition of `task`, or one that includes it and names the offline data."""
+    """Return the file of lm-eval's own definition of `task`, or one that includes it and names the offline data."""
     own = str(_folder() / task_index().files[task.task])
     if task.offline is None:
         return own
