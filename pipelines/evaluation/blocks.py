@@ -9,6 +9,7 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.rows import origin
 from pipelines.evaluation.scores import Block, Document
 from pipelines.evaluation.task import SEED, LmEvalTask, task_inputs
+from pipelines.evaluation.tasks import Opened
 from pipelines.recipe.recipe import SuiteTask, load_task
 
 
@@ -22,7 +23,7 @@ class BlockRequest(Frozen):
     content: str
     """Digest of all documents of the task."""
     setting: dict[str, Any]
-    """What of the runtime, the device and the type decides the results."""
+    """Inputs of the runtime, the device and the type that decide the results."""
 
     @property
     def id(self) -> tuple[str, tuple[int, ...]]:
@@ -30,7 +31,7 @@ class BlockRequest(Frozen):
         return self.wanted.task, self.documents
 
 
-def evaluate_block(request: BlockRequest, load_lm: Callable[[], Any], open_task: Callable[[str], LmEvalTask]) -> Block:
+def evaluate_block(request: BlockRequest, load_lm: Callable[[], Any], opened: Opened) -> Block:
     """Return the block's scores: found finished, or answered now by the model that `load_lm` gives.
 
     Raises:
@@ -50,7 +51,7 @@ def evaluate_block(request: BlockRequest, load_lm: Callable[[], Any], open_task:
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        return _answer(open_task(wanted.task), request, load_lm(), folder)
+        return _answer(opened(wanted.task), request, load_lm(), folder)
 
     return keep("evaluate", inputs, Block, make)
 
