@@ -12,7 +12,7 @@ class CalibrationTokens(Result):
     set: str
     source: dict[str, Any]
     revision: str
-    """The hub's commit, the package's version, or a digest of the files or of the model that wrote the text."""
+    """Commit of the hub, version of the package, or digest of the files or of the model that wrote the text."""
     rows: tuple[str, ...]
     """Ids of the rows that were used, in order; none of text that the model wrote."""
     samples: int

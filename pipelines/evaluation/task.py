@@ -200,6 +200,7 @@ class LmEvalTask:
             return [self._score(sample, metric) for sample in samples]
 
     def _score(self, sample: Sample, metric: str) -> Document:
+        """Return what one sample scores, with what is needed to pair it."""
         if metric not in sample:
             raise unscored(self.task, metric, sample["metrics"])
         return Document(
