@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.code import imported_by
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.checks import prompts
+from pipelines.evaluation.choice import LLAMA_WORKER, MODULES
 from pipelines.evaluation.looks import look_confidence
 from pipelines.evaluation.stage import evaluate, looks
 from pipelines.gating.gate import gate
@@ -132,3 +134,18 @@ def test_written_answers_are_drawn_with_several_seeds_and_averaged(smollm2: Chec
     assert all(document.score in (0, 0.5, 1) and document.margin is None for document in task.scores())
     with pytest.raises(ValueError, match="give a temperature"):
         SuiteTask(task="gsm8k_cot", seeds=2)
+
+
+def test_what_is_kept_depends_on_the_code_of_its_runtime_and_of_no_other() -> None:
+    loads = {
+        "transformers": {"runtimes.transformers_lm", "runtimes.prefixes", "runtimes.dequantize", "formats.rounding"},
+        "vllm": {"runtimes.vllm", "environments.workers.vllm_runtime"},
+        "llama.cpp": {"runtimes.llama_cpp", "quantization.gguf.convert"},
+    }
+    asks = {"runtimes.lm_eval", "evaluation.task", "evaluation.tasks", "evaluation.rows", "evaluation.patches"}
+    for runtime, modules in MODULES.items():
+        code = imported_by(["pipelines.evaluation.blocks", *modules])
+        assert code >= {f"pipelines.{name}" for name in asks | loads[runtime]}
+        assert not code & {"pipelines.quantization.stage", "pipelines.planning.stage", "pipelines.evaluation.looks"}
+    assert "pipelines.runtimes.vllm" not in imported_by(MODULES["transformers"])
+    assert LLAMA_WORKER.is_file()

@@ -24,6 +24,8 @@ class BlockRequest(Frozen):
     """Digest of all documents of the task."""
     setting: dict[str, Any]
     """Inputs of the runtime, the device and the type that decide the results."""
+    runtime: tuple[str, ...]
+    """Full names of the modules that load and run the model."""
 
     @property
     def id(self) -> tuple[str, tuple[int, ...]]:
@@ -53,7 +55,7 @@ def evaluate_block(request: BlockRequest, load_lm: Callable[[], Any], opened: Op
     def make(folder: Path) -> dict[str, Any]:
         return _answer(opened(wanted.task), request, load_lm(), folder)
 
-    return keep("evaluate", inputs, Block, make)
+    return keep("evaluate", inputs, Block, make, chosen=request.runtime)
 
 
 def finished_block(request: BlockRequest) -> Block | None:

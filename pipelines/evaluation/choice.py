@@ -10,30 +10,14 @@ from pipelines.evaluation.subject import Runtime, Setting, Subject
 if TYPE_CHECKING:
     from pipelines.runtimes.lm_eval import TokenLM
 
-CODE: dict[Runtime, tuple[str, ...]] = {
-    "transformers": (
-        "runtimes/lm_eval.py",
-        "runtimes/transformers_lm.py",
-        "runtimes/prefixes.py",
-        "checkpoint/dtypes.py",
-        "runtimes/loading.py",
-        "runtimes/dequantize.py",
-        "formats/activations.py",
-        "formats/repack.py",
-        "formats/packings.py",
-        "formats/rounding.py",
-    ),
-    "vllm": ("runtimes/lm_eval.py", "runtimes/vllm.py", "environments/workers/vllm_runtime.py"),
-    "llama.cpp": (
-        "runtimes/lm_eval.py",
-        "runtimes/llama_cpp.py",
-        "quantization/gguf/convert.py",
-        "environments/llama_worker/worker.cpp",
-    ),
+MODULES: dict[Runtime, tuple[str, ...]] = {
+    "transformers": ("pipelines.runtimes.transformers_lm",),
+    "vllm": ("pipelines.runtimes.vllm", "pipelines.environments.workers.vllm_runtime"),
+    "llama.cpp": ("pipelines.runtimes.llama_cpp", "pipelines.quantization.gguf.convert"),
 }
-"""Files of the code that loads and runs a model, by runtime."""
-ASKING = ("tasks", "task", "rows", "patches")
-"""Modules of this package that decide what is asked, and what an answer scores."""
+"""Full names of the modules that load and run a model, by runtime."""
+LLAMA_WORKER = Path(__file__).parents[1] / "environments" / "llama_worker" / "worker.cpp"
+"""Source of the program that runs a GGUF."""
 
 
 def load_lm(subject: Subject, setting: Setting) -> "TokenLM":
@@ -57,8 +41,6 @@ def load_lm(subject: Subject, setting: Setting) -> "TokenLM":
 
 
 def setting_inputs(setting: Setting) -> dict[str, Any]:
-    """Return what of a setting decides the results, digests of the code that asks and runs included."""
-    ours = Path(__file__).parents[1]
-    files = (*(f"evaluation/{name}.py" for name in ASKING), *CODE[setting.runtime])
-    code = [file_digest(ours / name) for name in files]
-    return {"device": setting.device, "runtime": [setting.name, *code], "dtype": setting.dtype}
+    """Return what of a setting decides the results, beside the code of `MODULES`."""
+    inputs = {"device": setting.device, "runtime": setting.name, "dtype": setting.dtype}
+    return {**inputs, "worker": file_digest(LLAMA_WORKER)} if setting.runtime == "llama.cpp" else inputs

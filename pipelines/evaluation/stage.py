@@ -20,7 +20,7 @@ from pipelines.core.device import Dtype
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.blocks import BlockRequest, evaluate_block, finished_block
 from pipelines.evaluation.checks import Asked, ask, check_context, check_prompts, check_unchanged
-from pipelines.evaluation.choice import load_lm, setting_inputs
+from pipelines.evaluation.choice import MODULES, load_lm, setting_inputs
 from pipelines.evaluation.looks import LOOKS, blocks_by_look
 from pipelines.evaluation.scores import Block, Evaluation, TaskResult
 from pipelines.evaluation.subject import Runtime, Setting, Subject, choose_setting, find_subject
@@ -161,6 +161,7 @@ def _schedule(suite: Suite, asked: Mapping[str, Asked], subject: Subject, settin
                 documents=documents,
                 content=asked[wanted.task].content,
                 setting=inputs,
+                runtime=MODULES[setting.runtime],
             )
             for wanted in suite.tasks
             for documents in orders[wanted.task][look]
