@@ -240,7 +240,7 @@ def test_guessing_scores_the_share_of_choices_that_are_right(tiny: Path) -> None
 
 
 def test_answers_that_are_given_are_not_drawn(tiny: Path) -> None:
-    said = told(check_suite, suite(SuiteTask(task="copa", limit=7, temperature=0.5)), read_checkpoint(tiny))
+    said = told(check_suite, suite(SuiteTask(task="copa", limit=11, temperature=0.5)), read_checkpoint(tiny))
     assert said == "task copa: has answers that are given, of which none is drawn\n    leave out its temperature"
 
 
