@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cli.tables import FAMILIES
+from pipelines.cli.tables.lists import FAMILIES
 from pipelines.recipe import library
 from pipelines.recipe.recipe import load_recipe
 from tests.conftest import PLAIN, Cli

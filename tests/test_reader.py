@@ -20,7 +20,7 @@ from pipelines.planning.stage import make_plan
 from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe, load_recipe
-from pipelines.reporting.card import reader_line
+from pipelines.reporting.sentences import reader_line
 from pipelines.verification import reader as reading
 from pipelines.verification.reader import Reader
 from pipelines.verification.stage import verify

@@ -16,7 +16,8 @@ from docs import simulate
 from docs.simulate import CORE, SIZES, TARGET, Outcome, Task
 from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks_by_look, documents_at_look, look_confidence
 from pipelines.evaluation.scores import Document
-from pipelines.flow import run as flow
+from pipelines.flow import judging
+from pipelines.flow.prepare import Job
 from pipelines.gating.gate import judge
 from pipelines.gating.verdict import Verdict
 from pipelines.planning.plan import Plan
@@ -117,16 +118,16 @@ def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
         )
 
     plan = Plan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
-    job = flow.Job.model_construct(
+    job = Job.model_construct(
         plan=plan, suite=CORE, targets=(), device="cpu", dtype="auto", runtime="transformers", full=full
     )
     with (
-        patch.object(flow, "gate", answer),
-        patch.object(flow, "looks", looked),
-        patch.object(flow, "fits", lambda *_, **__: True),
-        patch.object(flow, "analyze_recipe_power", lambda *_: None),
+        patch.object(judging, "gate", answer),
+        patch.object(judging, "looks", looked),
+        patch.object(judging, "fits", lambda *_, **__: True),
+        patch.object(judging, "analyze_recipe_power", lambda *_: None),
     ):
-        return Looked(flow._judge(job, cast(Any, "artifact"), None, None), seen)
+        return Looked(judging.judge(job, cast(Any, "artifact"), None, None), seen)
 
 
 @quick

@@ -18,7 +18,7 @@ from pipelines.evaluation.patches import patched
 from pipelines.evaluation.stage import evaluate
 from pipelines.evaluation.task import LmEvalTask
 from pipelines.evaluation.tasks import check_tasks, open_task, opener
-from pipelines.flow.run import Job, prepare
+from pipelines.flow.prepare import Job, prepare
 from pipelines.recipe import library
 from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
 from pipelines.runtimes import transformers_lm

@@ -11,6 +11,8 @@ from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import digest, file_digest, folder_digests, keep
+from pipelines.core.errors import bad_input
+from pipelines.core.records import read_record
 from pipelines.environments import isolated, llama_build
 from pipelines.planning.plan import Plan
 from pipelines.planning.quantization_config import written_config
@@ -138,3 +140,16 @@ def write_companions(source: Checkpoint, written: Written, folder: Path) -> None
     for name in source.companions:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.folder / name, folder / name)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Return the artifact whose files are in `folder`, the one that `quantgate quantize` prints.
+
+    Raises:
+        BadInput: there is none, or this version of quantgate cannot read its record.
+    """
+    if not (folder.parent / "result.json").is_file():
+        what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
+        raise bad_input(folder, what, "give the folder that `run --to` published into, or that `quantize` printed")
+    made = read_record(folder.parent / "result.json", Artifact, "an artifact")
+    return made.model_copy(update={"folder": folder.parent.absolute()})

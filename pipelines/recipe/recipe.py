@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipelines.core.errors import BadInput, Problem, refuse
-from pipelines.core.strict_yaml import Document, Frozen, fit, load, place, read
+from pipelines.core.strict_yaml import Frozen, YamlFile, fit, load, place, read
 from pipelines.core.text_files import refusals
 from pipelines.formats.gguf_types import NEEDS_IMATRIX, FileType, Mixture, TensorType
 from pipelines.formats.packings import HOLDS, Packing
@@ -582,7 +582,7 @@ def load_set(name: str | Path) -> CalibrationSet:
     return chosen
 
 
-def _unreadable(document: Document, source: FileSource) -> Iterator[Problem]:
+def _unreadable(document: YamlFile, source: FileSource) -> Iterator[Problem]:
     """What keeps the files of a set from being read."""
     folder = document.path.parent
     for number, name in enumerate(source.paths):

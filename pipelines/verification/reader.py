@@ -18,7 +18,7 @@ from pipelines.checkpoint.limits import positions
 from pipelines.core.cache import file_digest
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
-from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments import isolated
 from pipelines.environments.isolated import serve
@@ -138,7 +138,7 @@ def read(
         return Reader(program=found.program, not_loaded=found.absent)
     _leave_gpu(device)
     log = scratch / "reader.log"
-    with Worker("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
+    with WorkerProcess("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
         try:
             return _Comparison(artifact, ours, device, dtype, scratch, process).run(problems)
         except QuantgateError as error:  # what it raised, with its traceback below
@@ -169,7 +169,7 @@ class _Comparison:
     device: str
     dtype: ComputeDtype
     scratch: Path
-    process: Worker
+    process: WorkerProcess
 
     def run(self, problems: list[str]) -> Reader:
         folder = str(self.artifact.checkpoint.absolute())

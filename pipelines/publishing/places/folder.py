@@ -10,16 +10,43 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pipelines.core import progress
 from pipelines.core.cache import file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import NOT_OURS, SUMS, files_of
+from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, files_of, refuse_credentials
 
 REMEDY = "give another folder with TO= or --to"
 SUFFIX = ".partial"
 LOCK = "quantgate.lock"
-"""In a staging folder: locked as long as the process that made it lives."""
+"""Name of a file in a staging folder, locked as long as the process that made the folder lives."""
+
+
+class FolderTarget(Target):
+    """A folder of this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self) -> "Folder":
+        return Folder(self.path)
+
+
+def parse(text: str) -> FolderTarget | None:
+    """Read a path, or a `file:` address with percent escapes."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return FolderTarget(path=Path(text).expanduser().absolute())
+    if scheme != "file":
+        return None
+    refuse_credentials(text)
+    return FolderTarget(path=Path(unquote(urlsplit(text).path)).absolute())
+
+
+KIND = Kind(form="a folder", parse=parse)
 
 
 class Folder:
@@ -79,7 +106,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
-        """An empty folder beside the target, this process's own; what killed processes left there is removed."""
+        """Yield an empty folder beside the target, this process's own; what killed processes left there is removed."""
         self._remove_leftovers()
         own = self._make_staging(self._path.parent)
         try:
@@ -131,7 +158,7 @@ class Folder:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether there is a file, or a folder with content or one that may not be looked into."""
+    """Tell whether there is a file, or a folder with content or one that may not be looked into."""
     try:
         return any(path.iterdir())
     except (NotADirectoryError, PermissionError):
@@ -141,7 +168,10 @@ def _holds_something(path: Path) -> bool:
 
 
 def _is_mount(path: Path) -> bool:
-    """Linux tells of bind mounts within one file system too, which `Path.is_mount` does not see."""
+    """Tell whether `path` is a mount point.
+
+    Linux tells of bind mounts within one file system too, which `Path.is_mount` does not see.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
             point = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])

@@ -17,7 +17,7 @@ from pipelines.checkpoint.headers import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.core import progress
 from pipelines.core.device import choose_device
 from pipelines.core.errors import QuantgateError
-from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.environments import isolated
 from pipelines.environments.isolated import serve
 from pipelines.formats.packings import exceptions
@@ -68,7 +68,9 @@ def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str]
             bar.reach(done, total)
             progress.note(what)
 
-        with Worker(engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw) as worker:
+        with WorkerProcess(
+            engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw
+        ) as worker:
             said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan), device=choose_device(None))
             return said, worker.peak_memory
 
