@@ -61,9 +61,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below `folder`, files with size and time of change; whether a folder can be written is tried in it."""
-    found = {path: path.lstat() for path in folder.rglob("*")}
-    return {str(path): (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+    """Everything below `folder`, and itself, with size and time of change."""
+    found = {path: path.lstat() for path in (folder, *folder.rglob("*"))}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def refused(cli: Cli, tmp_path: Path, *arguments: object, **environment: str) -> str:

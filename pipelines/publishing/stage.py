@@ -11,6 +11,7 @@ from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.gating.gate import Verdict
 from pipelines.publishing.bundle import Checked, Sealed, check, seal
+from pipelines.publishing.places.folder import Folder
 from pipelines.publishing.places.place import FolderTarget
 from pipelines.publishing.places.targets import Target, open_place, parse_target
 from pipelines.publishing.provenance import Signer, Trust
@@ -94,12 +95,25 @@ def put(bundle: Sealed, target: Target) -> None:
 
 
 def published(target: Target) -> Manifest | None:
-    """The record of what is published at `target`; None where nothing is.
+    """Return the record of what is published at `target`; None where nothing is, but could be.
 
     Raises:
-        BadInput: there is something else.
+        BadInput: there is something else, or nothing can be put there.
         QuantgateError: the place cannot be asked.
     """
+    found = _record(target)
+    if found is None:
+        try_out(target)
+    return found
+
+
+def try_out(target: Target) -> None:
+    """Raise `BadInput` if `target` is a folder that turns out to be impossible to make, by trying."""
+    if isinstance(target, FolderTarget):
+        Folder(target.path).try_out()
+
+
+def _record(target: Target) -> Manifest | None:
     content = open_place(target).read(RECORD)
     if content is None:
         return None
@@ -120,7 +134,7 @@ def check_targets(targets: Sequence[Target], checkpoint: Checkpoint, recipe: Rec
     problems: list[Problem] = []
     for target in targets:
         try:
-            there = published(target)
+            there = _record(target)
         except BadInput as error:
             problems += error.problems
         except QuantgateError as error:  # asked for before the run, it is an input that does not work
