@@ -1,6 +1,6 @@
 """From what was asked for to jobs that nothing known speaks against: everything is checked before the work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipelines.checkpoint.dtypes import model_bytes
@@ -21,7 +21,7 @@ from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, check_signer
-from pipelines.publishing.stage import check_targets
+from pipelines.publishing.stage import check_targets, try_out
 from pipelines.recipe.recipe import Recipe, Suite, load_recipe, load_suite
 from pipelines.runtimes.generation import check_generation
 
@@ -108,6 +108,20 @@ def prepare(
             problems.of(_check_questions, suite, jobs[0].plan.checkpoint)
     refuse(dict.fromkeys(problems.found))  # several recipes may have the same
     return jobs
+
+
+def try_targets(jobs: Iterable[Job]) -> None:
+    """Try whether the folders that `jobs` publish to can be made. That leaves a trace (the time of change of the folder
+    above), so it is done when nothing else is wrong.
+
+    Raises:
+        BadInput: with every folder that cannot.
+    """
+    problems = Problems()
+    for job in jobs:
+        for target in job.targets:
+            problems.of(try_out, target)
+    refuse(dict.fromkeys(problems.found))
 
 
 def _given_twice(names: Sequence[str]) -> list[Problem]:

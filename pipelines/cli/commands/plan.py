@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli.options import device_option, dtype_option, json_option, model_option, override_options
-from pipelines.cli.output import print_json
+from pipelines.cli.output import announce_planning, print_json
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
@@ -31,7 +31,9 @@ def plan(
     from pipelines.reporting.history import discordance
 
     device = choose_device(device) if device else default_device()
-    made = make_plan(load_recipe(recipe, overrides), model, device=device, dtype=dtype)
+    chosen = load_recipe(recipe, overrides)
+    announce_planning([chosen.name], model)
+    made = make_plan(chosen, model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)
     seen = analyze_recipe_power(made.recipe, suite, discordance(made.recipe))
     times = forecast_plan(made, suite, device, dtype)
