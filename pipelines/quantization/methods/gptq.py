@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2210.17323): round a weight column by column, each error made good by the columns to come."""
+"""GPTQ (Frantar et al. 2210.17323): rounding column by column, each error made good by the columns to come."""
 
 import functools
 from collections.abc import Sequence
@@ -8,13 +8,37 @@ import torch
 
 from pipelines.formats import rounding
 from pipelines.formats.schemes import Numbers
+from pipelines.quantization.methods.clipping import clip_few_bits
+from pipelines.quantization.methods.interface import CalibratedMethod
+from pipelines.quantization.methods.smoothquant import smoothquant
+from pipelines.quantization.methods.statistics import InputStatistics
+from pipelines.recipe.recipe import Gptq
 
 LEAF = 16
 """Columns rounded one after the other before their errors are carried on in one matrix product."""
 
 
-def quantize(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
-    """The codes of `weight` (rows, columns) in float32, for inputs whose second moment is `hessian` (columns, columns).
+def gptq(settings: Gptq) -> CalibratedMethod:
+    """Return the method that clips and rounds by `round_weight`, after SmoothQuant where the recipe asks for it."""
+
+    def round_by_moments(weight: torch.Tensor, scales: rounding.Scales, inputs: InputStatistics) -> torch.Tensor:
+        return round_weight(weight, scales, inputs.hessian, settings.dampening)
+
+    return CalibratedMethod(
+        measures_moments=True,
+        follows_rounding=True,
+        smoothing=None if settings.smoothquant is None else smoothquant(settings.smoothquant),
+        choose_scales=clip_few_bits,
+        round=round_by_moments,
+    )
+
+
+def round_weight(
+    weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float
+) -> torch.Tensor:
+    """Return the codes of `weight` (rows, columns), float32, for inputs of second moment `hessian` (columns, columns).
+
+    `dampening` is the fraction of the moment's mean diagonal that is added to its diagonal.
 
     Columns are taken in the order of their inputs' energy (`actorder: weight`): the scales stay where they are, only
     the order of rounding differs, so that runtimes see nothing of it.
