@@ -24,11 +24,11 @@ from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.recipe import library
 from pipelines.recipe.recipe import (
-    Awq,
     Calibrate,
     Gate,
     Gguf,
     Gptq,
+    Method,
     Recipe,
     Rtn,
     Rule,
@@ -40,7 +40,7 @@ from pipelines.reporting.card import listed, loader, vllm_line
 from pipelines.reporting.record import Manifest
 
 HERE = Path(__file__).parent
-METHODS = (Rtn, Gptq, Awq)
+METHODS = typing.get_args(Method)
 
 ABOUT = {
     "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
