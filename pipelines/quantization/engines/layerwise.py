@@ -27,7 +27,7 @@ from pipelines.quantization.engines.stream import Stream
 from pipelines.quantization.files import ArtifactFiles, copy_kept
 from pipelines.quantization.methods.choice import choose_method
 from pipelines.quantization.methods.interface import ScalesAt
-from pipelines.quantization.methods.kv_cache import CacheRange, hidden_cache, watch_caches
+from pipelines.quantization.methods.kv_cache import CacheRange, unseen_cache, watch_caches
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
 from pipelines.quantization.written import Written, write_smoothing
 from pipelines.recipe.recipe import Gguf
@@ -115,12 +115,12 @@ class LayerQuantizer:
     def _check_finite(self, layer: Layer) -> None:
         """Raise an error if a module holds or reads NaN or infinities: `BadInput` if the source does."""
         numbers = {name: (weight, layer.inputs[name].largest) for name, weight in layer.weights.items()}
-        odd = [name for name, pair in numbers.items() if not all(torch.isfinite(part).all() for part in pair)]
+        broken = [name for name, pair in numbers.items() if not all(torch.isfinite(part).all() for part in pair)]
         tensors = {tensor.name: tensor for tensor in self.plan.checkpoint.tensors}
-        check_finite(self.plan.checkpoint, [tensors[f"{name}.weight"] for name in odd])
-        if odd:
+        check_finite(self.plan.checkpoint, [tensors[f"{name}.weight"] for name in broken])
+        if broken:
             why = "the source is broken" if self.plan.dtype == "float32" else "try --dtype float32"
-            raise QuantgateError(f"{odd[0]} holds or reads NaN or infinite numbers in {self.plan.dtype}; {why}")
+            raise QuantgateError(f"{broken[0]} holds or reads NaN or infinite numbers in {self.plan.dtype}; {why}")
 
     def round_together(self, layer: Layer, group: list[Module]) -> None:
         """Round modules that share input and scheme as one matrix, and put what they became into model and files."""
@@ -143,6 +143,7 @@ class LayerQuantizer:
         return rounding.dequantize(rounding.quantize(weight, scales), scales)
 
     def _write(self, module: Module, codes: torch.Tensor, scales: rounding.Scales, inputs: InputStatistics) -> None:
+        """Write what a module became: codes, scales, and the scale of its input where the format stores one."""
         assert module.scheme
         packed = rounding.pack(codes, scales, module.scheme, rounding.DTYPES[module.dtype])
         parts = {suffix: part.cpu() for suffix, part in packed.items()}
@@ -155,8 +156,13 @@ class LayerQuantizer:
         self.files.write_shape(module)
 
     def _write_cache_scales(self, name: str, cache: CacheRange) -> None:
+        """Write the scales of the keys and values of attention module `name`, and watch it no longer.
+
+        Raises:
+            BadInput: no keys or no values were seen.
+        """
         if not cache.keys or not cache.values:
-            raise hidden_cache(name)
+            raise unseen_cache(name)
         for scale, largest in (("k_scale", cache.keys), ("v_scale", cache.values)):
             dtype = rounding.DTYPES[self.plan.cache_scales[f"{name}.{scale}"][0]]
             self.files.write(f"{name}.{scale}", fp8_scale(largest.cpu()).to(dtype))

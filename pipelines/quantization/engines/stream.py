@@ -97,15 +97,15 @@ def _layer_arguments(model: Any, layers: list[Any], batch: torch.Tensor) -> list
     Raises:
         QuantgateError: they are not the same for other tokens.
     """
-    found, of_other_tokens = (_noted_arguments(model, layers, tokens) for tokens in (batch, batch.flip(1)))
+    found, of_other_tokens = (_record_arguments(model, layers, tokens) for tokens in (batch, batch.flip(1)))
     pairs = zip(_tensors(found), _tensors(of_other_tokens), strict=True)
     if not all(torch.equal(one, other) for one, other in pairs):
         raise QuantgateError(f"layers that read more of a text than hidden states {DATA_FREE}")
     return found
 
 
-def _noted_arguments(model: Any, layers: list[Any], tokens: torch.Tensor) -> list[Arguments]:
-    """Return what the layers get in a forward pass, in which the first layer's output passes for that of each."""
+def _record_arguments(model: Any, layers: list[Any], tokens: torch.Tensor) -> list[Arguments]:
+    """Return the layers' arguments in a forward pass, in which the first layer's output passes for that of each."""
     found, outputs = list[Arguments](), list[Any]()
     for layer in layers:
 

@@ -49,11 +49,11 @@ def watch_caches(model: Any, attentions: Mapping[str, Any]) -> dict[str, CacheRa
     for name, attention in attentions.items():
         takes = inspect.signature(attention.forward).parameters
         if not {"past_key_values", "past_key_value"} & takes.keys():
-            raise hidden_cache(name)
+            raise unseen_cache(name)
     return {name: CacheRange(model, attention) for name, attention in attentions.items()}
 
 
-def hidden_cache(attention: str) -> BadInput:
+def unseen_cache(attention: str) -> BadInput:
     """Return the error for an attention module in which transformers does not show what it caches."""
     what = "is of a class in transformers that does not show its keys and values, so that they cannot be measured"
     return bad_input(f"module {attention}", what, "use a recipe without kv_cache, like fp8 or fp8-static")

@@ -31,11 +31,11 @@ class Link:
 
 
 Rounder = Callable[[torch.Tensor, str], torch.Tensor]
-"""Function from a weight (rows, columns) in float32 and its module's name to what it would be after quantization."""
+"""Function from a weight (rows, columns) in float32 and its module's name to what it would be, rounded to nearest."""
 
 FindFactors = Callable[[Mapping[str, torch.Tensor], InputStatistics, int | None, Rounder], torch.Tensor]
 """Function that returns positive factors (columns,) in float32 for the modules that read one input: from module →
-weight (rows, columns) in float32, the input's statistics, the modules' group size, and how weights are rounded."""
+weight (rows, columns) in float32, the input's statistics, the modules' group size, and rounding to nearest."""
 
 
 @dataclass(frozen=True)

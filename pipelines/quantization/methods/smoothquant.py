@@ -12,7 +12,7 @@ from pipelines.quantization.methods.statistics import InputStatistics
 
 
 def smoothquant(strength: float) -> Smoothing:
-    """Return the smoothing of what norms write, with `strength` between 0 and 1: the weights' part of the outliers."""
+    """Return the smoothing of what norms write; `strength`, from 0 to 1, is the share of outliers that weights take."""
 
     def find_factors(weights: Mapping[str, torch.Tensor], inputs: InputStatistics, *_: object) -> torch.Tensor:
         return smoothquant_factors(list(weights.values()), inputs, strength)

@@ -50,7 +50,7 @@ class Collector:
         return see
 
     def after_forward(self) -> None:
-        """Measure what the modules read in the forward pass that just ended: it holds on to that until then."""
+        """Measure what the modules read in the forward pass that just ended, and let go of it."""
         owners: dict[tuple[Any, ...], str] = {}
         for name, x in self._seen:
             key = (x.data_ptr(), x.shape, x.stride())
@@ -63,6 +63,7 @@ class Collector:
         self._seen.clear()
 
     def _measure(self, owner: str, x: torch.Tensor) -> None:
+        """Add `x` (tokens, columns) to the statistics that module `owner` was the first to read the input of."""
         columns = x.shape[1]
         known = self._statistics.get(owner)
         if known is None:
