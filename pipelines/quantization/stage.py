@@ -97,10 +97,6 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     return kept.model_copy(update={"plan": plan, "calibration": tokens})
 
 
-OWN_ENGINES = ("streaming", "layerwise", "layer", "layer_smoothing", "loading", "memory", "stream")
-"""Modules of `engines` that the engine quantgate consists of."""
-
-
 def engine_digest(plan: Plan) -> str:
     """Return the digest of the code that writes the weights, so that a changed engine makes a new artifact."""
     here = Path(__file__).parents[1]
@@ -113,7 +109,7 @@ def engine_digest(plan: Plan) -> str:
     engine, packings = plan.recipe.quantize.engine, {plan.recipe.packing, plan.recipe.engine_packing}
     files += [] if packings == {"compressed-tensors"} else [here / "formats/packings.py", here / "formats/repack.py"]
     if engine == "quantgate":
-        files += [quantization / "batches.py", *(quantization / "engines" / f"{name}.py" for name in OWN_ENGINES)]
+        files += [quantization / "engines/streaming.py", quantization / "engines/layerwise.py"]
         return digest([file_digest(file) for file in [*files, *sorted((quantization / "methods").glob("*.py"))]])
     if engine == "bitsandbytes":
         files += [quantization / "engines/bitsandbytes.py"]

@@ -15,8 +15,8 @@ from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.readers import home
 from pipelines.recipe.recipe import Gguf, HubDataset, Recipe
-from pipelines.reporting.pages import plain
 from pipelines.reporting.record import GateRecord, Manifest, ModulesRecord
+from pipelines.reporting.rendering import plain
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 

@@ -25,10 +25,10 @@ from pipelines.quantization.engines.loading import LoadedModel, every_token_to_e
 from pipelines.quantization.engines.memory import own_memory, release_pages
 from pipelines.quantization.engines.stream import Stream
 from pipelines.quantization.files import ArtifactFiles, copy_kept
-from pipelines.quantization.methods.choice import choose_method
 from pipelines.quantization.methods.interface import ScalesAt
 from pipelines.quantization.methods.kv_cache import CacheRange, unseen_cache, watch_caches
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
+from pipelines.quantization.methods.table import choose_method
 from pipelines.quantization.written import Written, write_smoothing
 from pipelines.recipe.recipe import Gguf
 

@@ -2,5 +2,5 @@
 model in memory, and neither files nor plans.
 
 A new method is a module here that returns a `CalibratedMethod`, an entry in the union of `pipelines.recipe.recipe`, and
-a line of `choice.choose_method`.
+a line of `table.choose_method`.
 """
