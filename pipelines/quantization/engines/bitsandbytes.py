@@ -1,4 +1,4 @@
-"""bitsandbytes' NF4 (Dettmers et al. 2305.14314), as transformers stores it: rounded by bitsandbytes, file to file."""
+"""The engine bitsandbytes: NF4 (Dettmers et al. 2305.14314) as transformers stores it, rounded from file to file."""
 
 from pathlib import Path
 
