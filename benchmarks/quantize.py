@@ -216,7 +216,8 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM
 
-    from pipelines.calibration.stage import calibrate, read_tokens
+    from pipelines.calibration.stage import calibrate
+    from pipelines.calibration.tokens import read_tokens
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.recipe import load_recipe
 
@@ -299,7 +300,8 @@ def held_out(settings: list[str]) -> Any:
     """Token ids (samples, tokens) that no calibration of this benchmark uses the like of: another seed."""
     import torch
 
-    from pipelines.calibration.stage import calibrate, read_tokens
+    from pipelines.calibration.stage import calibrate
+    from pipelines.calibration.tokens import read_tokens
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.recipe import load_recipe
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from docs.tree import architecture_page
-from pipelines.calibration.stage import SHORTEST
+from pipelines.calibration.tokenizing import SHORTEST
 from pipelines.cli import main as cli
 from pipelines.cli.options import full_help
 from pipelines.cli.tables.lists import FAMILIES, by_family
@@ -26,11 +26,11 @@ from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.recipe import library
 from pipelines.recipe.recipe import (
-    Awq,
     Calibrate,
     Gate,
     Gguf,
     Gptq,
+    Method,
     Recipe,
     Rtn,
     Rule,
@@ -43,7 +43,7 @@ from pipelines.reporting.record import Manifest
 from pipelines.reporting.serving import loader, vllm_line
 
 HERE = Path(__file__).parent
-METHODS = (Rtn, Gptq, Awq)
+METHODS = typing.get_args(Method)
 
 ABOUT = {
     "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",

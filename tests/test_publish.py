@@ -20,7 +20,8 @@ from pyarrow import parquet
 from pipelines.core.cache import file_digest, folder_digests
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.flow.run import run
-from pipelines.gating.gate import Verdict, gate
+from pipelines.gating.gate import gate
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.bundle import Tampered, check
 from pipelines.publishing.places.folder import Folder, FolderTarget
@@ -28,7 +29,8 @@ from pipelines.publishing.places.registry import OciTarget
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, Trust
 from pipelines.publishing.stage import check_published, make_bundle, publish, published, pull
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe, load_recipe
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest

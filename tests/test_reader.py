@@ -17,7 +17,8 @@ from pipelines.environments import isolated
 from pipelines.planning import modules, quantization_config, stage
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.stage import make_plan
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe, load_recipe
 from pipelines.reporting.sentences import reader_line
 from pipelines.verification import reader as reading

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines import quantize
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput
 from pipelines.flow import forecast
@@ -24,7 +24,7 @@ from pipelines.flow.release_file import load_release
 from pipelines.planning.plan import Plan
 from pipelines.publishing.places.place import files_of
 from pipelines.publishing.stage import check_published
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from tests.conftest import EASY, Cli, make_tiny, own_cache
 from tests.servers import Registry
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def complain(text: str) -> None:
 
     with contextlib.suppress(OSError):
         click.echo(redact(f"error: {text}"), err=True)
+
+
+def announce_planning(recipes: Sequence[str], model: str | None) -> None:
+    """Say on standard error what is being planned, unless that is a terminal, where what goes on is shown as it does:
+    the log of a CI job is not silent while a model is looked at."""
+    if not sys.stderr.isatty():
+        click.echo(f"planning {model or 'the default model'} with {', '.join(recipes)}", err=True)
 
 
 def leave_standard_output() -> None:

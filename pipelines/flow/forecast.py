@@ -8,12 +8,14 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import found
 from pipelines.core.device import Dtype
 from pipelines.core.strict_yaml import Frozen
-from pipelines.evaluation.stage import Runtime, Share, finished_share
+from pipelines.evaluation.stage import Share, finished_share
+from pipelines.evaluation.subject import Runtime
 from pipelines.flow.estimate import Expected, Finished, expected_times
 from pipelines.flow.judging import judge
 from pipelines.flow.prepare import Job
 from pipelines.planning.plan import Plan
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Suite
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.verification.stage import verify

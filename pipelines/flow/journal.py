@@ -9,7 +9,7 @@ from pipelines.core.exit_codes import EXIT_CODES
 from pipelines.core.strict_yaml import Frozen
 from pipelines.flow.prepare import Job
 from pipelines.flow.remedy import remedies
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.reporting.package import stage_record
 from pipelines.reporting.record import REPORT, Manifest, StageRecord
 from pipelines.reporting.report import html, markdown

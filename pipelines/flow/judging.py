@@ -9,9 +9,10 @@ from pipelines.evaluation.looks import LOOKS, look_confidence
 from pipelines.evaluation.scores import Evaluation
 from pipelines.evaluation.stage import looks
 from pipelines.flow.prepare import Job
-from pipelines.gating.gate import Verdict, gate
-from pipelines.gating.power import foresee
-from pipelines.quantization.stage import Artifact
+from pipelines.gating.gate import gate
+from pipelines.gating.power import analyze_recipe_power
+from pipelines.gating.verdict import Verdict
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import expected_documents
 from pipelines.reporting.history import discordance
 from pipelines.reporting.sentences import bounds
@@ -37,7 +38,7 @@ def judge(job: Job, artifact: Artifact, distance: Distance | None, python: Path 
             whole = job.full and look == len(LOOKS) - 1
             looked = confidence if whole else look_confidence(look, confidence)
             verdict = gate(baseline, candidate, job.recipe.gate, distance, looked)
-            if look == 0 and (seen := foresee(job.recipe, job.suite, discordance(job.recipe), baseline)):
+            if look == 0 and (seen := analyze_recipe_power(job.recipe, job.suite, discordance(job.recipe), baseline)):
                 progress.say(seen.sentence(job.suite.name))
             if verdict.retention is not None:
                 what = f"so far {verdict.retention:.1%} of the baseline kept ({bounds(verdict)})"

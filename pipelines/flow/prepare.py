@@ -1,6 +1,6 @@
 """From what was asked for to jobs that nothing known speaks against: everything is checked before the work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipelines.checkpoint.dtypes import model_bytes
@@ -10,9 +10,10 @@ from pipelines.core.cache import cache_dir
 from pipelines.core.device import Dtype, check_room, choose_device
 from pipelines.core.errors import Problem, Problems, bad_input, refuse
 from pipelines.core.strict_yaml import Frozen
-from pipelines.evaluation.stage import Runtime
-from pipelines.evaluation.tasks import check_suite, check_tasks
-from pipelines.gating.power import blindness
+from pipelines.evaluation.checks import check_suite
+from pipelines.evaluation.subject import Runtime
+from pipelines.evaluation.tasks import check_tasks
+from pipelines.gating.power import power_problems
 from pipelines.planning.needs import disk_lacks
 from pipelines.planning.plan import Plan
 from pipelines.planning.stage import make_plan
@@ -20,7 +21,7 @@ from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, check_signer
-from pipelines.publishing.stage import check_targets
+from pipelines.publishing.stage import check_targets, try_out
 from pipelines.recipe.recipe import Recipe, Suite, load_recipe, load_suite
 from pipelines.runtimes.generation import check_generation
 
@@ -109,6 +110,20 @@ def prepare(
     return jobs
 
 
+def try_targets(jobs: Iterable[Job]) -> None:
+    """Try whether the folders that `jobs` publish to can be made. That leaves a trace (the time of change of the folder
+    above), so it is done when nothing else is wrong.
+
+    Raises:
+        BadInput: with every folder that cannot.
+    """
+    problems = Problems()
+    for job in jobs:
+        for target in job.targets:
+            problems.of(try_out, target)
+    refuse(dict.fromkeys(problems.found))
+
+
 def _given_twice(names: Sequence[str]) -> list[Problem]:
     """Return a problem for each recipe that has the name of another."""
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -191,7 +206,7 @@ def _suite(recipe: Recipe) -> Suite:
 def _check_questions(suite: Suite, checkpoint: Checkpoint) -> None:
     """Raise `BadInput` for a suite that cannot be asked of the model, or that could tell nothing of it."""
     asked = check_suite(suite, checkpoint)
-    refuse(blindness(suite, {task: found.independent for task, found in asked.items()}))
+    refuse(power_problems(suite, {task: found.independent for task, found in asked.items()}))
 
 
 def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:

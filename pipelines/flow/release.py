@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pipelines.core.device import Dtype
 from pipelines.core.errors import Problem, Problems, QuantgateError, refuse
-from pipelines.evaluation.stage import Runtime
+from pipelines.evaluation.subject import Runtime
 from pipelines.flow.journal import Run
 from pipelines.flow.outcome import Outcome, OutcomeWriter
-from pipelines.flow.prepare import Job, prepare, prepare_runtimes
+from pipelines.flow.prepare import Job, prepare, prepare_runtimes, try_targets
 from pipelines.flow.release_file import Release
 from pipelines.flow.run import attempt, discard_conversions
 from pipelines.planning.needs import disk_lacks
@@ -55,6 +55,7 @@ def prepare_release(
     if not problems.found:
         problems.found += disk_lacks([job.plan for jobs in prepared for job in jobs])
     refuse(dict.fromkeys(problems.found))
+    try_targets(job for jobs in prepared for job in jobs)
     return prepared
 
 

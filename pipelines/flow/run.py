@@ -14,18 +14,20 @@ from pipelines.core.errors import QuantgateError
 from pipelines.core.secrets import redact
 from pipelines.core.text import duration, size
 from pipelines.evaluation.overlap import measure_overlap
-from pipelines.evaluation.stage import Runtime, looks
+from pipelines.evaluation.stage import looks
+from pipelines.evaluation.subject import Runtime
 from pipelines.flow.display import Display
 from pipelines.flow.estimate import in_all
 from pipelines.flow.forecast import forecast_job
 from pipelines.flow.journal import Journal, Run
 from pipelines.flow.judging import as_far_as, judge
-from pipelines.flow.prepare import Job, To, prepare, prepare_runtimes
-from pipelines.gating.gate import Verdict
+from pipelines.flow.prepare import Job, To, prepare, prepare_runtimes, try_targets
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.plan import Plan
 from pipelines.publishing.signature import Signer
 from pipelines.publishing.stage import make_bundle, put
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.package import make_record
 from pipelines.reporting.sentences import verdict_line
@@ -59,6 +61,7 @@ def run(
         BadInput: everything that makes the run impossible, before anything expensive starts.
     """
     (job,) = prepare([recipe], (), model, to, device, runtime, full, signer, dtype)
+    try_targets([job])
     done = _run(job, prepare_runtimes([job], python))
     discard_conversions([job.plan])
     return done
@@ -86,6 +89,7 @@ def run_all(
         BadInput: everything that makes any of the runs impossible, before the first starts.
     """
     jobs = prepare(recipes, overrides, model, to, device, runtime, full, signer, dtype)
+    try_targets(jobs)
     python = prepare_runtimes(jobs, python)
     done = {job.recipe.name: attempt(job, python, f"{number} of {len(jobs)}") for number, job in enumerate(jobs, 1)}
     discard_conversions(job.plan for job in jobs)

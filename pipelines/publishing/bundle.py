@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from pipelines.core.cache import Result, file_digest, folder_digests, keep
 from pipelines.core.errors import QuantgateError, brief
 from pipelines.core.strict_yaml import Frozen
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.publishing.documents import DOCUMENTS, judge_again, write_documents
 from pipelines.publishing.places.place import SUMS
 from pipelines.publishing.signature import SIGNATURE, Signer, Trust, check_signature, sign
 from pipelines.publishing.statement import PROVENANCE, contradictions, statement
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.reporting.card import card
 from pipelines.reporting.hub_results import hub_results
 from pipelines.reporting.record import CARD, RECORD, REPORT, Manifest

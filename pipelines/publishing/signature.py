@@ -19,7 +19,7 @@ PASSWORD_VARIABLE = "QUANTGATE_SIGNING_PASSWORD"
 
 
 class Signer(Frozen):
-    """The one who signs: a key, a key with its certificate, or the identity that sigstore's provider vouches for."""
+    """The one who signs: a private key, a key with its certificate, or an identity that sigstore vouches for."""
 
     key: Path | None = None
     """Private key of an elliptic curve, PEM."""

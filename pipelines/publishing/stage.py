@@ -10,13 +10,13 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
 from pipelines.core.exit_codes import EXIT_CODES
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.publishing.bundle import Bundle, Checked, assemble, check
-from pipelines.publishing.places.folder import FolderTarget
+from pipelines.publishing.places.folder import Folder, FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, Trust
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.package import make_record
 from pipelines.reporting.record import RECORD, Manifest
@@ -92,12 +92,25 @@ def put(bundle: Bundle, target: Target) -> None:
 
 
 def published(target: Target) -> Manifest | None:
-    """Return the record of what is published at `target`; None where nothing is.
+    """Return the record of what is published at `target`; None where nothing is, but could be.
 
     Raises:
-        BadInput: there is something else.
+        BadInput: there is something else, or nothing can be put there.
         QuantgateError: the place cannot be asked.
     """
+    found = _record(target)
+    if found is None:
+        try_out(target)
+    return found
+
+
+def try_out(target: Target) -> None:
+    """Raise `BadInput` if `target` is a folder that turns out to be impossible to make, by trying."""
+    if isinstance(target, FolderTarget):
+        Folder(target.path).try_out()
+
+
+def _record(target: Target) -> Manifest | None:
     content = target.open().read(RECORD)
     if content is None:
         return None
@@ -123,7 +136,7 @@ def check_targets(targets: Sequence[Target], checkpoint: Checkpoint, recipe: Rec
 def _objections(target: Target, checkpoint: Checkpoint, recipe: Recipe) -> tuple[Problem, ...]:
     """Return why `target` cannot take what `recipe` makes of `checkpoint`; nothing, if it can."""
     try:
-        there = published(target)
+        there = _record(target)
     except BadInput as error:
         return error.problems
     except QuantgateError as error:  # asked for before the run, it is an input that does not work

@@ -4,57 +4,23 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
-from pipelines.calibration.stage import CalibrationTokens, calibrate
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
-from pipelines.core.cache import Result, digest, file_digest, folder_digests, keep
+from pipelines.core.cache import digest, file_digest, folder_digests, keep
 from pipelines.core.errors import bad_input
 from pipelines.core.records import read_record
 from pipelines.environments import isolated, llama_build
-from pipelines.planning.gguf import file_name
 from pipelines.planning.plan import Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
+from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.files import quantized_module
 from pipelines.quantization.written import Written, packed_config, worker_module
-from pipelines.recipe.recipe import Gguf, Recipe
 from pipelines.runtimes.generation import check_generation
-
-
-class Artifact(Result):
-    """A quantized checkpoint, not yet judged."""
-
-    plan: Plan
-    written: Written
-    calibration: CalibrationTokens | None
-    files: dict[str, str]
-    """SHA-256 of each file of `checkpoint`."""
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder that runtimes load."""
-        return self.folder / "artifact"
-
-    @property
-    def gguf(self) -> Path | None:
-        """The file that llama.cpp loads, if this is one."""
-        method = self.recipe.quantize
-        return self.checkpoint / file_name(self.source, method) if isinstance(method, Gguf) else None
-
-    @property
-    def digest(self) -> str:
-        """Of what decides what the model computes."""
-        return file_digest(self.gguf) if self.gguf else read_checkpoint(self.checkpoint).digest
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.plan.recipe
-
-    @property
-    def source(self) -> Checkpoint:
-        return self.plan.checkpoint
 
 
 def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
@@ -100,7 +66,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
 
 
 def engine_digest(plan: Plan) -> str:
-    """Digest of the code that writes the weights, so that a changed engine makes a new artifact."""
+    """Return the digest of the code that writes the weights, so that a changed engine makes a new artifact."""
     here = Path(__file__).parents[1]
     quantization = here / "quantization"
     if plan.tensors:
@@ -122,16 +88,16 @@ def engine_digest(plan: Plan) -> str:
 
 
 def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    """Quantize, and repack where the recipe asks for another packing than the engine's."""
+    """Write the weight files into `folder`, repacked where the recipe asks for another packing than the engine's."""
     native = plan.recipe.engine_packing
     if plan.recipe.packing == native:
-        return _engine(plan, tokens, folder)
+        return _run_engine(plan, tokens, folder)
     from pipelines.formats.repack import repack
 
     inner = folder.parent / native
     inner.mkdir()
     before = plan.stored_as(native)
-    written = _engine(before, tokens, inner)
+    written = _run_engine(before, tokens, inner)
     write_companions(plan.checkpoint, written, inner)
     shapes = {module.name: module.shape for module in plan.quantized.values()}
     dtype = next(iter(plan.quantized.values())).dtype
@@ -143,15 +109,23 @@ def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -
     return written.model_copy(update=config)
 
 
-def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    if plan.recipe.quantize.engine == "bitsandbytes":
-        from pipelines.quantization.engines import bitsandbytes
+def _run_engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Let the plan's engine write the weight files into `folder`; engines import torch, and so are imported here."""
+    match plan.recipe.quantize.engine:
+        case "bitsandbytes":
+            from pipelines.quantization.engines import bitsandbytes
 
-        return bitsandbytes.quantize(plan, tokens, folder)
-    if plan.recipe.quantize.engine != "quantgate":
-        from pipelines.quantization.engines import other_projects
+            return bitsandbytes.quantize(plan, tokens, folder)
+        case "gptqmodel" | "modelopt" | "auto-gptq" | "autoawq":
+            from pipelines.quantization.engines import other_projects
 
-        return other_projects.quantize(plan, tokens, folder)
+            return other_projects.quantize(plan, tokens, folder)
+        case "quantgate":
+            return _run_own_engine(plan, tokens, folder)
+    assert_never(plan.recipe.quantize.engine)
+
+
+def _run_own_engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     if plan.tensors:
         from pipelines.quantization.engines import llama_cpp
 
@@ -166,7 +140,7 @@ def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writt
 
 
 def write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
-    """Config with the quantization added, and tokenizer, chat template and generation config byte for byte."""
+    """Write the config with the quantization added; copy tokenizer, chat template and generation config as they are."""
     described = written.quantization_config
     config = {**source.config, **own_type(described), "quantization_config": described}
     for name, content in {"config.json": config, **written.configs}.items():

@@ -229,7 +229,7 @@ class Gguf(Frozen):
 
 Method = Rtn | Gptq | Awq
 """Those that quantize the modules of a checkpoint."""
-Quantize = Annotated[Rtn | Gptq | Awq | Gguf, Field(discriminator="method")]
+Quantize = Annotated[Method | Gguf, Field(discriminator="method")]
 
 
 class Calibrate(Frozen):

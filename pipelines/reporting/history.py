@@ -11,7 +11,7 @@ from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype, processor
 from pipelines.core.errors import Problems, bad_input, refuse
 from pipelines.core.strict_yaml import Frozen
-from pipelines.gating.power import Discordance, typical
+from pipelines.gating.power import Discordance, typical_discordance
 from pipelines.planning.plan import Plan
 from pipelines.recipe.recipe import Recipe, Suite
 from pipelines.reporting.record import RECORD, Manifest
@@ -53,7 +53,11 @@ def discordance(recipe: Recipe) -> Discordance:
         artifacts.add(what)
         documents += sum(count for count, _ in counts)
         changed += sum(count for _, count in counts)
-    return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical(recipe.loss_class)
+    return (
+        Discordance(share=changed / documents, runs=len(artifacts))
+        if artifacts
+        else typical_discordance(recipe.loss_class)
+    )
 
 
 BY_RECIPE = ("calibrate", "quantize", "verify")

@@ -16,10 +16,10 @@ from pipelines.core.device import processor
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.overlap import measure_overlap
 from pipelines.evaluation.scores import Evaluation
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.needs import expected_memory
 from pipelines.planning.plan import Plan
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import load_task
 from pipelines.reporting.licence import spdx
 from pipelines.reporting.record import (

@@ -12,8 +12,8 @@ from pipelines.core.device import ComputeDtype
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import TensorType
 from pipelines.formats.schemes import SchemeName
-from pipelines.gating.gate import TaskVerdict
 from pipelines.gating.measures import Measure
+from pipelines.gating.verdict import TaskVerdict
 from pipelines.recipe.recipe import HubDataset, Policy, Recipe, Suite
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from pipelines.core.bounds import level
-from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
+from pipelines.gating.verdict import TaskVerdict, Verdict
 from pipelines.reporting.record import GateRecord
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader

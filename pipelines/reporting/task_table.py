@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pipelines.gating.gate import TaskVerdict
+from pipelines.gating.verdict import TaskVerdict
 from pipelines.reporting.record import EvaluationRecord
 from pipelines.reporting.sentences import bounds, retained
 

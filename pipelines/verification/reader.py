@@ -30,7 +30,7 @@ from pipelines.runtimes.loading import load_for_inference, unrounded
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.quantization.stage import Artifact
+    from pipelines.quantization.artifact import Artifact
     from pipelines.recipe.recipe import Recipe
 
 TOKENS = 96

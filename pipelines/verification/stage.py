@@ -2,7 +2,7 @@
 
 from pipelines.checkpoint.dtypes import choose_dtype
 from pipelines.core.device import Dtype, choose_device
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.verification.results import Verification
 
 

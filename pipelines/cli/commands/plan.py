@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli.options import device_option, dtype_option, json_option, model_option, override_options
-from pipelines.cli.output import print_json
+from pipelines.cli.output import announce_planning, print_json
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
@@ -25,15 +25,17 @@ def plan(
     from pipelines.cli.tables.plan import show_plan
     from pipelines.core.device import choose_device, default_device
     from pipelines.flow.forecast import forecast_plan
-    from pipelines.gating.power import foresee
+    from pipelines.gating.power import analyze_recipe_power
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.recipe import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     device = choose_device(device) if device else default_device()
-    made = make_plan(load_recipe(recipe, overrides), model, device=device, dtype=dtype)
+    chosen = load_recipe(recipe, overrides)
+    announce_planning([chosen.name], model)
+    made = make_plan(chosen, model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)
-    seen = foresee(made.recipe, suite, discordance(made.recipe))
+    seen = analyze_recipe_power(made.recipe, suite, discordance(made.recipe))
     times = forecast_plan(made, suite, device, dtype)
     if not as_json:
         return show_plan(made, seen, times)

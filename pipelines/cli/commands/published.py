@@ -22,7 +22,7 @@ from pipelines.cli.output import print_json
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
-    from pipelines.evaluation.stage import Runtime
+    from pipelines.evaluation.subject import Runtime
     from pipelines.publishing.bundle import Checked
     from pipelines.publishing.signature import Signer, Trust
 
@@ -42,7 +42,7 @@ def publish(
     """
     from pipelines.core.errors import bad_input
     from pipelines.core.records import read_record
-    from pipelines.gating.gate import Verdict
+    from pipelines.gating.verdict import Verdict
     from pipelines.publishing.stage import publish as publish_stage
     from pipelines.quantization.stage import read_artifact
 

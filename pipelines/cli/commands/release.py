@@ -21,7 +21,7 @@ from pipelines.cli.output import print_json
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
-    from pipelines.evaluation.stage import Runtime
+    from pipelines.evaluation.subject import Runtime
     from pipelines.publishing.signature import Signer
 
 

@@ -20,12 +20,12 @@ from pipelines.cli.options import (
     signing_options,
     vllm_python,
 )
-from pipelines.cli.output import complain, print_json
+from pipelines.cli.output import announce_planning, complain, print_json
 from pipelines.core.errors import QuantgateError
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
-    from pipelines.evaluation.stage import Runtime
+    from pipelines.evaluation.subject import Runtime
     from pipelines.flow.journal import Run
     from pipelines.publishing.signature import Signer
 
@@ -71,7 +71,9 @@ def run(
     python = vllm_python(runtime, python)
     if len(recipes) == 1:
         recipe = load_recipe(recipes[0], overrides)
+        announce_planning([recipe.name], model)
         return finish(run(recipe, model, to or None, device, runtime, python, full, signer, dtype), as_json)
+    announce_planning(recipes, model)
     outcomes = run_all(recipes, model, to or None, device, runtime, python, overrides, full, signer, dtype)
     finish_all(outcomes, as_json)
 

@@ -22,7 +22,7 @@ from pipelines.cli.output import check_output_file, print_json
 
 if TYPE_CHECKING:
     from pipelines.core.device import Dtype
-    from pipelines.evaluation.stage import Runtime
+    from pipelines.evaluation.subject import Runtime
 
 
 @click.command("quantize")
@@ -146,14 +146,14 @@ def _show_power(name: str, baseline: Path | None, as_json: bool) -> None:
     from pipelines.core.errors import bad_input
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
-    from pipelines.gating.power import foresee
+    from pipelines.gating.power import analyze_recipe_power
     from pipelines.recipe.recipe import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     evaluation = read_record(baseline, Evaluation, "an evaluation") if baseline else None
     recipe = load_recipe(name)
     suite = evaluation.suite if evaluation else load_suite(recipe.gate.suite)
-    seen = foresee(recipe, suite, discordance(recipe), evaluation)
+    seen = analyze_recipe_power(recipe, suite, discordance(recipe), evaluation)
     if seen is None:
         what = "has a task whose documents are not counted anywhere"
         remedy = "give each task a limit, or evaluate the baseline and give it, too"

@@ -7,7 +7,7 @@ from pipelines.cli.tables.lists import show_facts, show_path
 from pipelines.cli.tables.runs import show_stages
 from pipelines.core.text import size
 from pipelines.publishing.bundle import Checked
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.reporting.package import stage_record
 from pipelines.reporting.sentences import distance_line, reader_line, verdict_line
 from pipelines.verification.results import Verification

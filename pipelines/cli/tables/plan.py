@@ -8,12 +8,12 @@ from pipelines.checkpoint.dtypes import fits
 from pipelines.cli.columns import Column, console, show_table
 from pipelines.core.text import size
 from pipelines.flow.estimate import Expected, in_all
-from pipelines.gating.power import Sight
+from pipelines.gating.power import PowerAnalysis
 from pipelines.planning.gguf import GgufTensor
 from pipelines.planning.plan import Module, Plan
 
 
-def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None:
+def show_plan(plan: Plan, seen: PowerAnalysis | None, times: Sequence[Expected]) -> None:
     """Print each kind of module and what becomes of it, then size, needs and time."""
     out = console()
     columns = (

@@ -3,7 +3,7 @@
 from pipelines.cli.columns import Column, console, show_table
 from pipelines.cli.tables.lists import show_list
 from pipelines.evaluation.scores import Evaluation
-from pipelines.gating.gate import TaskVerdict, Verdict
+from pipelines.gating.verdict import TaskVerdict, Verdict
 from pipelines.reporting.sentences import measure_line, verdict_line
 from pipelines.reporting.task_table import task_row
 

@@ -60,21 +60,40 @@ class Folder:
             return (self._path / name).read_bytes()
         if _holds_something(self._path):
             raise bad_input(self._path, NOT_OURS, REMEDY)
-        self._check()
+        with self._making():
+            self._above()
         return None
 
-    def _check(self) -> None:
-        """Refuse a path that no folder could be renamed to, though nothing is there.
+    def try_out(self) -> None:
+        """Make a folder where this one is to be, unless there is something, and remove it: nothing but trying tells for
+        every user and file system. It leaves a trace, the time of change of the folder above.
+
+        Raises:
+            BadInput: none can be made.
+        """
+        if _holds_something(self._path):
+            return
+        with self._making():
+            above = self._above()
+            with tempfile.TemporaryDirectory(prefix=".quantgate.", suffix=SUFFIX, dir=above) as trial:
+                parent = Path(trial) / self._path.relative_to(above).parent
+                parent.mkdir(parents=True, exist_ok=True)
+                self._make_staging(parent)
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        """Turn what the file system says inside this block into `BadInput`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise bad_input(self._path, f"cannot be made: {_reason(error)}", REMEDY) from None
+
+    def _above(self) -> Path:
+        """Return the nearest folder above that is there; refuse a path that no folder could be renamed to.
 
         Raises:
             BadInput: with the reason.
         """
-        try:
-            self._try_to_make()
-        except (OSError, ValueError) as error:
-            raise bad_input(self._path, f"cannot be made: {_reason(error)}", REMEDY) from None
-
-    def _try_to_make(self) -> None:
         path = self._path
         if path.is_dir() and (path.is_symlink() or _is_mount(path)):
             kind = "a link" if path.is_symlink() else "a mount point"
@@ -89,11 +108,7 @@ class Folder:
         missing = path.relative_to(above)
         if ".." in missing.parts:
             raise bad_input(path, "cannot be made: it leads up out of a folder that is not there", REMEDY)
-        # nothing but trying tells it for every user and file system
-        with tempfile.TemporaryDirectory(prefix=".quantgate.", suffix=SUFFIX, dir=above) as trial:
-            parent = Path(trial) / missing.parent
-            parent.mkdir(parents=True, exist_ok=True)
-            self._make_staging(parent)
+        return above
 
     def upload(self, folder: Path) -> None:
         try:
