@@ -1,4 +1,4 @@
-"""What to try after a gate that failed: recipes with more bits for the layers that lost most.
+"""Recipes to try after a gate that failed: those with more bits for the layers that lost most.
 
 Layers are ranked by what they lost for each byte that more bits would cost: their noise to signal ratio, as the verify
 stage measured it, over those bytes. Each attempt raises as many more of them as its share of the size budget allows.
@@ -19,7 +19,7 @@ from pipelines.recipe.recipe import Gguf, Recipe
 from pipelines.reporting.record import Manifest
 
 ATTEMPTS = 4
-"""Recipes to try: each may use one more of as many equal shares of the bytes between the artifact and the budget."""
+"""Number of recipes to try. The bytes between artifact and budget are as many equal shares; each may use one more."""
 RAISED: dict[SchemeName, SchemeName] = {
     "W4A16": "W8A16", "W4A16_ASYM": "W8A16", "NVFP4A16": "W8A16",
     "NVFP4": "FP8_DYNAMIC", "MXFP4": "FP8_DYNAMIC", "W4AFP8": "FP8_DYNAMIC",
@@ -27,11 +27,11 @@ RAISED: dict[SchemeName, SchemeName] = {
 """Four-bit scheme → the 8-bit scheme for the layers that it hurts most. Other schemes' layers stay in 16 bits."""
 RAISED_TENSOR: TensorType = "Q8_0"
 NUMBER = re.compile(r"\.(\d+)\.")
-"""Of a decoder layer, in the name of what is in it."""
+"""Pattern of a decoder layer's number in the name of what is in the layer."""
 
 
 def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> Iterator[Recipe]:
-    """The recipes to try, the smallest artifact first; none where nothing can be raised."""
+    """Yield the recipes to try, the smallest artifact first; none where nothing can be raised."""
     order = ranked(failed, make_plan(failed.recipe, model))
     if not isinstance(failed.recipe.quantize, Gguf) and failed.recipe.quantize.scheme not in RAISED:
         order = order[:-1]  # something must stay quantized
@@ -49,13 +49,13 @@ def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> I
 
 
 def remedies(runs: Iterable[Manifest]) -> dict[str, str]:
-    """Digest of the artifact → a recipe to try, as YAML, for those that did not pass and that there is one for."""
+    """Return the digest of each artifact that did not pass → a recipe to try, as YAML, where there is one."""
     failed = [run for run in runs if run.gate.verdict != "PASS"]
     return {run.artifact_digest: text for run in failed if (text := suggestion(run))}
 
 
 def suggestion(failed: Manifest) -> str | None:
-    """A recipe to try, as YAML, with the third of its layers raised that hurts most; None where there is none.
+    """Return a recipe to try, as YAML, with the third of its layers raised that hurts most; None where there is none.
 
     It needs the record only, so a report can print it anywhere.
     """
@@ -72,7 +72,7 @@ Unit = tuple[str, ...]
 
 
 def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
-    """What could get more bits, the most worthwhile first."""
+    """Return the layers that could get more bits, the most worthwhile first."""
     if not _can_raise(failed.recipe):
         return []
     noise = _noise(failed)
@@ -83,12 +83,12 @@ def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
 
 
 def _noise(failed: Manifest) -> dict[str, float]:
-    """Layer → its noise to signal ratio."""
+    """Return layer → its noise to signal ratio."""
     return {layer.module: 10 ** (-layer.sqnr / 10) for layer in failed.verification.layers}
 
 
 def _grows(kind: TensorType) -> bool:
-    """Whether a GGUF's tensor of this type would get more bits."""
+    """Tell whether a GGUF's tensor of this type would get more bits."""
     block, size = BLOCKS[kind]
     raised_block, raised_size = BLOCKS[RAISED_TENSOR]
     return size / block < raised_size / raised_block
@@ -99,7 +99,7 @@ def _can_raise(recipe: Recipe) -> bool:
 
 
 def _units(names: Iterable[str]) -> list[Unit]:
-    """`names` that are of a decoder layer, those together that runtimes fuse, and all experts of a layer."""
+    """Return the `names` that are of a decoder layer, those together that runtimes fuse, and all experts of a layer."""
     together: dict[str, list[str]] = defaultdict(list)
     for name in names:
         parent, _, last = name.rpartition(".")
@@ -111,7 +111,7 @@ def _units(names: Iterable[str]) -> list[Unit]:
 
 
 def _fitting(recipe: Recipe, order: list[Unit], model: Checkpoint, allowed: int) -> int:
-    """How many of the first units can be raised within `allowed` bytes of tensors."""
+    """Return how many of the first units can be raised within `allowed` bytes of tensors."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
@@ -121,7 +121,7 @@ def _fitting(recipe: Recipe, order: list[Unit], model: Checkpoint, allowed: int)
 
 
 def _raised(recipe: Recipe, units: Iterable[Unit], attempt: int) -> Recipe:
-    """`recipe` with more bits for `units`."""
+    """Return `recipe` with more bits for `units`."""
     names = [name for unit in units for name in unit]
     quantize = recipe.quantize.model_dump(mode="json")
     if isinstance(recipe.quantize, Gguf):
@@ -142,7 +142,7 @@ def _raised(recipe: Recipe, units: Iterable[Unit], attempt: int) -> Recipe:
 
 
 def _patterns(names: Iterable[str]) -> list[str]:
-    """Regular expressions that match exactly `names`: one for each kind of layer, with the layers' numbers."""
+    """Return regular expressions that match exactly `names`: one for each kind of layer, with the layers' numbers."""
     kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in names:
         before, number, after = NUMBER.split(name, maxsplit=1)
