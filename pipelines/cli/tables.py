@@ -18,6 +18,7 @@ from pipelines.core.text import duration, size
 from pipelines.flow.estimate import Expected, in_all
 from pipelines.flow.release import Foreseen, Outcome
 from pipelines.flow.run import Run
+from pipelines.formats import schemes
 from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.power import Sight
 from pipelines.planning.gguf import GgufTensor
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
     from pipelines.runtimes.vllm import Comparison  # it needs lm-eval
 
 MANY_DOCUMENTS = 1_000_000
-FAMILIES = ("FP8", "FP4", "NF4", "INT8", "INT4", "GGUF", "mixed")
-"""In the order that recipes are listed."""
+FAMILIES = (*schemes.FAMILIES, "GGUF", "mixed")
+"""Families of recipes, in the order that they are listed."""
 
 
 def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None:

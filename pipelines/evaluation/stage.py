@@ -280,10 +280,7 @@ def _runtime_code(runtime: Runtime) -> list[str]:
             "checkpoint/dtypes.py",
             "runtimes/loading.py",
             "runtimes/dequantize.py",
-            "formats/activations.py",
-            "formats/repack.py",
-            "formats/packings.py",
-            "formats/rounding.py",
+            *sorted(f"formats/{file.name}" for file in (Path(__file__).parents[1] / "formats").glob("*.py")),
         ),
         "vllm": ("runtimes/lm_eval.py", "runtimes/vllm.py", "environments/workers/vllm_runtime.py"),
         "llama.cpp": (

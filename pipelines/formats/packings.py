@@ -11,15 +11,17 @@ under other names, in another order. Plain data, no torch; `pipelines.formats.re
   in the high bits, beside the largest magnitude of each group, the table of values, and a description in JSON.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, assert_never
 
 from pipelines.checkpoint.headers import Layout
 from pipelines.core.strict_yaml import Frozen
-from pipelines.formats.schemes import AMPERE, SCHEMES, SchemeName
-from pipelines.formats.schemes import layout as compressed_tensors
+from pipelines.formats import nf4
+from pipelines.formats.description import group_count
+from pipelines.formats.hardware import AMPERE
+from pipelines.formats.schemes import SCHEMES, SchemeName
+from pipelines.formats.schemes import layout as stored
 
 Packing = Literal["compressed-tensors", "gptq", "awq", "modelopt", "bitsandbytes"]
 
@@ -34,9 +36,6 @@ WORD = 8
 """Codes of 4 bits in a word of 32: what is packed must be a multiple of it."""
 
 
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-
-
 class Form(Frozen):
     """How a module's weight is stored."""
 
@@ -47,11 +46,11 @@ class Form(Frozen):
 
 def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: str, group_size: int | None) -> Layout:
     """The tensors that replace a linear module's weight of `shape` (out, in) and source `dtype`."""
-    if packing == "compressed-tensors":
-        return compressed_tensors(scheme, shape, dtype, group_size)
     rows, columns = shape
-    groups = columns // group_size if group_size else 1
+    groups = group_count(columns, group_size)
     match packing:
+        case "compressed-tensors" | "bitsandbytes":
+            return stored(scheme, shape, dtype, group_size)
         case "gptq":
             return {
                 "qweight": ("I32", (columns // WORD, rows)),
@@ -75,14 +74,6 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
                 return {"weight": ("U8", (rows // 2, columns)), "weight_scale": ("F32", (rows, groups))}
             packed: Layout = {"weight": ("U8", (rows, columns // 2)), "weight_scale_2": ("F32", ())}
             return {**packed, **scales, "weight_scale": ("F8_E4M3", (rows, groups))}
-        case "bitsandbytes":
-            said = {"quant_type": "nf4", "blocksize": group_size, "dtype": TORCH_NAMES[dtype], "shape": shape}
-            return {
-                "weight": ("U8", (rows * columns // 2, 1)),
-                "weight.absmax": ("F32", (rows * groups,)),
-                "weight.quant_map": ("F32", (16,)),
-                "weight.quant_state.bitsandbytes__nf4": ("U8", (len(json.dumps(said)),)),
-            }
     assert_never(packing)
 
 
@@ -120,7 +111,7 @@ def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
             "checkpoint_format": "gptq",
             **shared,
             "desc_act": False,
-            "sym": form.scheme == "W4A16",
+            "sym": SCHEMES[form.scheme].weights.symmetric,
             "lm_head": False,
             "pack_dtype": "int32",
         }
@@ -129,21 +120,6 @@ def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
     assert form.packing == "awq"
     unconverted = {"modules_to_not_convert": sorted(kept)} if kept else {}
     return {"quant_method": "awq", "version": "gemm", **shared, "zero_point": True, **unconverted}
-
-
-def bitsandbytes_config(kept: Collection[str], dtype: str) -> dict[str, Any]:
-    """The `quantization_config` of a bitsandbytes checkpoint; `kept` are the linear modules that are not quantized."""
-    return {
-        "quant_method": "bitsandbytes",
-        **NF4_CONFIG,
-        "load_in_8bit": False,
-        "bnb_4bit_compute_dtype": dtype,
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": sorted(kept),
-    }
-
-
-NF4_CONFIG = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False}
 
 
 def exceptions(kept: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -166,7 +142,7 @@ def form_of(config: Mapping[str, Any]) -> Form | None:
         scheme: SchemeName = "W4A16" if symmetric else "W4A16_ASYM"
         return Form(packing=method, scheme=scheme, group_size=int(config["group_size"]))
     if method == "bitsandbytes":
-        for key, value in NF4_CONFIG.items():
+        for key, value in nf4.CONFIG.items():
             if config.get(key) != value:
                 raise ValueError(f"a bitsandbytes checkpoint with {key} {config.get(key)} is not read here")
         return Form(packing="bitsandbytes", scheme="NF4", group_size=64)

@@ -4,7 +4,6 @@ A weight's codes are (rows = output features, columns = input features) as in `p
 to 7 for INT4, whose zero points run from -8 to 7, too. gptq and awq count both from 0 to 15.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from pipelines.checkpoint.writer import SafetensorsWriter, as_bytes, write_index
 from pipelines.core import progress
 from pipelines.core.errors import QuantgateError
 from pipelines.formats import rounding
+from pipelines.formats.bits import compact, pack_words, unpack_words
+from pipelines.formats.description import Scales
 from pipelines.formats.packings import WORD, Form, layout
-from pipelines.formats.rounding import Scales, compact, pack_words, unpack_words
 from pipelines.formats.schemes import SCHEMES
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -68,15 +68,13 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
         QuantgateError: its columns are not in the order of their groups, or its zero points are not what `form` says.
     """
     numbers = SCHEMES[form.scheme].weights
-    if form.packing == "compressed-tensors":
+    if form.packing in ("compressed-tensors", "bitsandbytes"):
         return rounding.unpack(parts, form.scheme, form.group_size, columns)
     if form.packing == "modelopt" and form.scheme == "W4A16":
         codes = _unpack_outputs(parts["weight"])
         return codes, Scales(numbers, form.group_size, parts["weight_scale"].float())
     if form.packing == "modelopt":
         return rounding.unpack(as_compressed_tensors(parts, form), form.scheme, form.group_size, columns)
-    if form.packing == "bitsandbytes":
-        return _unpack_nf4(parts, form)
     if form.packing == "awq":
         codes, zero = _restore(parts["qweight"]).T, _restore(parts["qzeros"]).T
     else:
@@ -104,16 +102,6 @@ def as_compressed_tensors(parts: Parts, form: Form) -> dict[str, torch.Tensor]:
         "weight_global_scale": 1 / parts["weight_scale_2"].float().reshape(1),
         "input_global_scale": 1 / parts["input_scale"],
     }
-
-
-def _unpack_nf4(parts: Parts, form: Form) -> tuple[torch.Tensor, Scales]:
-    """What bitsandbytes stores as one column; its own description of it tells the shape."""
-    rows, columns = json.loads(bytes(parts["weight.quant_state.bitsandbytes__nf4"].tolist()))["shape"]
-    if not torch.equal(parts["weight.quant_map"].cpu(), torch.tensor(rounding.NF4)):
-        raise QuantgateError("its table of values is not that of NF4")
-    packed = parts["weight"].flatten()
-    codes = torch.stack([packed >> 4, packed & 0xF], dim=-1).reshape(rows, columns)
-    return codes, Scales(SCHEMES[form.scheme].weights, form.group_size, parts["weight.absmax"].reshape(rows, -1))
 
 
 def _unpack_outputs(packed: torch.Tensor) -> torch.Tensor:

@@ -328,14 +328,14 @@ class Recipe(Frozen):
         """The number format that weights get: FP8, FP4, NF4, INT8, INT4 or GGUF; `mixed` when there are rules."""
         if isinstance(self.quantize, Gguf):
             return "GGUF"
-        return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family
+        return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family.name
 
     @property
     def loss_class(self) -> str:
         """What its loss is like: the family of its main scheme, or the file type of a GGUF."""
         if isinstance(self.quantize, Gguf):
             return self.quantize.type
-        return SCHEMES[self.quantize.scheme].family
+        return SCHEMES[self.quantize.scheme].family.name
 
 
 class Limits(Frozen):

@@ -147,8 +147,8 @@ def _scale_input(module: torch.nn.Module, factors: torch.Tensor) -> None:
 def _round_cache(model: Any, attention: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
     from compressed_tensors.modeling.kvcache import initialize_hooked_kv_cache, register_key_hook, register_value_hook
 
-    from pipelines.formats.activations import fp8_static_round
+    from pipelines.formats.fp8 import round_static
 
     initialize_hooked_kv_cache(model, attention)
-    register_key_hook(attention, lambda _, states: fp8_static_round(states, float(keys)))
-    register_value_hook(attention, lambda _, states: fp8_static_round(states, float(values)))
+    register_key_hook(attention, lambda _, states: round_static(states, float(keys)))
+    register_value_hook(attention, lambda _, states: round_static(states, float(values)))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import torch
-from pipelines.formats.activations import Rounder, input_rounder
+from pipelines.formats.activations import input_rounder
+from pipelines.formats.description import Rounder
 
 SCALES = ("_scale", "_zero_point")
 """How the names of compressed-tensors' parameters end that are no weights."""

@@ -16,7 +16,7 @@ from pipelines.core.device import ComputeDtype
 from pipelines.core.processes import Worker, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.isolated import serve
-from pipelines.formats.schemes import SchemeName
+from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.runtimes.lm_eval import Ends, HubLM, Question, Score, batches
 from pipelines.runtimes.loading import load_for_inference, score_tokens
 from pipelines.runtimes.prefixes import shared
@@ -36,18 +36,6 @@ PERPLEXITY_RATIO = 1.02
 """The ratio of the perplexities may be this much, beyond three standard errors: a fixed text is a small sample."""
 
 
-NOT_ON_CPU: dict[SchemeName, str] = {
-    "FP8_STATIC": "rounds activations only with scales found at run time",
-    "FP8_TENSOR": "rounds activations only with scales found at run time",
-    "NVFP4": "has no kernel for FP4",
-    "NVFP4A16": "has no kernel for FP4",
-    "MXFP4": "has no kernel for FP4",
-    "W8A16": "has kernels for INT4 weights, but not for INT8 weights with 16-bit activations",
-    "W4AFP8": "leaves INT4 weights with FP8 activations to Hopper GPUs",
-}
-"""Why vLLM 0.32's CPU build cannot run a scheme: each was tried."""
-
-
 def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str | None = None) -> str | None:
     """Why vLLM's CPU build cannot run a checkpoint on this machine; None if it can.
 
@@ -55,12 +43,14 @@ def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str 
     """
     flags = _cpu_flags()
     for scheme, group_size in formats:
-        if scheme in NOT_ON_CPU:
-            return f"{scheme}: vLLM for CPUs {NOT_ON_CPU[scheme]}"
-        if scheme == "FP8_BLOCK" and "amx_tile" not in flags:
+        kernels = SCHEMES[scheme].vllm_cpu
+        if kernels.refusal:
+            return f"{scheme}: vLLM for CPUs {kernels.refusal}"
+        if kernels.needs_amx and "amx_tile" not in flags:
             return f"{scheme}: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
-        if scheme == "FP8_BLOCK" and group_size != 128:
-            return f"{scheme}: vLLM for CPUs has kernels for blocks of 128, and some here are of {group_size}"
+        if kernels.block and group_size != kernels.block:
+            what = f"has kernels for blocks of {kernels.block}, and some here are of {group_size}"
+            return f"{scheme}: vLLM for CPUs {what}"
     if kv_cache == "FP8" and not flags & {"avx512f", "amx_tile"}:
         return "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
     return None

@@ -28,8 +28,9 @@ from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.names import EXPERTS, LAYER, layer_number
 from pipelines.core import progress
 from pipelines.core.errors import BadInput, QuantgateError, bad_input
-from pipelines.formats import rounding
-from pipelines.formats.schemes import FP8_MAX, SCHEMES
+from pipelines.formats import fp8, nvfp4, rounding
+from pipelines.formats.description import Scales
+from pipelines.formats.schemes import SCHEMES
 from pipelines.planning.plan import Module, Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.batches import equal_batches
@@ -253,7 +254,7 @@ class _Work:
     def _scales(self, name: str, weight: torch.Tensor, shrink: float, largest: torch.Tensor | None) -> Any:
         module = self.plan.quantized[name]
         assert module.scheme
-        tensor_scale = None if largest is None else rounding.fp4_tensor_scale(largest)
+        tensor_scale = None if largest is None else nvfp4.tensor_scale(largest)
         return rounding.find_scales(
             weight, module.scheme, module.group_size, tensor_scale, rounding.DTYPES[module.dtype], shrink
         )
@@ -275,7 +276,7 @@ class _Work:
         assert scheme
         chosen = SCHEMES[scheme]
         largest = weight.abs().amax() if chosen.weights.strategy == "tensor_group" else None
-        if chosen.family in ("INT4", "FP4") and not isinstance(self.method, Rtn):
+        if chosen.weights.bits <= 4 and not isinstance(self.method, Rtn):
             scales = smoothing.clipped_scales(weight, lambda s: self._scales(name, weight, s, largest), measured)
         else:
             scales = self._scales(name, weight, 1.0, largest)
@@ -293,15 +294,12 @@ class _Work:
             linears[module.name].weight.copy_(restored[first:last])
             first = last
 
-    def _write(self, module: Module, codes: torch.Tensor, scales: rounding.Scales, measured: InputStatistics) -> None:
+    def _write(self, module: Module, codes: torch.Tensor, scales: Scales, measured: InputStatistics) -> None:
         assert module.scheme
         packed = rounding.pack(codes, scales, module.scheme, rounding.DTYPES[module.dtype])
         parts = {suffix: part.cpu() for suffix, part in packed.items()}
         largest = measured.largest.amax().cpu()
-        if "input_global_scale" in module.parts:
-            parts["input_global_scale"] = rounding.fp4_tensor_scale(largest)
-        if "input_scale" in module.parts:
-            parts["input_scale"] = _fp8_scale(largest).to(rounding.DTYPES[module.dtype])
+        parts |= rounding.input_scale(module.scheme, largest, rounding.DTYPES[module.dtype])
         self.files.write_rows(module, parts)
         self.files.write_shape(module)
 
@@ -310,7 +308,7 @@ class _Work:
             raise unseen_cache(name)
         for scale, largest in (("k_scale", cache.keys), ("v_scale", cache.values)):
             dtype = rounding.DTYPES[self.plan.cache_scales[f"{name}.{scale}"][0]]
-            self.files.write(f"{name}.{scale}", _fp8_scale(largest.cpu()).to(dtype))
+            self.files.write(f"{name}.{scale}", fp8.measured_scale(largest.cpu()).to(dtype))
         cache.close()
 
 
@@ -559,9 +557,3 @@ def _offset(norm: Any) -> float:
     nothing = {name: torch.zeros_like(parameter) for name, parameter in norm.named_parameters()}
     signs = 1 - 2 * (torch.arange(len(norm.weight), device=norm.weight.device) % 2)
     return 1.0 if torch.func.functional_call(norm, nothing, (signs.to(norm.weight.dtype),)).any() else 0.0
-
-
-def _fp8_scale(largest: torch.Tensor) -> torch.Tensor:
-    """(1,): what maps `largest` onto FP8's largest value."""
-    largest = largest.float().reshape(1)
-    return torch.where(largest > 0, largest / FP8_MAX, torch.ones_like(largest))

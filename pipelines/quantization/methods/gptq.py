@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from pipelines.formats import rounding
-from pipelines.formats.schemes import Numbers
+from pipelines.formats.description import Numbers, Scales
 
 LEAF = 16
 """Columns rounded one after the other before their errors are carried on in one matrix product."""
 
 
-def quantize(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
+def quantize(weight: torch.Tensor, scales: Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
     """The codes of `weight` (rows, columns) in float32, for inputs whose second moment is `hessian` (columns, columns).
 
     Columns are taken in the order of their inputs' energy (`actorder: weight`): the scales stay where they are, only
@@ -25,13 +24,13 @@ def quantize(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tenso
     state.solve(0, weight.shape[1])
     codes = torch.empty_like(state.units)
     codes[order] = state.units
-    return rounding.encode(codes.T.contiguous(), scales.numbers)
+    return scales.numbers.element.encode(codes.T.contiguous())
 
 
 class _State:
     """Everything is (columns, rows), in the order of rounding, so that a column of the weight is contiguous."""
 
-    def __init__(self, weight: torch.Tensor, scales: rounding.Scales, order: torch.Tensor, carry: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, scales: Scales, order: torch.Tensor, carry: torch.Tensor) -> None:
         self.numbers = scales.numbers
         self.weight = weight.T[order].contiguous()
         self.units = torch.empty_like(self.weight)
@@ -89,10 +88,10 @@ def _round_columns(leaf: _Leaf, numbers: Numbers) -> None:
     for column in range(len(weight)):
         value = torch.div(weight[column], step[column], out=units[column])
         if zero is None:
-            snapped = rounding.snap(value, numbers)
+            snapped = numbers.element.snap(value)
             rounded = value if snapped is value else value.copy_(snapped)
         else:
-            rounded = rounding.snap(value.add_(zero[column]), numbers) - zero[column]
+            rounded = numbers.element.snap(value.add_(zero[column])) - zero[column]
         torch.addcmul(weight[column], rounded, step[column], value=-1, out=error[column])
         if column + 1 < len(weight):
             weight[column + 1 :].addr_(carry[column, column + 1 :], error[column], alpha=-1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.formats import rounding
+from pipelines.formats.description import Scales
 from pipelines.quantization.methods.statistics import InputStatistics, bfloat16_products
 from pipelines.runtimes.module_names import quietly
 
@@ -119,9 +120,7 @@ def _relative_magnitude(weights: list[torch.Tensor], group_size: int | None) -> 
     return (groups / (groups.amax(dim=1, keepdim=True) + 1e-6)).view_as(rows).mean(dim=0)
 
 
-def clipped_scales(
-    weight: torch.Tensor, scales_at: Callable[[float], rounding.Scales], statistics: InputStatistics
-) -> rounding.Scales:
+def clipped_scales(weight: torch.Tensor, scales_at: Callable[[float], Scales], statistics: InputStatistics) -> Scales:
     """Among scales for shrunken ranges, for each group those whose part of the modules' outputs loses the least energy.
 
     That is e H e^T for the error e of a row's group and the second moment H of the inputs it meets. Clipping moves a
@@ -136,13 +135,11 @@ def clipped_scales(
         better = loss < least
         least = torch.where(better, loss, least)
         zero = None if best.zero is None or scales.zero is None else torch.where(better, scales.zero, best.zero)
-        best = rounding.Scales(
-            best.numbers, best.group_size, torch.where(better, scales.scale, best.scale), zero, best.tensor
-        )
+        best = Scales(best.numbers, best.group_size, torch.where(better, scales.scale, best.scale), zero, best.tensor)
     return best
 
 
-def _lost_by_group(weight: torch.Tensor, scales: rounding.Scales, moments: torch.Tensor) -> torch.Tensor:
+def _lost_by_group(weight: torch.Tensor, scales: Scales, moments: torch.Tensor) -> torch.Tensor:
     """e H e^T (rows, groups), to three digits."""
     error = rounding.dequantize(rounding.quantize(weight, scales), scales) - weight
     by_group = error.view(len(weight), *moments.shape[:2]).transpose(0, 1)  # (groups, rows, columns of a group)
