@@ -51,11 +51,17 @@ def has_cuda() -> bool:
 
 def processor() -> str:
     """Return the processor's name, as far as the system tells it."""
+    named = cpu_lines("model name")
+    return named[0].split(":", 1)[1].strip() if named else platform.processor() or platform.machine()
+
+
+def cpu_lines(*fields: str) -> list[str]:
+    """Return the lines in which Linux tells `fields` of its processors, such as `flags`; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return []
+    return [line for line in lines if line.startswith(fields)]
 
 
 def default_device() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.core import progress, wheels
 from pipelines.core.cache import digest, file_digest
+from pipelines.core.device import cpu_lines
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.core.processes import run_logged
 
@@ -134,9 +135,6 @@ def _cuda() -> bool:
 
 
 def _processor() -> str:
-    """A digest of what the processor can do."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return digest(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    """Return a digest of what the processor can do."""
+    lines = cpu_lines("flags", "Features", "model name")
+    return digest(sorted({*lines})) if lines else "unknown"

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from pipelines.checkpoint.headers import Checkpoint
-from pipelines.checkpoint.names import EXPERTS, FUSED
+from pipelines.checkpoint.names import EXPERTS, fused_set
 from pipelines.formats.gguf_types import BLOCKS, TensorType
 from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.planning.plan import Plan
@@ -97,9 +97,8 @@ def _units(names: Iterable[str]) -> list[Unit]:
     """`names` that are of a decoder layer, those together that runtimes fuse, and all experts of a layer."""
     together: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        parent, _, last = name.rpartition(".")
+        parent, fused = name.rpartition(".")[0], fused_set(name)
         expert = EXPERTS.match(name)
-        fused = next((kinds for kinds in FUSED if last in kinds), None)
         if NUMBER.search(name):
             together[expert[1] if expert else f"{parent} {fused}" if fused else name].append(name)
     return [tuple(unit) for unit in together.values()]

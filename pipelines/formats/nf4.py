@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipelines.checkpoint.dtypes import NAMES
 from pipelines.checkpoint.headers import Layout
 from pipelines.core.errors import QuantgateError
 from pipelines.formats.description import Element, Family, Scales, Scheme, Storage, Weights, group_count
@@ -21,8 +22,6 @@ VALUES = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 """Quantiles of a normal distribution, with an exact zero (appendix E)."""
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""safetensors' name of a type → torch's."""
 CONFIG = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False}
 """Entries of a bitsandbytes `quantization_config` that say that it is NF4 as it is read here."""
 
@@ -53,7 +52,7 @@ def _left_to_bitsandbytes(*_: Any) -> NoReturn:
 
 def _layout(_weights: Weights, shape: tuple[int, ...], dtype: str, group_size: int | None) -> Layout:
     rows, columns = shape
-    said = {"quant_type": "nf4", "blocksize": group_size, "dtype": TORCH_NAMES[dtype], "shape": shape}
+    said = {"quant_type": "nf4", "blocksize": group_size, "dtype": NAMES[dtype], "shape": shape}
     return {
         "weight": ("U8", (rows * columns // 2, 1)),
         "weight.absmax": ("F32", (rows * group_count(columns, group_size),)),

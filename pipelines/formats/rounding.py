@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 import torch
 
+from pipelines.checkpoint.dtypes import NAMES
 from pipelines.formats.description import Numbers, Scales
 from pipelines.formats.integers import spanning_scales
 from pipelines.formats.schemes import SCHEMES, SchemeName
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, torch_name) for name, torch_name in NAMES.items()}
 """safetensors' name of a type that weights are in → torch's."""
 
 

@@ -6,7 +6,6 @@ it cannot read at all, the plan refuses (`pipelines.planning.readers`).
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from pipelines.checkpoint.architecture import addresses, model_class
 from pipelines.checkpoint.headers import read_checkpoint
-from pipelines.checkpoint.names import EXPERTS
+from pipelines.checkpoint.names import EXPERTS, expression_matches
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
 from pipelines.formats import rounding
@@ -117,12 +116,8 @@ def _group(name: str, described: Any, form: Form | None) -> Any:
     return next(
         group
         for group in described["config_groups"].values()
-        if any(target in ("Linear", name) or _matches(target, name) for target in group["targets"])
+        if any(target in ("Linear", name) or expression_matches(target, name) for target in group["targets"])
     )
-
-
-def _matches(target: str, name: str) -> bool:
-    return target.startswith("re:") and re.match(target[3:], name) is not None
 
 
 def _dequantize(stored: dict[str, torch.Tensor], group: Any, form: Form | None) -> torch.Tensor:

@@ -7,12 +7,11 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.cache import cache_dir
-from pipelines.core.device import ComputeDtype
+from pipelines.core.device import ComputeDtype, cpu_lines
 from pipelines.core.processes import Worker, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.isolated import serve
@@ -41,7 +40,7 @@ def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str 
 
     `formats` are the schemes and group sizes of its modules.
     """
-    flags = _cpu_flags()
+    flags = {flag for line in cpu_lines("flags") for flag in line.split()}
     for scheme, group_size in formats:
         kernels = SCHEMES[scheme].vllm_cpu
         if kernels.refusal:
@@ -54,14 +53,6 @@ def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str 
     if kv_cache == "FP8" and not flags & {"avx512f", "amx_tile"}:
         return "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
     return None
-
-
-def _cpu_flags() -> set[str]:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return set(line.split())
-    return set()
 
 
 class VllmProcess(Worker):
