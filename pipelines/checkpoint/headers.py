@@ -22,7 +22,9 @@ BYTES = {
 }  # fmt: skip
 """Bytes per element of safetensors' dtypes."""
 FLOAT = ("F32", "BF16", "F16")
+"""Types of weights that can be quantized."""
 MAX_HEADER = 100 << 20
+"""Bytes of the longest header that is read."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -41,6 +43,7 @@ class TensorInfo(Frozen):
 
     @property
     def elements(self) -> int:
+        """Count of numbers."""
         count = 1
         for size in self.shape:
             count *= size
@@ -48,6 +51,7 @@ class TensorInfo(Frozen):
 
     @property
     def bytes(self) -> int:
+        """Size in the file, in bytes."""
         return self.end - self.start
 
 
@@ -56,31 +60,34 @@ class Checkpoint(Frozen):
 
     folder: Path
     label: str
-    """What to call the model: `org/name` or the folder's name."""
+    """Name of the model: `org/name` or the folder's name."""
     revision: str | None = None
-    """The hub's commit, for a checkpoint that came from there."""
+    """Commit of the hub, for a checkpoint that came from there."""
     hub_id: str | None = None
-    """The hub repository that these weights are, or come from."""
+    """Hub repository that these weights are, or come from."""
     licence: str | None = None
     notes: tuple[str, ...] = ()
-    """What a reader of any result on this model must know."""
+    """Sentences that a reader of any result on this model must know."""
     config: dict[str, Any]
     tensors: tuple[TensorInfo, ...] = Field(repr=False)
     companions: tuple[str, ...]
-    """Files copied unchanged into an artifact, relative to `folder`."""
+    """Names of files copied unchanged into an artifact, relative to `folder`."""
     left_behind: tuple[str, ...]
-    """Files an artifact does not get: other formats, code."""
+    """Names of files that an artifact does not get: other formats, code."""
 
     @property
     def weight_files(self) -> tuple[str, ...]:
+        """Names of the safetensors files."""
         return tuple(sorted({tensor.file for tensor in self.tensors}))
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     @property
     def parameters(self) -> int:
+        """Count of the numbers in all tensors."""
         return sum(tensor.elements for tensor in self.tensors)
 
     @cached_property
@@ -91,7 +98,7 @@ class Checkpoint(Frozen):
 
     @property
     def digest(self) -> str:
-        """One digest over `digests`."""
+        """Digest over `digests`."""
         return digest(self.digests)
 
 
@@ -136,7 +143,7 @@ def read_checkpoint(folder: Path, label: str | None = None) -> Checkpoint:
 
 
 def read_header(path: Path, file: str) -> list[TensorInfo]:
-    """The tensors of one safetensors file, checked against its size.
+    """Return the tensors of one safetensors file, checked against its size.
 
     Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON header, data).
     """
@@ -207,7 +214,7 @@ def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], in
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, or ValueError for a key that is given twice: each reader may take another one."""
+    """Return a JSON object; raise ValueError for a key that is given twice: each reader may take another one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError

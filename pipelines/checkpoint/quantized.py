@@ -9,9 +9,9 @@ from pipelines.core.errors import Problem, refuse
 QUANTIZED_KEYS = ("quantization_config", "compression_config")
 """Keys of a config, at any depth, by which a checkpoint says that it is quantized."""
 QUANTIZED_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-"""Where Model Optimizer, AutoGPTQ and AutoAWQ say it."""
+"""Files in which Model Optimizer, AutoGPTQ and AutoAWQ say it."""
 QUANTIZED_SCALES = ("weight_scale", "weight_scale_inv", "weight_absmax", "SCB", "scales")
-"""What lies beside weights of 8 bits."""
+"""Ends of the names of scales that lie beside weights of 8 bits."""
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -24,7 +24,7 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
 
 
 def _marks_of_quantization(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """The files that tell that a checkpoint is quantized, each with what it tells."""
+    """Yield the files that tell that a checkpoint is quantized, each with what it tells."""
     for key, found in entries(checkpoint.config):
         if key in QUANTIZED_KEYS and found is not None:
             method = found.get("quant_method") if isinstance(found, dict) else found

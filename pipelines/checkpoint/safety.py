@@ -12,14 +12,14 @@ OTHER_WEIGHTS = ("transformers_weights", "speculators_config")
 
 
 def folder_label(folder: Path) -> str:
-    """The folder's name; it becomes a part of paths, which `..` must not."""
+    """Return the folder's name; it becomes a part of paths, which `..` must not."""
     name = folder.absolute().name
     return name if name not in ("", "..") else folder.resolve().name or "model"
 
 
 def foreign_files(folder: Path) -> Iterator[Problem]:
-    """What is not the checkpoint's own, before anything of it is read: what lies beside the weights may be published,
-    and a link could take along any file of this machine.
+    """Yield what is not the checkpoint's own, before anything of it is read: what lies beside the weights may be
+    published, and a link could take along any file of this machine.
 
     The hub's cache consists of links, from `snapshots/COMMIT/` to `blobs/` in the folder of the same repository.
     """
@@ -43,12 +43,12 @@ def foreign_files(folder: Path) -> Iterator[Problem]:
 
 
 def unprintable_name(folder: Path, name: str) -> Problem:
-    """Of a name that would be lines of its own in a card and in a list of checksums."""
+    """Return the problem of a name that would be lines of its own in a card and in a list of checksums."""
     return Problem(str(folder), f"holds a file with control characters in its name: {name!r}", "rename it")
 
 
 def _resolved(path: Path) -> Path | None:
-    """What `path` is, without links; None if they lead to nothing, or in circles."""
+    """Return what `path` is, without links; None if they lead to nothing, or in circles."""
     try:
         return path.resolve(strict=True)
     except (OSError, RuntimeError):  # of a circle, Python 3.13 raises another than those before
@@ -56,7 +56,7 @@ def _resolved(path: Path) -> Path | None:
 
 
 def misleading_settings(folder: Path, config: dict[str, Any]) -> Iterator[Problem]:
-    """What would make a runtime load something else than the weights that are read here."""
+    """Yield what would make a runtime load something else than the weights that are read here."""
     where = str(folder / "config.json")
     for key, value in entries(config):
         if key in OTHER_WEIGHTS:
@@ -73,7 +73,7 @@ def misleading_settings(folder: Path, config: dict[str, Any]) -> Iterator[Proble
 
 
 def entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of a JSON value with what it holds, at any depth."""
+    """Yield every key of a JSON value with what it holds, at any depth."""
     left = [value]
     while left:
         inner = left.pop()

@@ -31,7 +31,7 @@ HOLDS: dict[Packing, tuple[SchemeName, ...]] = {
     "modelopt": ("FP8_TENSOR", "NVFP4", "W8A8_STATIC", "W4A16"),
     "bitsandbytes": ("NF4",),
 }
-"""The schemes that a packing other than compressed-tensors can hold."""
+"""Packing other than compressed-tensors → the schemes that it can hold."""
 WORD = 8
 """Codes of 4 bits in a word of 32: what is packed must be a multiple of it."""
 
@@ -45,7 +45,7 @@ class Form(Frozen):
 
 
 def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: str, group_size: int | None) -> Layout:
-    """The tensors that replace a linear module's weight of `shape` (out, in) and source `dtype`."""
+    """Return the tensors that replace a linear module's weight of `shape` (out, in) and source `dtype`."""
     rows, columns = shape
     groups = group_count(columns, group_size)
     match packing:
@@ -78,14 +78,14 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
 
 
 def hardware(packing: Packing, scheme: SchemeName) -> str:
-    """Where a runtime that reads this packing has kernels for the scheme."""
+    """Return where a runtime that reads this packing has kernels for the scheme."""
     if packing == "modelopt" and scheme == "W4A16":
         return AMPERE  # TensorRT-LLM alone reads it
     return SCHEMES[scheme].hardware
 
 
 def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | None, tuple[int, ...]]]) -> str | None:
-    """Why `packing` cannot hold these modules (name → scheme, group size, shape); None if it can."""
+    """Return why `packing` cannot hold these modules (name → scheme, group size, shape); None if it can."""
     if packing == "compressed-tensors" or not modules:
         return None
     kinds = {(scheme, group_size) for scheme, group_size, _ in modules.values()}
@@ -103,7 +103,8 @@ def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | 
 
 
 def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
-    """The `quantization_config` of a gptq or awq checkpoint; `kept` are the linear modules that are not quantized."""
+    """Return the `quantization_config` of a gptq or awq checkpoint; `kept` are the linear modules that are not
+    quantized."""
     shared = {"bits": 4, "group_size": form.group_size}
     if form.packing == "gptq":
         config = {
@@ -123,12 +124,12 @@ def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
 
 
 def exceptions(kept: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The `dynamic` of a gptq config, GPTQModel's and vLLM's way to leave the modules `kept` out."""
+    """Return the `dynamic` of a gptq config, GPTQModel's and vLLM's way to leave the modules `kept` out."""
     return {rf"-:^{re.escape(name)}$": {} for name in sorted(kept)}
 
 
 def form_of(config: Mapping[str, Any]) -> Form | None:
-    """What a `quantization_config` of gptq, awq, modelopt or bitsandbytes says; None for one of another kind.
+    """Return what a `quantization_config` of gptq, awq, modelopt or bitsandbytes says; None for one of another kind.
 
     Of modelopt's, `hf_quant_config.json` says more, which is expected here, too.
 

@@ -23,7 +23,7 @@ from pipelines.formats.schemes import SCHEMES, config_group
 
 
 def is_needed(folder: Path, described: dict[str, Any]) -> bool:
-    """Whether the checkpoint in `folder`, whose `quantization_config` is `described`, is to be loaded here.
+    """Tell whether the checkpoint in `folder`, whose `quantization_config` is `described`, is to be loaded here.
 
     Raises:
         QuantgateError: it is of a variant that nothing here reads.
@@ -89,7 +89,7 @@ def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
 
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
-    """The tensors that are stored as they are, and the parts of each quantized module's weight."""
+    """Return the tensors that are stored as they are, and the parts of each quantized module's weight."""
     from safetensors.torch import load_file
 
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
@@ -110,7 +110,7 @@ def _rounds_inputs(form: Form) -> bool:
 
 
 def _group(name: str, described: Any, form: Form | None) -> Any:
-    """The group of compressed-tensors' `quantization_config` that a quantized module is in, or would be."""
+    """Return the group of compressed-tensors' `quantization_config` that a quantized module is in, or would be."""
     if form:
         return config_group(form.scheme, ["Linear"], form.group_size)
     return next(
