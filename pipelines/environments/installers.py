@@ -45,18 +45,18 @@ def installer(folder: Path, python: Path) -> Installer:
             uninstall=(*pip, "uninstall", "--yes", *quiet),
             variables={},
         )
-    told = pip_configuration()
+    configured = pip_configuration()
     look_in = ("index-url", "extra-index-url", "find-links")
-    options = [f"--{name}={value}" for name in look_in for value in told.get(name, ())]
-    offline = ["--no-index"] if told.get("no-index", ("",))[-1].lower() in ("1", "true", "yes", "on") else []
+    options = [f"--{name}={value}" for name in look_in for value in configured.get(name, ())]
+    offline = ["--no-index"] if configured.get("no-index", ("",))[-1].lower() in ("1", "true", "yes", "on") else []
     return Installer(
         create=(uv, "venv", "--quiet", "--no-python-downloads", "--python", sys.executable, str(folder)),
         # as pip does: the best version of any index, not of the first that has one
         install=(uv, "pip", "install", "--python", str(python), "--index-strategy", "unsafe-best-match"),
         uninstall=(uv, "pip", "uninstall", "--python", str(python)),
         options=(*options, *offline),
-        constraints=tuple(f"--constraint={file}" for file in told.get("constraint", ())),
-        variables={"SSL_CERT_FILE": told["cert"][-1]} if told.get("cert") else {},
+        constraints=tuple(f"--constraint={file}" for file in configured.get("constraint", ())),
+        variables={"SSL_CERT_FILE": configured["cert"][-1]} if configured.get("cert") else {},
     )
 
 
