@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.core.errors import bad_input
+from pipelines.core.text import size
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -81,7 +82,7 @@ def check_room(needed: int, device: str) -> None:
         return
     free, _ = torch.cuda.mem_get_info(torch.device(device))
     if needed > free:
-        what = f"has {free / 1e9:.1f} GB of memory free, and the model's weights take {needed / 1e9:.1f} GB"
+        what = f"has {size(free)} of memory free, and the model's weights take {size(needed)}"
         raise bad_input(f"--device {device}", what, NO_ROOM)
 
 

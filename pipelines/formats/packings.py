@@ -32,6 +32,8 @@ HOLDS: dict[Packing, tuple[SchemeName, ...]] = {
     "bitsandbytes": ("NF4",),
 }
 """Packing other than compressed-tensors → the schemes that it can hold."""
+TENSORRT_ONLY: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
+"""Schemes that nothing but TensorRT-LLM reads from a modelopt checkpoint."""
 WORD = 8
 """Codes of 4 bits in a word of 32: what is packed must be a multiple of it."""
 
@@ -79,8 +81,8 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
 
 def hardware(packing: Packing, scheme: SchemeName) -> str:
     """Return where a runtime that reads this packing has kernels for the scheme."""
-    if packing == "modelopt" and scheme == "W4A16":
-        return AMPERE  # TensorRT-LLM alone reads it
+    if packing == "modelopt" and scheme in TENSORRT_ONLY:
+        return AMPERE
     return SCHEMES[scheme].hardware
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
-from pipelines.formats.packings import Packing
+from pipelines.formats.packings import TENSORRT_ONLY, Packing
 from pipelines.formats.schemes import SCHEMES, SchemeName
 
 if TYPE_CHECKING:
@@ -48,13 +48,11 @@ HOMES: dict[Packing, Home] = {
     "modelopt": Home(program="vLLM", absent="vLLM, SGLang or TensorRT-LLM has to load it, on a GPU"),
 }
 """What loads each packing before it counts as verified."""
-TENSORRT: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
-"""Schemes of modelopt that nothing but TensorRT-LLM reads."""
 
 
 def home(recipe: "Recipe") -> Home:
     """Return what loads the artifacts of `recipe`, which makes no GGUF."""
-    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in TENSORRT:
+    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in TENSORRT_ONLY:
         return Home(program="TensorRT-LLM", absent="TensorRT-LLM has to load it, on a GPU")
     return HOMES[recipe.packing]
 

@@ -62,8 +62,7 @@ class _Target(Frozen):
     """The number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
 
     group_size: int | None = Field(default=None, gt=0)
-    """Input columns that share a scale (W4A16, W4A16_ASYM, W4AFP8), or the side of a block (FP8_BLOCK);
-    128 unless given."""
+    """Input columns that share a scale, or the side of a block, where the scheme leaves that open; 128 unless given."""
 
     @model_validator(mode="after")
     def _group_size_fits_scheme(self) -> Self:
