@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from pipelines.checkpoint.headers import Checkpoint
-from pipelines.checkpoint.names import EXPERTS, FUSED
+from pipelines.checkpoint.names import EXPERTS, fused_set
 from pipelines.formats.gguf_types import BLOCKS, TensorType
-from pipelines.formats.schemes import SchemeName
+from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.planning.plan import Plan
 from pipelines.planning.stage import make_plan
 from pipelines.recipe.as_yaml import as_yaml
@@ -19,12 +19,7 @@ from pipelines.recipe.recipe import Gguf, Recipe
 from pipelines.reporting.record import Manifest
 
 ATTEMPTS = 4
-"""Number of recipes to try. The bytes between artifact and budget are as many equal shares; each may use one more."""
-RAISED: dict[SchemeName, SchemeName] = {
-    "W4A16": "W8A16", "W4A16_ASYM": "W8A16", "NVFP4A16": "W8A16",
-    "NVFP4": "FP8_DYNAMIC", "MXFP4": "FP8_DYNAMIC", "W4AFP8": "FP8_DYNAMIC",
-}  # fmt: skip
-"""Four-bit scheme → the 8-bit scheme for the layers that it hurts most. Other schemes' layers stay in 16 bits."""
+"""Recipes to try: each may use one more of as many equal shares of the bytes between the artifact and the budget."""
 RAISED_TENSOR: TensorType = "Q8_0"
 NUMBER = re.compile(r"\.(\d+)\.")
 """Pattern of a decoder layer's number in the name of what is in the layer."""
@@ -33,7 +28,7 @@ NUMBER = re.compile(r"\.(\d+)\.")
 def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> Iterator[Recipe]:
     """Yield the recipes to try, the smallest artifact first; none where nothing can be raised."""
     order = ranked(failed, make_plan(failed.recipe, model))
-    if not isinstance(failed.recipe.quantize, Gguf) and failed.recipe.quantize.scheme not in RAISED:
+    if not isinstance(failed.recipe.quantize, Gguf) and not _raised_scheme(failed.recipe.quantize.scheme):
         order = order[:-1]  # something must stay quantized
     if not order:
         return
@@ -102,9 +97,8 @@ def _units(names: Iterable[str]) -> list[Unit]:
     """Return the `names` that are of a decoder layer, those together that runtimes fuse, and all experts of a layer."""
     together: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        parent, _, last = name.rpartition(".")
+        parent, fused = name.rpartition(".")[0], fused_set(name)
         expert = EXPERTS.match(name)
-        fused = next((kinds for kinds in FUSED if last in kinds), None)
         if NUMBER.search(name):
             together[expert[1] if expert else f"{parent} {fused}" if fused else name].append(name)
     return [tuple(unit) for unit in together.values()]
@@ -120,6 +114,13 @@ def _fitting(recipe: Recipe, order: list[Unit], model: Checkpoint, allowed: int)
     return low
 
 
+def _raised_scheme(scheme: SchemeName) -> SchemeName | None:
+    """Return the 8-bit scheme for the layers that `scheme` hurts most; None where they stay in 16 bits."""
+    if SCHEMES[scheme].weights.bits >= 8:
+        return None
+    return "FP8_DYNAMIC" if SCHEMES[scheme].activations else "W8A16"
+
+
 def _raised(recipe: Recipe, units: Iterable[Unit], attempt: int) -> Recipe:
     """Return `recipe` with more bits for `units`."""
     names = [name for unit in units for name in unit]
@@ -127,7 +128,7 @@ def _raised(recipe: Recipe, units: Iterable[Unit], attempt: int) -> Recipe:
     if isinstance(recipe.quantize, Gguf):
         quantize["tensors"] = dict.fromkeys(_patterns(names), RAISED_TENSOR) | quantize["tensors"]
     else:
-        scheme = RAISED.get(recipe.quantize.scheme)
+        scheme = _raised_scheme(recipe.quantize.scheme)
         patterns = [f"re:{pattern}" for pattern in _patterns(names)]
         if scheme:
             quantize["rules"] = [{"match": patterns, "scheme": scheme}, *quantize["rules"]]

@@ -1,7 +1,7 @@
 """What engines cannot do: found by the plan, so that no engine stumbles over it in the middle of its work."""
 
 from pipelines.checkpoint.headers import Checkpoint
-from pipelines.checkpoint.names import FUSED, LAYER, layer_number
+from pipelines.checkpoint.names import LAYER, fused_set, layer_number
 from pipelines.core.device import has_cuda
 from pipelines.core.errors import Problem
 from pipelines.planning.anatomy import Anatomy
@@ -58,5 +58,5 @@ def scales_input(name: str, recipe: Recipe) -> bool:
     method = recipe.quantize
     if method.engine != "modelopt":
         return False
-    reads_norm = any(name.rpartition(".")[2] in fused for fused in FUSED)
+    reads_norm = bool(fused_set(name))
     return method.schemes == ("W8A8_STATIC",) or (method.method == "awq" and not reads_norm)

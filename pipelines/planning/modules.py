@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pipelines.checkpoint.headers import FLOAT, Checkpoint, TensorInfo
-from pipelines.checkpoint.names import EXPERTS, FUSED, HEAD, NOT_TEXT, ROUTER, is_linear, layer_number, matches
+from pipelines.checkpoint.names import EXPERTS, HEAD, NOT_TEXT, ROUTER, fused_set, is_linear, layer_number, matches
 from pipelines.core.errors import Problem, did_you_mean
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.packings import cannot_hold
@@ -223,10 +223,8 @@ def _loaded_as_one(modules: list[Module]) -> dict[str, list[Module]]:
     """The sets of modules that vLLM loads as one matrix, or as one tensor of all experts, by what to call them."""
     sets: dict[str, list[Module]] = {}
     for module in modules:
-        parent, _, last = module.name.rpartition(".")
-        for fused in FUSED:
-            if last in fused:
-                sets.setdefault(f"{', '.join(fused)} of {parent}", []).append(module)
+        if fused := fused_set(module.name):
+            sets.setdefault(f"{', '.join(fused)} of {module.name.rpartition('.')[0]}", []).append(module)
         if experts := EXPERTS.match(module.name):
             sets.setdefault(f"all experts of {experts[1]}", []).append(module)
     return sets

@@ -62,8 +62,7 @@ class _Target(Frozen):
     """The number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
 
     group_size: int | None = Field(default=None, gt=0)
-    """Input columns that share a scale (W4A16, W4A16_ASYM, W4AFP8), or the side of a block (FP8_BLOCK);
-    128 unless given."""
+    """Input columns that share a scale, or the side of a block, where the scheme leaves that open; 128 unless given."""
 
     @model_validator(mode="after")
     def _group_size_fits_scheme(self) -> Self:
@@ -328,14 +327,14 @@ class Recipe(Frozen):
         """The number format that weights get: FP8, FP4, NF4, INT8, INT4 or GGUF; `mixed` when there are rules."""
         if isinstance(self.quantize, Gguf):
             return "GGUF"
-        return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family
+        return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family.name
 
     @property
     def loss_class(self) -> str:
         """What its loss is like: the family of its main scheme, or the file type of a GGUF."""
         if isinstance(self.quantize, Gguf):
             return self.quantize.type
-        return SCHEMES[self.quantize.scheme].family
+        return SCHEMES[self.quantize.scheme].family.name
 
 
 class Limits(Frozen):

@@ -35,8 +35,8 @@ def linearize_experts(model: Any) -> None:
 def named_alike(
     names: Iterable[str], among: Iterable[str], addresses: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Each of `names` → itself or its address, if `among` has it, or the only name of the language model there that
-    ends alike."""
+    """Map each of `names` to itself or its address, if `among` has it, or the only name of the language model there
+    that ends alike."""
     known = set(among)
     by_tail: dict[str, list[str]] = {}
     for name in known:
@@ -53,7 +53,7 @@ def named_alike(
 
 
 def _tail(name: str) -> str:
-    """A module's name from the number of its decoder layer on, as the model spells it."""
+    """Return a module's name from the number of its decoder layer on, as the model spells it."""
     inside = name[found.start() :].lstrip(".") if (found := LAYER.search(name)) else name
     parts = inside.split(".")
     if "experts" in parts:

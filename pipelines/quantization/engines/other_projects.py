@@ -23,6 +23,7 @@ from pipelines.environments.isolated import serve
 from pipelines.formats.packings import exceptions
 from pipelines.formats.repack import check_exact, unpack
 from pipelines.formats.rounding import DTYPES, dequantize
+from pipelines.formats.schemes import SCHEMES
 from pipelines.planning.plan import Module, Plan
 from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.quantization.written import Written, named_kept, packed_config, worker_module, write_smoothing
@@ -84,7 +85,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
             return {"group_size": form.group_size, **dampening}
     return {
         "method": method.method,
-        "symmetric": form.scheme == "W4A16",
+        "symmetric": SCHEMES[form.scheme].weights.symmetric,
         "group_size": form.group_size,
         "dynamic": exceptions(named_kept(plan)),
         **dampening,
