@@ -86,7 +86,7 @@ def test_skip_is_not_advised_where_nothing_would_be_left(tmp_path: Path) -> None
     assert every_way("int4-gptq", model, *W4A16) == [["quantize.group_size=32"], ["quantize.on_indivisible=shrink"]]
 
 
-def test_skip_is_not_advised_where_it_would_tear_what_is_loaded_as_one(tmp_path: Path) -> None:
+def test_skip_is_not_advised_where_it_would_divide_what_is_loaded_as_one(tmp_path: Path) -> None:
     attention = {f"model.layers.0.self_attn.{name}_proj.weight": ("BF16", (rows, 256)) for name, rows in
                  (("q", 256), ("k", 64), ("v", 64), ("o", 256))}  # fmt: skip
     block = "quantize={method: rtn, scheme: FP8_BLOCK}"
@@ -147,7 +147,7 @@ def test_modules_outside_of_the_layers_are_advised_to_be_ignored(tmp_path: Path)
         "quantize.rules=[{match: [v_proj], scheme: W4A16}, {match: [o_proj], scheme: W8A8}]",
     ],
 )
-def test_what_is_torn_is_told_how_to_be_treated_alike(tmp_path: Path, settings: str) -> None:
+def test_what_is_treated_differently_is_told_how_to_be_treated_alike(tmp_path: Path, settings: str) -> None:
     names = [f"model.layers.{n}.self_attn.{which}_proj" for n in (0, 1) for which in "qkvo"]
     names += [f"model.layers.{n}.mlp.{which}_proj" for n in (0, 1) for which in ("gate", "up", "down")]
     names += [name for which in ("w1", "w2", "w3") for name in experts_of(which, "block_sparse_moe")]
@@ -155,7 +155,7 @@ def test_what_is_torn_is_told_how_to_be_treated_alike(tmp_path: Path, settings: 
     every_way("int8-weight-only", model, *(["quantize.ignore=[]"] if "rules" in settings else []), settings)
 
 
-def test_what_skip_has_torn_is_shrunk(tmp_path: Path) -> None:
+def test_what_skip_has_divided_is_shrunk(tmp_path: Path) -> None:
     attention = {f"model.layers.0.self_attn.{name}_proj.weight": ("BF16", (rows, 256)) for name, rows in
                  (("q", 256), ("k", 64), ("v", 64), ("o", 256))}  # fmt: skip
     block = "quantize={method: rtn, scheme: FP8_BLOCK, on_indivisible: skip}"

@@ -61,7 +61,9 @@ def _plan(
         tensors = gguf_tensors(recipe, checkpoint, problems)
         refuse(problems)
     else:
-        modules, attentions = plan_modules(recipe, checkpoint, anatomy, problems)
+        planned = plan_modules(recipe, checkpoint, anatomy)
+        problems += planned.problems
+        modules, attentions = planned.modules, planned.attentions
     return Plan(
         recipe=recipe,
         checkpoint=checkpoint,

@@ -299,6 +299,12 @@ class Recipe(Frozen):
         return self
 
     @property
+    def method(self) -> Method:
+        """Method that quantizes the modules of a checkpoint. It is asked only of a recipe that makes no GGUF."""
+        assert not isinstance(self.quantize, Gguf)
+        return self.quantize
+
+    @property
     def packing(self) -> Packing:
         """How the artifact stores its weights."""
         return EXPORTS[self.export] if self.export else self.engine_packing
