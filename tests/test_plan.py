@@ -691,7 +691,7 @@ def experts_of(name: str, block: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("torn", "scheme", "says"),
+    ("pattern", "scheme", "says"),
     [
         ("k_proj", None, "q_proj, k_proj, v_proj of model.layers.0.self_attn"),
         ("v_proj", "W4A16", "q_proj, k_proj, v_proj of model.layers.0.self_attn"),
@@ -706,15 +706,15 @@ def experts_of(name: str, block: str) -> list[str]:
     ],
 )
 def test_what_runtimes_load_as_one_matrix_is_treated_alike(
-    torn: str, scheme: SchemeName | None, says: str, tmp_path: Path
+    pattern: str, scheme: SchemeName | None, says: str, tmp_path: Path
 ) -> None:
     names = [f"model.layers.0.{name}" for name in (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
     names += [name for which in ("w1", "w2", "w3") for name in experts_of(which, "block_sparse_moe")]
     model = fake(tmp_path, {f"{name}.weight": ("BF16", (128, 128)) for name in names})
     if scheme is None:
-        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=(torn,))
+        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=(pattern,))
     else:
-        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=(torn,), scheme=scheme),))
+        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=(pattern,), scheme=scheme),))
     if not says:
         assert any(module.scheme == scheme for module in make_plan(recipe(quantize), model).modules)
         return
@@ -748,10 +748,10 @@ def test_models_with_transposed_weights_are_refused(tiny: Path, tmp_path: Path) 
     assert "is a GPT2LMHeadModel, which keeps its weights transposed (Conv1D)" in problem
 
 
-def test_torn_layers_are_one_problem(smollm2: Checkpoint) -> None:
-    torn = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
+def test_all_fused_sets_treated_differently_are_one_problem(smollm2: Checkpoint) -> None:
+    recipe = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
     with pytest.raises(BadInput, match=r"of model.layers.0.self_attn are not treated alike \(30 such groups\)"):
-        make_plan(torn, smollm2)
+        make_plan(recipe, smollm2)
 
 
 # Bytes of every scheme, and of the cache

@@ -50,11 +50,9 @@ def decide(recipe: Recipe, anatomy: Anatomy, modules: LinearModules, matched: Ma
     decisions = []
     for name, weight in sorted(modules.weights.items()):
         rule = next((number for number, names in enumerate(matched.ruled) if name in names), advice.MAIN)
-        kept = (
-            "ignored by the recipe" if name in ignored else _kept(name, weight, modules.layers, _tied(modules, anatomy))
-        )
-        kept = kept or _unfit(anatomy.places[weight.name], anatomy)
-        decisions.append(_decision(recipe, name, weight, anatomy.places[weight.name], rule, kept))
+        place = anatomy.places[weight.name]
+        kept = "ignored by the recipe" if name in ignored else _kept(name, weight, modules.layers, tied)
+        decisions.append(_decision(recipe, name, weight, place, rule, kept or _unfit(place, anatomy)))
     return _shrunk_together(decisions)
 
 
