@@ -162,12 +162,14 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
 def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
     """Our engine; plan and tokens are made before."""
     from pipelines.calibration.stage import calibrate
+    from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.engines import layerwise, streaming
     from pipelines.quantization.stage import write_companions
     from pipelines.recipe.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
+    assert isinstance(plan, CheckpointPlan)
     target.mkdir()
 
     def work() -> None:
@@ -186,14 +188,16 @@ def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str])
     """Another project's engine, in an environment that is made before; its work tells its own peak memory in bytes."""
     from pipelines.calibration.stage import calibrate
     from pipelines.environments import isolated
+    from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.engines import other_projects
     from pipelines.quantization.stage import write_companions
     from pipelines.recipe.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
+    assert isinstance(plan, CheckpointPlan)
     tokens = calibrate(plan)
-    isolated.make(plan.recipe.quantize.engine)
+    isolated.make(plan.recipe.engine)
     target.mkdir()
 
     def work() -> int:
@@ -217,10 +221,12 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from transformers import AutoModelForCausalLM
 
     from pipelines.calibration.stage import calibrate, read_tokens
+    from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.recipe import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
+    assert isinstance(plan, CheckpointPlan)
     samples = read_tokens(calibrate(plan)) if plan.recipe.calibrate else []
     data = Dataset.from_dict({"input_ids": samples, "attention_mask": [[1] * len(sample) for sample in samples]})
     weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "dynamic": False}

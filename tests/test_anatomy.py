@@ -16,8 +16,7 @@ from docs.models import build, write_tokenizer
 from pipelines.checkpoint.headers import read_checkpoint
 from pipelines.core.errors import BadInput
 from pipelines.planning.anatomy import examine
-from pipelines.planning.plan import Plan
-from pipelines.planning.stage import make_plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.stage import quantize
 from pipelines.recipe.recipe import load_recipe
 from pipelines.runtimes.distance import measure_distance, write_logprobs
@@ -25,6 +24,7 @@ from pipelines.runtimes.generation import generate
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
+from tests.plans import plan_checkpoint
 from tests.test_families import EXPERTS, UNTIED, Make, make, text
 
 assert all((make, text))  # fixtures
@@ -41,12 +41,12 @@ def changed(source: Path, folder: Path, change: Callable[[Weights], Weights]) ->
 
 def told(recipe: str, model: Path, *overrides: str) -> str:
     with pytest.raises(BadInput) as caught:
-        make_plan(load_recipe(recipe, overrides), model)
+        plan_checkpoint(load_recipe(recipe, overrides), model)
     return str(caught.value)
 
 
-def plan_of(recipe: str, model: Path, *overrides: str) -> Plan:
-    return make_plan(load_recipe(recipe, overrides), model)
+def plan_of(recipe: str, model: Path, *overrides: str) -> CheckpointPlan:
+    return plan_checkpoint(load_recipe(recipe, overrides), model)
 
 
 def stock_distance(source: Path, artifact: Path) -> float:

@@ -52,7 +52,7 @@ def test_the_page_has_every_recipe_scheme_and_key() -> None:
         recipe = load_recipe(path)
         assert page.count(f"\n### {recipe.name}\n\n{recipe.summary}\n") == 1
         section = page.partition(f"\n### {recipe.name}\n")[2].partition("\n#")[0]
-        for scheme in recipe.quantize.schemes:
+        for scheme in recipe.schemes:
             ours = recipe.packing == "compressed-tensors"
             stored = f" (compressed-tensors `{SCHEMES[scheme].format}`)" if ours else ""
             assert f"`{scheme}`{stored}\n    - weights: " in section

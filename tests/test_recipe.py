@@ -179,12 +179,12 @@ def test_w4a16_has_groups_of_128_when_made_in_python_too() -> None:
 def test_rules_keep_their_order_and_say_which_schemes_there_are(tmp_path: Path) -> None:
     more = "    - {match: ['re:.*up_proj'], scheme: FP8_DYNAMIC}\n    - {match: [o_proj], scheme: W8A16}\n"
     recipe = load(write(tmp_path, RULED.replace("calibrate:", f"{more}calibrate:")), Recipe)
-    assert recipe.quantize.rules == (
+    assert recipe.method.rules == (
         Rule(match=("down_proj", "layer:-1"), scheme="W4A16", group_size=128),
         Rule(match=("re:.*up_proj",), scheme="FP8_DYNAMIC"),
         Rule(match=("o_proj",), scheme="W8A16"),
     )
-    assert recipe.quantize.schemes == ("W8A16", "W4A16", "FP8_DYNAMIC")
+    assert recipe.schemes == ("W8A16", "W4A16", "FP8_DYNAMIC")
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
@@ -581,7 +581,7 @@ def test_overrides_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> No
     ]
     recipe = load(write(tmp_path, GPTQ), Recipe, overrides)
     assert recipe.summary == "second"
-    assert recipe.quantize.ignore == ("lm_head", "re:.*down_proj")
+    assert recipe.method.ignore == ("lm_head", "re:.*down_proj")
     assert recipe.calibrate == Calibrate(set="self", samples=64, pack=False)
     assert recipe.gate == Gate(retention=0.95)
 

@@ -18,7 +18,7 @@ from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks, look_confid
 from pipelines.evaluation.scores import Document
 from pipelines.flow import run as flow
 from pipelines.gating.gate import Verdict, judge
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.recipe.recipe import Policy, Suite, load_recipe
 from tests.test_gate import documents, within_alpha
 
@@ -115,7 +115,7 @@ def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
             shown=shown[candidate], confidence=confidence, spared=0, reasons=(str(candidate),), retention=None
         )
 
-    plan = Plan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
+    plan = CheckpointPlan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
     job = flow.Job.model_construct(
         plan=plan, suite=CORE, targets=(), device="cpu", dtype="auto", runtime="transformers", full=full
     )

@@ -307,7 +307,14 @@ def plan(
             "bits_per_weight": made.bits_per_weight,
             "expected_times": [expected.model_dump() for expected in times],
         }
-        return _print_json({**made.model_dump(mode="json"), **totals, "sight": seen.model_dump() if seen else None})
+        parts: dict[str, Any] = {
+            "modules": [],
+            "attentions": [],
+            "tensors": [],
+        }  # those of the other kind of plan are empty
+        return _print_json(
+            {**parts, **made.model_dump(mode="json"), **totals, "sight": seen.model_dump() if seen else None}
+        )
     from pipelines.cli.tables import show_plan
 
     show_plan(made, seen, times)
@@ -463,6 +470,7 @@ def quantize(
     from pipelines.core.cache import cache_dir
     from pipelines.flow.display import command_display
     from pipelines.planning.stage import make_plan
+    from pipelines.quantization.stage import GgufArtifact
     from pipelines.quantization.stage import quantize as quantize_stage
     from pipelines.recipe.recipe import load_recipe
     from pipelines.verification.stage import verify
@@ -474,7 +482,7 @@ def quantize(
             artifact = quantize_stage(planned)
         with display.stage("verify"):
             checked = verify(artifact, dtype=dtype)
-    if artifact.gguf:
+    if isinstance(artifact, GgufArtifact):
         from pipelines.quantization.gguf.convert import discard
 
         discard(artifact.source)
@@ -856,26 +864,27 @@ def _gguf_of(model: str | None) -> Path | None:
 def _artifact(folder: Path) -> "Artifact":
     """The artifact whose files are in `folder`, as `quantize` printed it."""
     from pipelines.core.errors import bad_input
-    from pipelines.quantization.stage import Artifact
+    from pipelines.quantization.stage import KeptArtifact
 
     if not (folder.parent / "result.json").is_file():
         what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
         raise bad_input(folder, what, "give the folder that `run --to` published into, or that `quantize` printed")
-    made: Artifact = _read(folder.parent / "result.json", Artifact)
+    made: Artifact = _read(folder.parent / "result.json", KeptArtifact).root
     return made.model_copy(update={"folder": folder.parent.absolute()})
 
 
 def _formats(folder: Path) -> "tuple[Iterable[tuple[SchemeName, int | None]], str | None]":
     """The schemes with their group sizes, and that of the KV cache, of an artifact, published or as `quantize` printed
     it."""
+    from pipelines.planning.plan import CheckpointPlan
     from pipelines.reporting.record import RECORD, Manifest
 
     if not (folder / RECORD).is_file():
         plan = _artifact(folder).plan
-        return plan.formats, plan.recipe.quantize.kv_cache
+        return plan.formats if isinstance(plan, CheckpointPlan) else (), plan.recipe.kv_cache
     manifest: Manifest = _read(folder / RECORD, Manifest)
     formats = [(module.scheme, module.group_size) for module in manifest.modules if module.scheme]
-    return formats, manifest.recipe.quantize.kv_cache
+    return formats, manifest.recipe.kv_cache
 
 
 def _vllm_python(runtime: str, python: Path | None) -> Path | None:
@@ -891,7 +900,12 @@ def _vllm_python(runtime: str, python: Path | None) -> Path | None:
     return python.absolute()
 
 
-RECORDS = {"Evaluation": "an evaluation", "Verdict": "a verdict", "Artifact": "an artifact", "Manifest": "an artifact"}
+RECORDS = {
+    "Evaluation": "an evaluation",
+    "Verdict": "a verdict",
+    "KeptArtifact": "an artifact",
+    "Manifest": "an artifact",
+}
 
 
 def _read(path: Path, kind: Any) -> Any:

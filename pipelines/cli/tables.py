@@ -21,7 +21,7 @@ from pipelines.flow.run import Run
 from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.power import Sight
 from pipelines.planning.gguf import GgufTensor
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Module, Plan
 from pipelines.publishing.bundle import Checked
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import (
@@ -50,7 +50,7 @@ def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None
     """Every module and what becomes of it, equal ones on one line; size; needs; time."""
     out = console()
     columns = (
-        Column("tensors" if plan.tensors else "modules", text=True),
+        Column("tensors" if isinstance(plan, GgufPlan) else "modules", text=True),
         Column("count"),
         Column("shape"),
         Column("becomes", text=True),
@@ -62,7 +62,7 @@ def show_plan(plan: Plan, seen: Sight | None, times: Sequence[Expected]) -> None
     before = plan.bytes_before * 8 / plan.checkpoint.parameters
     out.print(f"weights: {size(plan.bytes_before)} → {size(plan.bytes_after)}, bits per weight {before:.2f} → ", end="")
     out.print(f"{plan.bits_per_weight:.2f}")
-    if plan.attentions:
+    if isinstance(plan, CheckpointPlan) and plan.attentions:
         out.print(f"keys and values of {len(plan.attentions)} attention modules are cached in FP8")
     for need in plan.needs:
         out.print(
@@ -99,7 +99,7 @@ def _is_narrow(plan: Plan) -> bool:
 
 def _grouped(plan: Plan) -> dict[tuple[str, str, str, str], int]:
     counts: dict[tuple[str, str, str, str], int] = defaultdict(int)
-    for part in plan.tensors or plan.modules:
+    for part in plan.parts:
         pattern = re.sub(r"\.\d+\.", ".*.", part.name)
         becomes = part.type if isinstance(part, GgufTensor) else _becomes(part)
         counts[(pattern, "×".join(map(str, part.shape)), becomes, part.reason)] += 1

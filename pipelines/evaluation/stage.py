@@ -27,7 +27,7 @@ from pipelines.evaluation import tasks
 from pipelines.evaluation.looks import LOOKS, blocks
 from pipelines.evaluation.scores import Block, Document, Evaluation, TaskResult
 from pipelines.evaluation.tasks import NOT_ASKED, SEED, Asked, Opened, quiet
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.stage import Artifact, GgufArtifact
 from pipelines.recipe.recipe import Suite, SuiteTask, Task, expected_documents, load_suite, load_task
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
@@ -238,8 +238,9 @@ def _asked(suite: Suite, opened: Opened, subject: _Subject) -> dict[str, Asked]:
 def _subject(model: Artifact | Checkpoint | str | Path) -> _Subject:
     if isinstance(model, Artifact):
         label = f"{model.source.label} ({model.recipe.name})"
-        stored = None if model.gguf else read_checkpoint(model.checkpoint)
-        return _Subject(label=label, digest=model.digest, checkpoint=stored, gguf=model.gguf)
+        if isinstance(model, GgufArtifact):
+            return _Subject(label=label, digest=model.digest, gguf=model.file)
+        return _Subject(label=label, digest=model.digest, checkpoint=read_checkpoint(model.checkpoint))
     if isinstance(model, str | Path) and Path(model).suffix == ".gguf":
         from pipelines.checkpoint.gguf_file import read_gguf
 

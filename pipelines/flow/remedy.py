@@ -12,7 +12,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.names import EXPERTS, FUSED
 from pipelines.formats.gguf_types import BLOCKS, TensorType
 from pipelines.formats.schemes import SchemeName
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
 from pipelines.recipe.as_yaml import as_yaml
 from pipelines.recipe.recipe import Gguf, Recipe
@@ -76,8 +76,11 @@ def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
     if not _can_raise(failed.recipe):
         return []
     noise = _noise(failed)
-    size = {tensor.name: tensor.elements for tensor in plan.tensors if _grows(tensor.type)}
-    size |= {name: module.shape[0] * module.shape[1] for name, module in plan.quantized.items()}
+    match plan:
+        case GgufPlan():
+            size = {tensor.name: tensor.elements for tensor in plan.tensors if _grows(tensor.type)}
+        case CheckpointPlan():
+            size = {name: module.shape[0] * module.shape[1] for name, module in plan.quantized.items()}
     units = _units(name for name in noise if name in size)
     return sorted(units, key=lambda unit: -sum(noise[name] for name in unit) / sum(size[name] for name in unit))
 

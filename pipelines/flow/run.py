@@ -28,7 +28,7 @@ from pipelines.flow.remedy import remedies
 from pipelines.gating.gate import Verdict, gate
 from pipelines.gating.power import blindness, foresee
 from pipelines.planning.needs import disk_lacks
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.places.place import FolderTarget
 from pipelines.publishing.places.targets import Target, parse_target
@@ -185,7 +185,7 @@ def expected_of(job: Job, python: Path | None = None) -> tuple[Expected, ...]:
 
 def foresee_times(plan: Plan, suite: Suite, device: str, dtype: Dtype) -> tuple[Expected, ...]:
     """Return what each expensive stage of a run of `plan` with default options would take now."""
-    runtime: Runtime = "llama.cpp" if plan.tensors else "transformers"
+    runtime: Runtime = "llama.cpp" if isinstance(plan, GgufPlan) else "transformers"
     options = {"targets": (), "device": device, "dtype": dtype, "runtime": runtime, "full": False, "signer": None}
     return expected_of(Job.model_validate({"plan": plan, "suite": suite, **options}))
 
@@ -224,7 +224,7 @@ def _stages(job: Job) -> list[str]:
     """The stages that `job` goes through, as a person sees them."""
     text = ["calibrate"] if job.recipe.calibrate else []
     overlap = ["overlap"] if job.recipe.calibrate else []
-    if job.plan.tensors:
+    if isinstance(job.plan, GgufPlan):
         stages = [*text, "convert", "quantize", "verify", "evaluate", "evaluate source in transformers", *overlap]
     else:
         stages = [*text, "quantize", "verify", "evaluate", *overlap]
@@ -236,7 +236,7 @@ def _through(job: Job, python: Path | None, journal: "_Journal", display: Displa
     plan, suite = job.plan, job.suite
     done = _Steps(journal, display)
     tokens = done.step("calibrate", lambda: calibrate(plan)) if job.recipe.calibrate else None
-    if plan.tensors:
+    if isinstance(plan, GgufPlan):
         from pipelines.quantization.gguf.convert import convert
 
         done.step("convert", lambda: convert(plan.checkpoint))
@@ -248,7 +248,7 @@ def _through(job: Job, python: Path | None, journal: "_Journal", display: Displa
         journal.add("evaluate baseline", *baseline.results)
         journal.add("evaluate artifact", *candidate.results)
         display.finish(_cost((*baseline.results, *candidate.results)))
-    if plan.tensors:  # what the runtime itself changes is no matter of the gate, but of the report
+    if isinstance(plan, GgufPlan):  # what the runtime itself changes is no matter of the gate, but of the report
         with display.stage("evaluate source in transformers"):
             source = _as_far_as(candidate, looks(plan.checkpoint, suite, job.device, dtype=plan.dtype))
             journal.add("evaluate source in transformers", *source.results)
@@ -360,7 +360,7 @@ def attempt(job: Job, python: Path | None, number: str) -> Run | QuantgateError:
 
 def discard(jobs: Sequence[Job]) -> None:
     """Remove the unquantized GGUF when all that need it are done. A failed run keeps it for the next."""
-    if converted := {job.plan.checkpoint.digest: job.plan.checkpoint for job in jobs if job.plan.tensors}:
+    if converted := {job.plan.checkpoint.digest: job.plan.checkpoint for job in jobs if isinstance(job.plan, GgufPlan)}:
         from pipelines.quantization.gguf.convert import discard
 
         for checkpoint in converted.values():
@@ -372,7 +372,7 @@ def prepare_runtimes(jobs: Sequence[Job], python: Path | None) -> Path | None:
     from pipelines.environments import isolated
 
     runtimes = {job.runtime for job in jobs}
-    for engine in sorted({job.recipe.quantize.engine for job in jobs} & {*isolated.names()}):
+    for engine in sorted({job.recipe.engine for job in jobs} & {*isolated.names()}):
         isolated.make(engine)
     if "llama.cpp" in runtimes:
         isolated.make(isolated.LLAMA_CPP)
@@ -415,7 +415,7 @@ def prepare(
             if plan and device:  # whatever the runtime, the source is also loaded in transformers
                 _blame(problems, check_room, model_bytes(plan.checkpoint, plan.dtype), device)
             if plan and suite and device:
-                chosen: Runtime = "llama.cpp" if plan.tensors else runtime
+                chosen: Runtime = "llama.cpp" if isinstance(plan, GgufPlan) else runtime
                 jobs.append(
                     Job(
                         plan=plan,
@@ -481,10 +481,18 @@ def _check_questions(suite: Suite, checkpoint: Checkpoint) -> None:
 
 def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
     """Refuse a plan whose artifact the runtime could not run here."""
-    if plan.tensors and runtime == "vllm":
-        what = "makes a GGUF, which is evaluated in llama.cpp"
-        raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime vllm")
-    if runtime == "llama.cpp" and not plan.tensors:
+    match plan:
+        case GgufPlan():
+            if runtime == "vllm":
+                what = "makes a GGUF, which is evaluated in llama.cpp"
+                raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime vllm")
+        case CheckpointPlan():
+            _check_checkpoint_runtime(plan, runtime, device)
+
+
+def _check_checkpoint_runtime(plan: CheckpointPlan, runtime: Runtime, device: str | None) -> None:
+    """Refuse a plan whose checkpoint the runtime could not run here."""
+    if runtime == "llama.cpp":
         what = f"makes a {plan.recipe.packing} checkpoint, which llama.cpp does not load"
         raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime llama.cpp")
     others = [name for name in plan.checkpoint.left_behind if name.endswith(".safetensors") and "/" not in name]
@@ -495,7 +503,7 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
         return
     from pipelines.runtimes.vllm import runs_on_cpu
 
-    if reason := runs_on_cpu(plan.formats, plan.recipe.quantize.kv_cache):
+    if reason := runs_on_cpu(plan.formats, plan.recipe.kv_cache):
         raise bad_input(f"recipe {plan.recipe.name}", reason, "leave out --runtime vllm")
 
 

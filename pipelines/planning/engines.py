@@ -11,7 +11,7 @@ from pipelines.recipe.recipe import Recipe
 
 def beyond_layers(recipe: Recipe, modules: list[Module], anatomy: Anatomy) -> list[Problem]:
     """What keeps a calibrated method from taking hidden states from one decoder layer to the next."""
-    if not recipe.calibrated or recipe.quantize.engine != "quantgate":
+    if not recipe.calibrated or recipe.engine != "quantgate":
         return []
     found = (LAYER.search(f"{module.address}.") for module in modules if module.quantized)
     stacks = {one.string[: one.end()].rstrip(".").rpartition(".")[0] for one in found if one}
@@ -22,7 +22,7 @@ def beyond_layers(recipe: Recipe, modules: list[Module], anatomy: Anatomy) -> li
 
 def beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module]) -> list[Problem]:
     """What another project's engine would stumble over in the middle of its work."""
-    method, why = recipe.quantize, ""
+    method, why = recipe.method, ""
     odd = [module for module in modules if module.quantized and module.shape[0] % CLIPPED_TOGETHER]
     if method.engine == "gptqmodel" and method.method == "awq" and odd:
         why = f"GPTQModel's AWQ clips {CLIPPED_TOGETHER} output features at a time, and"
@@ -55,7 +55,7 @@ DATA_FREE = "use a recipe without calibration, like fp8 or int8-weight-only"
 
 def scales_input(name: str, recipe: Recipe) -> bool:
     """Model Optimizer folds AWQ's factors into the norm that several modules read, SmoothQuant's into none."""
-    method = recipe.quantize
+    method = recipe.method
     if method.engine != "modelopt":
         return False
     reads_norm = any(name.rpartition(".")[2] in fused for fused in FUSED)

@@ -12,7 +12,7 @@ from pipelines.checkpoint.names import EXPERTS, FUSED, layer_number
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import Problem
 from pipelines.environments import isolated
-from pipelines.planning.plan import Need, Part, Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Need, Part, Plan
 from pipelines.runtimes.amounts import (
     DISTANCE_CHUNKS,
     DISTANCE_CONTEXT,
@@ -104,24 +104,34 @@ def expected_memory(plan: Plan) -> dict[str, int]:
 
 
 def _temporary(plan: Plan) -> int:
-    """Bytes in the cache while a run lasts: the unquantized GGUF; log-probabilities on held-out text; what another
-    project's engine wrote, and what is not repacked yet."""
+    """Return the bytes in the cache while a run lasts: the unquantized GGUF; log-probabilities on held-out text; what
+    another project's engine wrote, and what is not repacked yet."""
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
-    if not plan.tensors:
-        recipe = plan.recipe
-        copies = (recipe.quantize.engine in isolated.names()) + (recipe.packing != recipe.engine_packing)
-        return copies * plan.bytes_after + DISTANCE_CHUNKS * DISTANCE_CONTEXT // 2 * vocabulary * 2
-    return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
+    match plan:
+        case GgufPlan():
+            return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
+        case CheckpointPlan():
+            recipe = plan.recipe
+            copies = (recipe.engine in isolated.names()) + (recipe.packing != recipe.engine_packing)
+            return copies * plan.bytes_after + DISTANCE_CHUNKS * DISTANCE_CONTEXT // 2 * vocabulary * 2
 
 
 def _quantize_memory(plan: Plan) -> int:
+    """Return the bytes of memory that quantizing takes."""
+    match plan:
+        case GgufPlan():  # llama.cpp goes tensor by tensor; an importance matrix needs the model
+            model = int(1.2 * model_bytes(plan.checkpoint, plan.dtype)) if plan.recipe.calibrate else 0
+            return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
+        case CheckpointPlan():
+            return _engine_memory(plan)
+
+
+def _engine_memory(plan: CheckpointPlan) -> int:
+    """Return the bytes of memory that the engine of a checkpoint's modules takes."""
     recipe, config = plan.recipe, plan.checkpoint.config
-    if plan.tensors:  # llama.cpp goes tensor by tensor; an importance matrix needs the model
-        model = int(1.2 * model_bytes(plan.checkpoint, plan.dtype)) if recipe.calibrate else 0
-        return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
     if not recipe.calibrate:
         return STREAM_BYTES
-    if recipe.quantize.engine != "quantgate":  # the engine holds the model, what it becomes, and its statistics
+    if recipe.engine != "quantgate":  # the engine holds the model, what it becomes, and its statistics
         return 2 * LIBRARIES_BYTES + 3 * plan.bytes_before
     hidden = int((config.get("text_config") or config).get("hidden_size") or 4096)
     tokens = recipe.calibrate.samples * recipe.calibrate.seq_len
@@ -130,7 +140,7 @@ def _quantize_memory(plan: Plan) -> int:
     return LIBRARIES_BYTES + int(1.2 * plan.bytes_before) + activations + _moments(plan) + 8 * largest
 
 
-def _moments(plan: Plan) -> int:
+def _moments(plan: CheckpointPlan) -> int:
     """Bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
     layers: dict[int, dict[str, int]] = {}
     for module in plan.quantized.values():

@@ -5,11 +5,11 @@ from typing import Any
 
 from pipelines.checkpoint.names import LAYER, NOT_TEXT
 from pipelines.formats.schemes import quantization_config
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.planning.readers import ONE_BY_ONE
 
 
-def written_config(plan: Plan) -> dict[str, Any]:
+def written_config(plan: CheckpointPlan) -> dict[str, Any]:
     """The `quantization_config` of the artifact that `plan` describes."""
     addresses = _addresses(plan)
     modules = {
@@ -23,7 +23,7 @@ def written_config(plan: Plan) -> dict[str, Any]:
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
 
 
-def _addresses(plan: Plan) -> dict[str, set[str]]:
+def _addresses(plan: CheckpointPlan) -> dict[str, set[str]]:
     """Each module → what means it in a `quantization_config`: its name, and the one that transformers has for it."""
     inside = any(NOT_TEXT.search(module.name) for module in plan.modules)
     return {

@@ -54,7 +54,7 @@ TENSORRT: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
 
 def home(recipe: "Recipe") -> Home:
     """Return what loads the artifacts of `recipe`, which makes no GGUF."""
-    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in TENSORRT:
+    if recipe.packing == "modelopt" and recipe.schemes[0] in TENSORRT:
         return Home(program="TensorRT-LLM", absent="TensorRT-LLM has to load it, on a GPU")
     return HOMES[recipe.packing]
 

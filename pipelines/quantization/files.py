@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from pipelines.checkpoint.headers import BYTES, INDEX, TensorInfo
 from pipelines.checkpoint.writer import SafetensorsWriter, as_bytes, write_index
 from pipelines.core.errors import QuantgateError
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ArtifactFiles:
     """Takes tensors in pieces and in any order; on a clean exit every byte must have been written."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: CheckpointPlan, folder: Path) -> None:
         self._plan, self._folder = plan, folder
         self._writers: dict[str, SafetensorsWriter] = {}
         self._home: dict[str, SafetensorsWriter] = {}
@@ -68,7 +68,7 @@ class ArtifactFiles:
             write_index(self._folder, {file: writer.sizes.items() for file, writer in self._writers.items()})
 
 
-def copy_kept(plan: Plan, files: ArtifactFiles, but: frozenset[str] = frozenset()) -> None:
+def copy_kept(plan: CheckpointPlan, files: ArtifactFiles, but: frozenset[str] = frozenset()) -> None:
     """Copy every tensor that is not quantized, but for those named."""
     for file in plan.checkpoint.weight_files:
         source = os.open(plan.checkpoint.folder / file, os.O_RDONLY)
@@ -80,13 +80,13 @@ def copy_kept(plan: Plan, files: ArtifactFiles, but: frozenset[str] = frozenset(
             os.close(source)
 
 
-def quantized_module(plan: Plan, tensor: TensorInfo) -> Module | None:
+def quantized_module(plan: CheckpointPlan, tensor: TensorInfo) -> Module | None:
     """The quantized module whose weight `tensor` is."""
     name, _, parameter = tensor.name.rpartition(".")
     return plan.quantized.get(name) if parameter == "weight" else None
 
 
-def _outputs(plan: Plan, sources: list[TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _outputs(plan: CheckpointPlan, sources: list[TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in sources:
         if module := quantized_module(plan, tensor):

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
+
+from pydantic import RootModel
 
 from pipelines.calibration.stage import CalibrationTokens, calibrate
 from pipelines.checkpoint.finite import check_finite
@@ -12,17 +15,17 @@ from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import Result, digest, file_digest, folder_digests, keep
 from pipelines.environments import isolated, llama_build
 from pipelines.planning.gguf import file_name
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
 from pipelines.quantization.files import quantized_module
 from pipelines.quantization.written import Written, packed_config, worker_module
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.generation import check_generation
 
 
-class Artifact(Result):
-    """A quantized checkpoint, not yet judged."""
+class QuantizedModel(Result):
+    """What artifacts of both kinds have: a quantized model, not yet judged."""
 
     plan: Plan
     written: Written
@@ -36,17 +39,6 @@ class Artifact(Result):
         return self.folder / "artifact"
 
     @property
-    def gguf(self) -> Path | None:
-        """The file that llama.cpp loads, if this is one."""
-        method = self.recipe.quantize
-        return self.checkpoint / file_name(self.source, method) if isinstance(method, Gguf) else None
-
-    @property
-    def digest(self) -> str:
-        """Of what decides what the model computes."""
-        return file_digest(self.gguf) if self.gguf else read_checkpoint(self.checkpoint).digest
-
-    @property
     def recipe(self) -> Recipe:
         return self.plan.recipe
 
@@ -55,6 +47,48 @@ class Artifact(Result):
         return self.plan.checkpoint
 
 
+class CheckpointArtifact(QuantizedModel):
+    """A quantized checkpoint, not yet judged."""
+
+    plan: CheckpointPlan
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides what the model computes."""
+        return read_checkpoint(self.checkpoint).digest
+
+
+class GgufArtifact(QuantizedModel):
+    """A GGUF, not yet judged."""
+
+    plan: GgufPlan
+
+    @property
+    def file(self) -> Path:
+        """The file that llama.cpp loads."""
+        return self.checkpoint / file_name(self.source, self.plan.method)
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides what the model computes."""
+        return file_digest(self.file)
+
+
+Artifact = CheckpointArtifact | GgufArtifact
+"""A quantized model of one of two kinds, which its plan has chosen."""
+
+
+class KeptArtifact(RootModel[Artifact]):
+    """An artifact of either kind, as a finished stage left it."""
+
+
+A = TypeVar("A", CheckpointArtifact, GgufArtifact)
+
+
+@overload
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None = None) -> CheckpointArtifact: ...
+@overload
+def quantize(plan: GgufPlan, tokens: CalibrationTokens | None = None) -> GgufArtifact: ...
 def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     """Make the artifact that `plan` describes, or find it finished.
 
@@ -67,11 +101,22 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     check_generation(plan.checkpoint.folder)
     if tokens is None and plan.recipe.calibrate is not None:
         tokens = calibrate(plan)
+    match plan:
+        case CheckpointPlan():
+            checkpoint = plan
+            return _keep(plan, tokens, CheckpointArtifact, lambda folder: _write_checkpoint(checkpoint, tokens, folder))
+        case GgufPlan():
+            file = plan
+            return _keep(plan, tokens, GgufArtifact, lambda folder: _write_gguf(file, tokens, folder))
+
+
+def _keep(plan: Plan, tokens: CalibrationTokens | None, kind: type[A], write: Callable[[Path], Written]) -> A:
+    """Return the finished artifact of `plan`, or make it: `write` fills its folder."""
     plan = plan.model_copy(update={"needs": ()})  # of the machine, not of the artifact
     inputs = {
         "source": plan.checkpoint.digest,
         "quantize": plan.recipe.quantize.model_dump(),
-        "modules": [part.model_dump() for part in plan.tensors or plan.modules],
+        "modules": [part.model_dump() for part in plan.parts],
         "calibration": tokens.digest if tokens else None,
         "engine": engine_digest(plan),
         "dtype": plan.dtype if tokens else None,
@@ -80,10 +125,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     def make(folder: Path) -> dict[str, Any]:
         target = folder / "artifact"
         target.mkdir()
-        check_finite(plan.checkpoint, (t for t in plan.checkpoint.tensors if not quantized_module(plan, t)))
-        written = _write_weights(plan, tokens, target)
-        if not plan.tensors:
-            write_companions(plan.checkpoint, written, target)
+        written = write(target)
         made = {
             "plan": plan,
             "written": written,
@@ -92,7 +134,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         }
         return {**made, "peak_memory": written.peak_memory} if written.peak_memory else made
 
-    kept = keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
+    kept = keep("quantize", inputs, kind, make, lambda found: folder_digests(found.checkpoint) == found.files)
     # A finished artifact remembers the run that made it: its name, its gate, what its calibration cost. Now counts.
     return kept.model_copy(update={"plan": plan, "calibration": tokens})
 
@@ -101,12 +143,12 @@ def engine_digest(plan: Plan) -> str:
     """Digest of the code that writes the weights, so that a changed engine makes a new artifact."""
     here = Path(__file__).parents[1]
     quantization = here / "quantization"
-    if plan.tensors:
+    if isinstance(plan, GgufPlan):
         ours = [quantization / name for name in ("engines/llama_cpp.py", "gguf/imatrix.py", "gguf/convert.py")]
         return digest([llama_build.version(), *map(file_digest, ours)])
     shared = ("formats/rounding.py", "formats/schemes.py", "planning/readers.py", "checkpoint/writer.py")
     files = [*(here / name for name in shared), quantization / "written.py", quantization / "files.py"]
-    engine, packings = plan.recipe.quantize.engine, {plan.recipe.packing, plan.recipe.engine_packing}
+    engine, packings = plan.recipe.engine, {plan.recipe.packing, plan.recipe.engine_packing}
     files += [] if packings == {"compressed-tensors"} else [here / "formats/packings.py", here / "formats/repack.py"]
     if engine == "quantgate":
         files += [quantization / "engines/streaming.py", quantization / "engines/layerwise.py"]
@@ -119,7 +161,23 @@ def engine_digest(plan: Plan) -> str:
     return digest([isolated.identity(engine), *map(file_digest, files)])
 
 
-def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def _write_gguf(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Write all files of a GGUF's artifact into `folder`."""
+    from pipelines.quantization.engines import llama_cpp
+
+    check_finite(plan.checkpoint, plan.checkpoint.tensors)
+    return llama_cpp.quantize(plan, tokens, folder)
+
+
+def _write_checkpoint(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Write all files of a checkpoint's artifact into `folder`."""
+    check_finite(plan.checkpoint, (t for t in plan.checkpoint.tensors if not quantized_module(plan, t)))
+    written = _write_weights(plan, tokens, folder)
+    write_companions(plan.checkpoint, written, folder)
+    return written
+
+
+def _write_weights(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Quantize, and repack where the recipe asks for another packing than the engine's."""
     native = plan.recipe.engine_packing
     if plan.recipe.packing == native:
@@ -141,19 +199,15 @@ def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -
     return written.model_copy(update=config)
 
 
-def _engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    if plan.recipe.quantize.engine == "bitsandbytes":
+def _engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    if plan.recipe.engine == "bitsandbytes":
         from pipelines.quantization.engines import bitsandbytes
 
         return bitsandbytes.quantize(plan, tokens, folder)
-    if plan.recipe.quantize.engine != "quantgate":
+    if plan.recipe.engine != "quantgate":
         from pipelines.quantization.engines import other_projects
 
         return other_projects.quantize(plan, tokens, folder)
-    if plan.tensors:
-        from pipelines.quantization.engines import llama_cpp
-
-        return llama_cpp.quantize(plan, tokens, folder)
     if tokens is None:
         from pipelines.quantization.engines import streaming
 

@@ -10,8 +10,7 @@ from pipelines.checkpoint.names import FUSED, NOT_TEXT
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats import packings
 from pipelines.formats.schemes import SCHEMES
-from pipelines.planning.plan import Module, Plan
-from pipelines.recipe.recipe import Engine
+from pipelines.planning.plan import CheckpointPlan, Module
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +42,7 @@ class Written(Frozen):
     """Bytes: of its process."""
 
 
-def packed_config(plan: Plan) -> dict[str, Any]:
+def packed_config(plan: CheckpointPlan) -> dict[str, Any]:
     """The fields of `Written` for an artifact in gptq's or awq's packing."""
     config = packings.quantization_config(plan.form, named_kept(plan))
     return {"quantization_config": config, "configs": {OLD_CONFIGS[plan.form.packing]: config}}
@@ -53,18 +52,18 @@ OLD_CONFIGS = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 """Where AutoGPTQ and AutoAWQ look for what `config.json` says today."""
 
 
-def worker_module(engine: Engine) -> str:
+def worker_module(engine: str) -> str:
     """The module of `pipelines.environments.workers` that drives another project's engine."""
     return f"{engine.replace('-', '_')}_engine"
 
 
-def named_kept(plan: Plan) -> list[str]:
+def named_kept(plan: CheckpointPlan) -> list[str]:
     """The kept modules that engines and runtimes must be told of: at heads and towers they do not look."""
     kept = (module.address for module in plan.modules if not module.quantized)
     return [name for name in kept if name != plan.head and not NOT_TEXT.search(name)]
 
 
-def fused_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+def fused_names(plan: CheckpointPlan) -> dict[str, tuple[str, ...]]:
     """Each quantized module → the modules, itself among them, that runtimes load as one matrix with it."""
     sets: dict[str, tuple[str, ...]] = {}
     for name in plan.quantized:

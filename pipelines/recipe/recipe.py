@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -130,6 +130,31 @@ class _Quantize(_Target):
         """Whether scales of activations, keys or values come from data."""
         return self.kv_cache is not None or any(SCHEMES[scheme].calibrated for scheme in self.schemes)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether text is needed."""
+        return self.measures_activations
+
+    @property
+    def needs_text(self) -> str:
+        """Name of what comes from text, for messages."""
+        return "the scale of activations"
+
+    @property
+    def needs_no_text(self) -> str:
+        """Reason why no text is needed, for messages."""
+        return "method rtn uses no data with this scheme"
+
+    @property
+    def family(self) -> str:
+        """Number format that weights get: FP8, FP4, NF4, INT8 or INT4; `mixed` when there are rules."""
+        return "mixed" if self.rules else self.loss_class
+
+    @property
+    def loss_class(self) -> str:
+        """Number format of the main scheme, which tells what the loss is like."""
+        return SCHEMES[self.scheme].family
+
 
 class Rtn(_Quantize):
     """Round to nearest. Uses no data, and is streamed from file to file, unless activations must be measured."""
@@ -137,7 +162,19 @@ class Rtn(_Quantize):
     method: Literal["rtn"]
 
 
-class Gptq(_Quantize):
+class _ByText(_Quantize):
+    """What methods share that look at what the model computes of text."""
+
+    @property
+    def calibrated(self) -> bool:
+        return True
+
+    @property
+    def needs_text(self) -> str:
+        return f"method {getattr(self, 'method', '')}"
+
+
+class Gptq(_ByText):
     """GPTQ (Frantar et al. 2210.17323), optionally after SmoothQuant (Xiao et al. 2211.10438): calibrated."""
 
     method: Literal["gptq"]
@@ -158,7 +195,7 @@ class Gptq(_Quantize):
         return self
 
 
-class Awq(_Quantize):
+class Awq(_ByText):
     """AWQ (Lin et al. 2306.00978): input columns that matter are scaled up before rounding: calibrated."""
 
     method: Literal["awq"]
@@ -173,13 +210,6 @@ class Awq(_Quantize):
 
 class Gguf(Frozen):
     """A GGUF file for llama.cpp: converted, quantized and evaluated by llama.cpp itself. Calibrated if `imatrix`."""
-
-    # What the other methods have and a GGUF has not.
-    schemes: ClassVar[tuple[SchemeName, ...]] = ()
-    rules: ClassVar[tuple[Rule, ...]] = ()
-    ignore: ClassVar[tuple[ModulePattern, ...]] = ()
-    kv_cache: ClassVar[Literal["FP8"] | None] = None
-    engine: ClassVar[Engine] = "quantgate"
 
     method: Literal["gguf"]
 
@@ -225,6 +255,31 @@ class Gguf(Frozen):
     def mixture(self) -> Mixture:
         """What decides the tensors' types."""
         return Mixture(**self.model_dump(exclude={"method"}))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether text is needed."""
+        return self.imatrix
+
+    @property
+    def needs_text(self) -> str:
+        """Name of what comes from text, for messages."""
+        return "an importance matrix"
+
+    @property
+    def needs_no_text(self) -> str:
+        """Reason why no text is needed, for messages."""
+        return "without imatrix: true, no data is used"
+
+    @property
+    def family(self) -> str:
+        """Kind of number format that weights get."""
+        return "GGUF"
+
+    @property
+    def loss_class(self) -> str:
+        """File type, which tells what the loss is like."""
+        return self.type
 
 
 Method = Rtn | Gptq | Awq
@@ -275,13 +330,11 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _calibration_fits_method(self) -> Self:
         if self.calibrated and self.calibrate is None:
-            what = f"method {self.quantize.method}" if self._by_method else "the scale of activations"
-            what = "an importance matrix" if isinstance(self.quantize, Gguf) else what
             example = "{set: passages, samples: 128, seq_len: 512}"
-            raise ValueError(f"{what} needs calibration: add a 'calibrate' block, for example {example}")
+            what = f"{self.quantize.needs_text} needs calibration"
+            raise ValueError(f"{what}: add a 'calibrate' block, for example {example}")
         if not self.calibrated and self.calibrate is not None:
-            what = "method rtn uses no data with this scheme"
-            what = "without imatrix: true, no data is used" if isinstance(self.quantize, Gguf) else what
+            what = self.quantize.needs_no_text
             raise ValueError(f"{what}: remove the 'calibrate' block, or --set calibrate=null")
         return self
 
@@ -305,43 +358,53 @@ class Recipe(Frozen):
         return self.quantize
 
     @property
+    def engine(self) -> Engine | Literal["llama.cpp"]:
+        """Name of the program that quantizes."""
+        return "llama.cpp" if isinstance(self.quantize, Gguf) else self.quantize.engine
+
+    @property
+    def schemes(self) -> tuple[SchemeName, ...]:
+        """Schemes that a module can get; a GGUF has types of its own instead."""
+        return () if isinstance(self.quantize, Gguf) else self.quantize.schemes
+
+    @property
+    def kv_cache(self) -> Literal["FP8"] | None:
+        """Format of cached keys and values, where the recipe chooses one."""
+        return None if isinstance(self.quantize, Gguf) else self.quantize.kv_cache
+
+    @property
     def packing(self) -> Packing:
-        """How the artifact stores its weights."""
+        """How the artifact of modules stores its weights."""
         return EXPORTS[self.export] if self.export else self.engine_packing
 
     @property
     def engine_packing(self) -> Packing:
-        """How the engine stores its weights."""
-        if self.quantize.engine == "quantgate":
+        """How the engine of modules stores its weights."""
+        if self.method.engine == "quantgate":
             return "compressed-tensors"
-        if self.quantize.engine in ("modelopt", "bitsandbytes"):
-            return self.quantize.engine
-        return "awq" if self.quantize.method == "awq" else "gptq"
+        if self.method.engine in ("modelopt", "bitsandbytes"):
+            return self.method.engine
+        return "awq" if self.method.method == "awq" else "gptq"
 
     @property
-    def _by_method(self) -> bool:
-        return not isinstance(self.quantize, Rtn | Gguf)
+    def repacked(self) -> bool:
+        """Whether the artifact stores its weights otherwise than the engine does."""
+        return self.export is not None and self.packing != self.engine_packing
 
     @property
     def calibrated(self) -> bool:
         """Whether text is needed."""
-        if isinstance(self.quantize, Gguf):
-            return self.quantize.imatrix
-        return self._by_method or self.quantize.measures_activations
+        return self.quantize.calibrated
 
     @property
     def family(self) -> str:
-        """The number format that weights get: FP8, FP4, NF4, INT8, INT4 or GGUF; `mixed` when there are rules."""
-        if isinstance(self.quantize, Gguf):
-            return "GGUF"
-        return "mixed" if self.quantize.rules else SCHEMES[self.quantize.scheme].family
+        """Number format that weights get: FP8, FP4, NF4, INT8, INT4 or GGUF; `mixed` when there are rules."""
+        return self.quantize.family
 
     @property
     def loss_class(self) -> str:
-        """What its loss is like: the family of its main scheme, or the file type of a GGUF."""
-        if isinstance(self.quantize, Gguf):
-            return self.quantize.type
-        return SCHEMES[self.quantize.scheme].family
+        """What decides how large the loss is: the family of the main scheme, or the file type of a GGUF."""
+        return self.quantize.loss_class
 
 
 class Limits(Frozen):

@@ -14,7 +14,7 @@ from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.readers import home
-from pipelines.recipe.recipe import Gguf, HubDataset, Recipe
+from pipelines.recipe.recipe import Gguf, HubDataset, Method, Recipe
 from pipelines.reporting.pages import plain
 from pipelines.reporting.record import GateRecord, Manifest, ModulesRecord
 from pipelines.runtimes.distance import Distance
@@ -32,7 +32,7 @@ def serve_line(path: str | Path, manifest: Manifest) -> str:
 
 def vllm_line(path: str | Path, recipe: Recipe) -> str:
     """The command that serves an artifact that is no GGUF."""
-    cache = " --kv-cache-dtype fp8" if recipe.quantize.kv_cache else ""
+    cache = " --kv-cache-dtype fp8" if recipe.kv_cache else ""
     return f"vllm serve {shlex.quote(str(path))}{cache}"
 
 
@@ -203,7 +203,7 @@ def loader(recipe: Recipe) -> str:
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
     """Where runtimes have kernels: one line, or one for each scheme of a mixed artifact, which needs them all."""
-    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.quantize.schemes}
+    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.schemes}
     if len({*places.values()}) == 1:
         return [f"Runs on {next(iter(places.values()))}."]
     return ["Runs where all its formats do:", "", *(f"- {name}: {place}" for name, place in places.items()), ""]
@@ -288,24 +288,15 @@ def _made(manifest: Manifest) -> list[str]:
     ]
     if manifest.engine:
         lines.append(f"- engine: {manifest.engine}")
-    if recipe.packing != recipe.engine_packing:
+    if recipe.repacked:
         lines.append(f"- stored as {recipe.packing}: the same numbers in another order, exactly")
-    for rule in quantize.rules:
-        group = f", group_size {rule.group_size}" if rule.group_size else ""
-        lines.append(f"- rule: {rule.scheme}{group} for {listed(rule.match)}")
-    if quantize.kv_cache:
-        lines.append(f"- KV cache: {quantize.kv_cache}, measured scales for each layer's keys and values")
-    if manifest.tensors:
+    if isinstance(quantize, Gguf):
         lines += [
             f"- {same.count} tensors of type {same.type}{same.reason and ': ' + same.reason}"
             for same in manifest.tensors
         ]
     else:
-        lines += [
-            f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing'}",
-            f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
-            *_reasons(manifest.modules),
-        ]
+        lines += _modules(quantize, manifest)
     if manifest.verification.reader:
         lines.append(f"- {reader_line(manifest.verification.reader)}")
     if calibration:
@@ -317,6 +308,22 @@ def _made(manifest: Manifest) -> list[str]:
     lines.append(f"- artifact: digest `{manifest.artifact_digest}`")
     lines.append(f"- quantgate {manifest.quantgate}" + (f", commit {manifest.commit}" if manifest.commit else ""))
     return lines
+
+
+def _modules(method: Method, manifest: Manifest) -> list[str]:
+    """Return what became of the modules of a checkpoint."""
+    lines = []
+    for rule in method.rules:
+        group = f", group_size {rule.group_size}" if rule.group_size else ""
+        lines.append(f"- rule: {rule.scheme}{group} for {listed(rule.match)}")
+    if method.kv_cache:
+        lines.append(f"- KV cache: {method.kv_cache}, measured scales for each layer's keys and values")
+    return [
+        *lines,
+        f"- kept in the source's precision: {listed(method.ignore) or 'nothing'}",
+        f"- {manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept",
+        *_reasons(manifest.modules),
+    ]
 
 
 def listed(patterns: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from pipelines.evaluation.overlap import Overlap, measure_overlap
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.gate import Verdict
 from pipelines.planning.needs import expected_memory
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.quantization.stage import Artifact
 from pipelines.recipe.recipe import load_task
 from pipelines.reporting.card import card
@@ -125,6 +125,8 @@ _GATE_FIELDS = [name for name in GateRecord.model_fields if name != "forced"]
 
 
 def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
+    if not isinstance(plan, CheckpointPlan):
+        return ()
     counts = Counter((module.scheme, module.group_size, module.reason) for module in plan.modules)
     return tuple(
         ModulesRecord(scheme=scheme, group_size=group_size, reason=reason, count=count)
@@ -133,6 +135,8 @@ def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
 
 
 def _tensors(plan: Plan) -> tuple[TensorsRecord, ...]:
+    if not isinstance(plan, GgufPlan):
+        return ()
     counts = Counter((tensor.type, tensor.reason) for tensor in plan.tensors)
     return tuple(TensorsRecord(type=kind, reason=reason, count=count) for (kind, reason), count in counts.most_common())
 

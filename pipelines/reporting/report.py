@@ -358,7 +358,7 @@ def _provenance(run: Manifest) -> Section:
         "source digest": model.digest,
         "parameters": f"{model.parameters:,}",
         "recipe": run.recipe.name,
-        "engine": run.engine or "quantgate",
+        "engine": run.engine or run.recipe.engine,
         "quantgate": run.quantgate + (f", commit {run.commit}" if run.commit else ""),
         "made": run.created,
         "evaluated in": f"{run.evaluation.runtime} on {run.evaluation.device}",

@@ -30,7 +30,7 @@ from pipelines.core import progress
 from pipelines.core.errors import BadInput, QuantgateError, bad_input
 from pipelines.formats import rounding
 from pipelines.formats.schemes import FP8_MAX, SCHEMES
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.batches import equal_batches
 from pipelines.quantization.files import ArtifactFiles, copy_kept
@@ -50,7 +50,7 @@ SOUND = 0.03
 """Share of what a layer adds to its input that smoothing may change: rounding, where a norm has an offset."""
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens, folder: Path) -> Written:
     """Calibrate, and write the artifact's weight files into `folder`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.inference_mode(), _all_experts(plan), ArtifactFiles(plan, folder) as files:
@@ -109,7 +109,7 @@ def _let_go(tensor: torch.Tensor) -> None:
 class _Work:
     """One pass over a model: what is to be done, and what was done so far."""
 
-    def __init__(self, plan: Plan, model: Any, files: ArtifactFiles) -> None:
+    def __init__(self, plan: CheckpointPlan, model: Any, files: ArtifactFiles) -> None:
         self.plan, self.model, self.files = plan, model, files
         self.method = plan.recipe.quantize
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
@@ -401,7 +401,7 @@ class _CacheRange:
         del self._attention.kv_cache
 
 
-def _load(plan: Plan) -> Any:
+def _load(plan: CheckpointPlan) -> Any:
     import transformers
 
     chosen = getattr(transformers, plan.family)
@@ -412,7 +412,7 @@ def _load(plan: Plan) -> Any:
 
 
 @contextlib.contextmanager
-def _all_experts(plan: Plan) -> Iterator[None]:
+def _all_experts(plan: CheckpointPlan) -> Iterator[None]:
     """Give every token to every expert of a mixture."""
     if not _has_experts(plan):
         yield
@@ -423,11 +423,11 @@ def _all_experts(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _has_experts(plan: Plan) -> bool:
+def _has_experts(plan: CheckpointPlan) -> bool:
     return any(EXPERTS.match(name) for name in plan.quantized)
 
 
-def _model_names(plan: Plan, model: Any) -> dict[str, str]:
+def _model_names(plan: CheckpointPlan, model: Any) -> dict[str, str]:
     """Each quantized module and each attention of the plan → its name in the model."""
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]

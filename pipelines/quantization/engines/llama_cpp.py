@@ -10,8 +10,9 @@ from pipelines.calibration.stage import CalibrationTokens
 from pipelines.core.cache import package_versions
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import run_logged
+from pipelines.environments import llama_build
 from pipelines.planning.gguf import IMATRIX, file_name
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import GgufPlan
 from pipelines.quantization.gguf.convert import convert
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.written import Written
@@ -23,7 +24,7 @@ LONGEST = 127
 """Bytes of a text that llama-quantize writes into a file's metadata."""
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def quantize(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Write the GGUF, the importance matrix beside it, and the source's licence into `folder`."""
     source = convert(plan.checkpoint).file
     if tokens:
@@ -32,13 +33,12 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writ
     for name in plan.checkpoint.companions:
         if name.startswith(LICENCES):
             shutil.copyfile(plan.checkpoint.folder / name, folder / name)
-    return Written(quantization_config={})
+    return Written(quantization_config={}, engine=f"llama.cpp {llama_build.version()}")
 
 
-def run_tool(plan: Plan, tokens: CalibrationTokens | None, source: Path, folder: Path) -> Path:
+def run_tool(plan: GgufPlan, tokens: CalibrationTokens | None, source: Path, folder: Path) -> Path:
     """Quantize the F16 GGUF `source` with the importance matrix that is in `folder`; returns the file."""
-    method = plan.recipe.quantize
-    assert isinstance(method, Gguf)
+    method = plan.method
     command = [llama_cpp.program("llama-quantize"), *_options(method), *_provenance(plan, tokens)]
     name, log = file_name(plan.checkpoint, method), folder.parent / "quantize.log"
     files = [str(source), name, method.type, str(llama_cpp.threads())]
@@ -59,7 +59,7 @@ def _options(method: Gguf) -> list[str]:
     return options
 
 
-def _provenance(plan: Plan, tokens: CalibrationTokens | None) -> list[str]:
+def _provenance(plan: GgufPlan, tokens: CalibrationTokens | None) -> list[str]:
     """What the file says of how it was made."""
     said = {
         "version": package_versions()["quantgate"],

@@ -23,7 +23,7 @@ from pipelines.environments.isolated import serve
 from pipelines.formats.packings import exceptions
 from pipelines.formats.repack import check_exact, unpack
 from pipelines.formats.rounding import DTYPES, dequantize
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.quantization.written import Written, named_kept, packed_config, worker_module, write_smoothing
 from pipelines.recipe.recipe import Gptq
@@ -33,7 +33,7 @@ FIT_ROUNDS = 4
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Let the recipe's engine quantize, and write the artifact's weight files, in its packing, into `folder`.
 
     What the engine prints is in `engine.log` beside `folder`.
@@ -50,14 +50,12 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writ
     handed.unlink()
     written = _take(plan, read_checkpoint(raw), folder)
     shutil.rmtree(raw)
-    return written.model_copy(
-        update={"engine": f"{plan.recipe.quantize.engine} {said['version']}", "peak_memory": peak}
-    )
+    return written.model_copy(update={"engine": f"{plan.recipe.engine} {said['version']}", "peak_memory": peak})
 
 
-def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str], int]:
+def _ask(plan: CheckpointPlan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str], int]:
     """What the engine answers when it wrote its checkpoint into `raw`, and its peak memory in bytes."""
-    engine = plan.recipe.quantize.engine
+    engine = plan.recipe.engine
     python = isolated.make(engine)
     variables = {**clean_variables(), **OFFLINE}
     variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
@@ -73,9 +71,9 @@ def _ask(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str]
             return said, worker.peak_memory
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: CheckpointPlan) -> dict[str, Any]:
     """What the engine is told beside files and modules."""
-    method, form = plan.recipe.quantize, plan.form
+    method, form = plan.recipe.method, plan.form
     dampening = {"dampening": method.dampening} if isinstance(method, Gptq) else {}
     match method.engine:
         case "modelopt":
@@ -91,7 +89,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
+def _take(plan: CheckpointPlan, raw: Checkpoint, folder: Path) -> Written:
     """Write the artifact from the engine's checkpoint `raw` and the source."""
     ours, theirs = ({tensor.name: tensor for tensor in each.tensors} for each in (plan.checkpoint, raw))
     _check(plan, theirs)
@@ -113,7 +111,7 @@ def _take(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
     return Written(**_described(plan, raw), rescaled=tuple(sorted(changed)))
 
 
-def _check(plan: Plan, theirs: dict[str, TensorInfo]) -> None:
+def _check(plan: CheckpointPlan, theirs: dict[str, TensorInfo]) -> None:
     """Raise QuantgateError unless the engine wrote every part of every module as the plan says."""
     for module in plan.quantized.values():
         for suffix, part in module.parts.items():
@@ -122,7 +120,7 @@ def _check(plan: Plan, theirs: dict[str, TensorInfo]) -> None:
             if known != part:
                 what = f"{found.dtype} {found.shape}" if found else "nothing"
                 raise QuantgateError(
-                    f"{plan.recipe.quantize.engine} wrote {what} as {module.name}.{suffix}, the plan says {part}"
+                    f"{plan.recipe.engine} wrote {what} as {module.name}.{suffix}, the plan says {part}"
                 )
 
 
@@ -140,7 +138,7 @@ def _part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
     return stored.half()
 
 
-def _changed(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
+def _changed(plan: CheckpointPlan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
     """The norms and biases that the engine changed; a change of anything larger is an error."""
     for tensor in plan.checkpoint.tensors:
         if tensor.name not in theirs or quantized_module(plan, tensor):
@@ -149,7 +147,7 @@ def _changed(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iter
         if torch.equal(ours.to(other.dtype), other):  # an engine may store another dtype
             continue
         if ours.dim() > 1:
-            raise QuantgateError(f"{plan.recipe.quantize.engine} changed {tensor.name}, which the plan keeps")
+            raise QuantgateError(f"{plan.recipe.engine} changed {tensor.name}, which the plan keeps")
         yield tensor.name
 
 
@@ -179,7 +177,7 @@ def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return torch.where(found.isfinite() & (found > 0), found, torch.ones_like(found))
 
 
-def _described(plan: Plan, raw: Checkpoint) -> dict[str, Any]:
+def _described(plan: CheckpointPlan, raw: Checkpoint) -> dict[str, Any]:
     """The `quantization_config` of the artifact, and the files in which older readers look for it."""
     packing = plan.recipe.engine_packing
     if packing == "modelopt":
