@@ -25,7 +25,7 @@ from pipelines.planning.stage import make_plan
 from pipelines.quantization.engines.llama_cpp import run_tool
 from pipelines.quantization.gguf.convert import convert
 from pipelines.quantization.gguf.imatrix import write_imatrix
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes import llama_cpp
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "iq3_m", "iq2_m")

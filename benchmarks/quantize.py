@@ -166,7 +166,7 @@ def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[st
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.engines import layerwise, streaming
     from pipelines.quantization.stage import write_companions
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     assert isinstance(plan, CheckpointPlan)
@@ -192,7 +192,7 @@ def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str])
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.engines import other_projects
     from pipelines.quantization.stage import write_companions
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     assert isinstance(plan, CheckpointPlan)
@@ -223,7 +223,7 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from pipelines.calibration.stage import calibrate, read_tokens
     from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     assert isinstance(plan, CheckpointPlan)
@@ -307,7 +307,7 @@ def held_out(settings: list[str]) -> Any:
 
     from pipelines.calibration.stage import calibrate, read_tokens
     from pipelines.planning.stage import make_plan
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     return torch.tensor(read_tokens(calibrate(make_plan(load_recipe("int4-gptq", settings)))))
 

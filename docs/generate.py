@@ -15,6 +15,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from pipelines import recipe as recipe_package
 from pipelines.calibration.stage import SHORTEST
 from pipelines.cli import main as cli
 from pipelines.cli.tables import FAMILIES, by_family
@@ -23,19 +24,9 @@ from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.recipe import library
-from pipelines.recipe.recipe import (
-    Awq,
-    Calibrate,
-    Gate,
-    Gguf,
-    Gptq,
-    Recipe,
-    Rtn,
-    Rule,
-    load_recipe,
-    load_set,
-    load_suite,
-)
+from pipelines.recipe.load import load_recipe, load_set, load_suite
+from pipelines.recipe.methods import Awq, Gguf, Gptq, Rtn, Rule
+from pipelines.recipe.recipe import Calibrate, Gate, Recipe
 from pipelines.reporting.card import listed, loader, vllm_line
 from pipelines.reporting.record import Manifest
 
@@ -413,11 +404,15 @@ def _rows(model: type[BaseModel], prefix: str, names: Any, note: str = "") -> It
         yield f"| `{prefix}{name}` | {kind} | {_default(field.default)} | {note}{documented.get(name, '')} |"
 
 
+RECIPE = f"{recipe_package.__name__}."
+"""Beginning of the names of modules whose docstrings are documentation."""
+
+
 def _docs(model: type[BaseModel]) -> dict[str, str]:
     """Field → the docstring below it, those of the base classes too."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
-        if not issubclass(base, BaseModel) or base.__module__ != Recipe.__module__:
+        if not issubclass(base, BaseModel) or not base.__module__.startswith(RECIPE):
             continue
         (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
         for field, below in itertools.pairwise(body):

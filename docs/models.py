@@ -208,7 +208,7 @@ def attempt(recipe: str, folder: Path, scratch: Path) -> str:
     """Return `yes` for an artifact that transformers loads with logits near the source's, or why there is none."""
     from pipelines import make_plan, quantize
     from pipelines.planning.plan import GgufPlan
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
     from pipelines.verification.stage import verify
 
     settings = ["quantize.on_indivisible=skip", f"calibrate={{set: {calibration(scratch)}, samples: 4, seq_len: 32}}"]

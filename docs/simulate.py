@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from pipelines.evaluation.looks import LOOKS, blocks, look_confidence
 from pipelines.gating.gate import TaskVerdict, _combined, _decide, _Moments, below_floor
-from pipelines.recipe.recipe import Policy, Suite, SuiteTask, load_suite, load_task
+from pipelines.recipe.load import load_suite, load_task
+from pipelines.recipe.suite import Policy, Suite, SuiteTask
 from pipelines.reporting import charts
 
 HERE = Path(__file__).parent

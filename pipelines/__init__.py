@@ -11,6 +11,6 @@ from pipelines.gating.gate import gate
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.stage import publish
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 
 __all__ = ["evaluate", "gate", "load_recipe", "make_plan", "publish", "quantize", "run", "run_all"]

@@ -12,7 +12,7 @@ from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, Problem
 from pipelines.planning.needs import disk_lacks
 from pipelines.planning.plan import CheckpointPlan, Need, Part
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from tests.conftest import edit_json, make_tiny
 from tests.plans import plan_checkpoint, plan_gguf
 from tests.test_plan import EVEN, ODD, bf16, experts_of, fake

@@ -18,7 +18,7 @@ from pipelines.core.errors import BadInput
 from pipelines.planning.anatomy import examine
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.distance import measure_distance, write_logprobs
 from pipelines.runtimes.generation import generate
 from pipelines.runtimes.loading import load_for_inference

@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.cli.tables import FAMILIES
 from pipelines.recipe import library
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import LINEAR, LLAMA, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
 from tests.test_plan import sparse_checkpoint

@@ -26,7 +26,7 @@ from pipelines.formats.repack import unpack
 from pipelines.formats.rounding import dequantize
 from pipelines.planning.engines import KNOWN_MODELS
 from pipelines.quantization.stage import CheckpointArtifact, quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import VOCABULARY, Cli, edit_json, make_tiny

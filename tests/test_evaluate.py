@@ -12,7 +12,8 @@ from pipelines.evaluation.stage import evaluate, looks
 from pipelines.evaluation.tasks import prompts
 from pipelines.gating.gate import gate
 from pipelines.recipe import library
-from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_suite, load_task
+from pipelines.recipe.load import load_suite, load_task
+from pipelines.recipe.suite import Suite, SuiteTask, Task
 
 
 def suite(*tasks: SuiteTask) -> Suite:

@@ -19,7 +19,8 @@ from pipelines.core.errors import BadInput
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.engines import layerwise
 from pipelines.quantization.stage import Artifact, quantize
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.plans import plan_checkpoint

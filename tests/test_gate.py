@@ -22,7 +22,7 @@ from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
 from pipelines.gating.gate import Statistic, Verdict, _combined, _decide, _Moments, below_floor, judge
 from pipelines.gating.power import Discordance, sight, typical
-from pipelines.recipe.recipe import Policy, Suite, SuiteTask
+from pipelines.recipe.suite import Policy, Suite, SuiteTask
 
 ALPHA = 0.05
 TARGET = 0.99

@@ -27,7 +27,7 @@ from pipelines.planning.plan import GgufPlan
 from pipelines.quantization.gguf.convert import _in_float32, _run_converter, convert, discard
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe, load_suite
+from pipelines.recipe.load import load_recipe, load_suite
 from pipelines.reporting.record import Manifest
 from pipelines.runtimes import llama_cpp
 from pipelines.runtimes.probe import PROMPT
@@ -183,7 +183,8 @@ def test_held_out_text_is_not_what_was_calibrated_on(smollm2: Checkpoint) -> Non
 
 def first_rows(count: int) -> list[str]:
     from pipelines.calibration.stage import _rows
-    from pipelines.recipe.recipe import Calibrate, load_set
+    from pipelines.recipe.load import load_set
+    from pipelines.recipe.recipe import Calibrate
 
     rows, _ = _rows(load_set("passages"), Calibrate(set="passages", seed=7))
     return [next(rows)[0] for _ in range(count)]

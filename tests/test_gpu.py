@@ -18,7 +18,7 @@ from pipelines.formats.schemes import FP8_MAX, OWN_SCHEMES, SCHEMES, SchemeName
 from pipelines.quantization.engines import layerwise
 from pipelines.quantization.methods import gptq
 from pipelines.quantization.stage import write_companions
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from pipelines.runtimes.distance import chunks, measure_distance, write_logprobs
 from pipelines.runtimes.loading import load_for_inference

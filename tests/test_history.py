@@ -10,7 +10,7 @@ import pytest
 from pipelines.core.errors import BadInput
 from pipelines.flow.run import Run, run
 from pipelines.gating.power import Discordance
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.history import compare, discordance, read_runs
 from pipelines.reporting.record import Manifest
 from tests.conftest import Cli

@@ -22,7 +22,7 @@ from pipelines.quantization.methods import gptq, smoothing
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
 from pipelines.quantization.stage import quantize
 from pipelines.quantization.written import read_smoothing
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from tests.conftest import edit_json
 from tests.plans import plan_checkpoint

@@ -14,7 +14,7 @@ from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
 from pipelines.gating.gate import Verdict, judge
 from pipelines.gating.measures import Measure, Name, Pairs, measure
-from pipelines.recipe.recipe import Limits, Policy
+from pipelines.recipe.suite import Limits, Policy
 from pipelines.runtimes.distance import Distance
 from tests.test_gate import documents, suite, within_alpha
 

@@ -15,7 +15,9 @@ from pipelines.core.errors import EXITS, BadInput
 from pipelines.flow.run import run
 from pipelines.formats.schemes import SCHEMES
 from pipelines.publishing.stage import EXIT_CODES
-from pipelines.recipe.recipe import CalibrationSet, Recipe, load_recipe
+from pipelines.recipe.calibration_set import CalibrationSet
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import card, serve_line
 from pipelines.reporting.record import Manifest
 

@@ -20,7 +20,9 @@ from pipelines.core.errors import BadInput
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
 from pipelines.planning.needs import disk_lacks
 from pipelines.planning.plan import CheckpointPlan, Need
-from pipelines.recipe.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.methods import Gptq, OnIndivisible, Quantize, Rtn, Rule
+from pipelines.recipe.recipe import Calibrate, Recipe
 from tests.conftest import PLAIN, Cli
 from tests.plans import plan_checkpoint
 from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors

@@ -29,7 +29,8 @@ from pipelines.publishing.places.targets import open_place, parse_target
 from pipelines.publishing.provenance import Signer, Trust
 from pipelines.publishing.stage import check_published, publish, published, pull, sealed
 from pipelines.quantization.stage import Artifact, quantize
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest
 from tests import hub_server, servers

@@ -17,7 +17,8 @@ from pipelines.environments import isolated
 from pipelines.planning import modules, quantization_config, stage
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.stage import Artifact, quantize
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import reader_line
 from pipelines.verification import reader as reading
 from pipelines.verification.reader import Reader

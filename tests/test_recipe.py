@@ -10,24 +10,11 @@ from pipelines.core.strict_yaml import MAX_FILE_BYTES, load
 from pipelines.core.wheels import PINNED
 from pipelines.formats.schemes import SCHEMES
 from pipelines.recipe import library
-from pipelines.recipe.recipe import (
-    Calibrate,
-    CalibrationSet,
-    Gate,
-    Gguf,
-    Gptq,
-    Method,
-    PackageSource,
-    Recipe,
-    Rtn,
-    Rule,
-    Suite,
-    Task,
-    load_recipe,
-    load_set,
-    load_suite,
-    load_task,
-)
+from pipelines.recipe.calibration_set import CalibrationSet, PackageSource
+from pipelines.recipe.load import load_recipe, load_set, load_suite, load_task
+from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
+from pipelines.recipe.recipe import Calibrate, Gate, Recipe
+from pipelines.recipe.suite import Suite, Task
 
 RTN = """\
 version: 1

@@ -11,8 +11,8 @@ from pipelines.core.errors import BadInput
 from pipelines.flow.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
 from pipelines.flow.repair import repair
 from pipelines.flow.run import Run, run
-from pipelines.recipe.as_yaml import as_yaml
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import as_yaml, load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
 from pipelines.verification.results import LayerError
 from tests.plans import plan_checkpoint, plan_gguf

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.flow.run import Run, run
 from pipelines.gating.measures import Measure
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.card import verdict_line
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.report import html, markdown

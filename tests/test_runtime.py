@@ -16,7 +16,8 @@ from pipelines.formats.activations import input_rounder
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.written import fused_names
-from pipelines.recipe.recipe import Calibrate, Recipe, Rtn
+from pipelines.recipe.methods import Rtn
+from pipelines.recipe.recipe import Calibrate, Recipe
 from pipelines.runtimes.loading import load_for_inference, unrounded
 from tests.conftest import edit_json
 from tests.plans import plan_checkpoint

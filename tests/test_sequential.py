@@ -19,7 +19,8 @@ from pipelines.evaluation.scores import Document
 from pipelines.flow import run as flow
 from pipelines.gating.gate import Verdict, judge
 from pipelines.planning.plan import CheckpointPlan
-from pipelines.recipe.recipe import Policy, Suite, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.suite import Policy, Suite
 from tests.test_gate import documents, within_alpha
 
 TIMES = 2000

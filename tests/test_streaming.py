@@ -19,7 +19,8 @@ from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_g
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.engines import streaming
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Recipe, Rtn, Rule
+from pipelines.recipe.methods import Rtn, Rule
+from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification import checkpoint as checkpoint_verification
 from pipelines.verification.stage import verify

@@ -15,7 +15,8 @@ from pipelines.evaluation.stage import evaluate
 from pipelines.evaluation.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
 from pipelines.flow.run import Job, prepare
 from pipelines.recipe import library
-from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
+from pipelines.recipe.load import load_recipe, load_suite, load_task
+from pipelines.recipe.suite import Suite, SuiteTask, Task
 from pipelines.runtimes import transformers_lm
 from tests.conftest import PLAIN, Cli, edit_json, own_cache
 

@@ -18,15 +18,9 @@ from pipelines.core.errors import BadInput, bad_input, brief
 from pipelines.core.text_files import Content, Row, content_of, read_jsonl, read_rows
 from pipelines.planning.plan import Plan
 from pipelines.recipe import library
-from pipelines.recipe.recipe import (
-    Calibrate,
-    CalibrationSet,
-    FileSource,
-    HubSource,
-    PackageSource,
-    SelfSource,
-    load_set,
-)
+from pipelines.recipe.calibration_set import CalibrationSet, FileSource, HubSource, PackageSource, SelfSource
+from pipelines.recipe.load import load_set
+from pipelines.recipe.recipe import Calibrate
 from pipelines.runtimes.amounts import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.runtimes.generation import check_generation, use_own_settings
 

@@ -200,17 +200,17 @@ def main() -> None:
 @json_option
 def list_(kind: str, as_json: bool) -> None:
     """List the recipes, or the calibration sets, suites or tasks."""
-    from pipelines.recipe import library, recipe
+    from pipelines.recipe import library, load
 
     if kind == "recipes":
         return _list_recipes(as_json)
     match kind:
         case "sets":
-            rows = [(name, recipe.load_set(name).summary) for name in library.names("set")]
+            rows = [(name, load.load_set(name).summary) for name in library.names("set")]
         case "suites":
-            rows = [(name, recipe.load_suite(name).summary) for name in library.names("suite")]
+            rows = [(name, load.load_suite(name).summary) for name in library.names("suite")]
         case _:
-            rows = [(name, f"metric {recipe.load_task(name).metric}") for name in library.names("task")]
+            rows = [(name, f"metric {load.load_task(name).metric}") for name in library.names("task")]
     if as_json:
         return _print_json([{"name": name, "summary": text} for name, text in rows])
     from pipelines.cli.tables import show_list
@@ -221,7 +221,7 @@ def list_(kind: str, as_json: bool) -> None:
 def _list_recipes(as_json: bool) -> None:
     from pipelines.cli.tables import by_family, show_recipes
     from pipelines.recipe import library
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     recipes = [load_recipe(name) for name in library.names("recipe")]
     if not as_json:
@@ -243,7 +243,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show a recipe with every setting, the defaults too."""
     import yaml
 
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     values = load_recipe(recipe, overrides).model_dump(mode="json")
     if as_json:
@@ -257,7 +257,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def validate(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Check recipes, their suites and sets; every problem is reported."""
     from pipelines.core.errors import BadInput, Problem, refuse
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     problems: list[Problem] = []
     for name in recipes:
@@ -291,7 +291,7 @@ def plan(
     from pipelines.flow.run import foresee_times
     from pipelines.gating.power import foresee
     from pipelines.planning.stage import make_plan
-    from pipelines.recipe.recipe import load_recipe, load_suite
+    from pipelines.recipe.load import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     device = choose_device(device) if device else default_device()
@@ -358,7 +358,7 @@ def run(
     {model} and {recipe} in it stand for their names. Of several recipes, a folder without {recipe} is the one above.
     """
     from pipelines import run, run_all
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     python = _vllm_python(runtime, python)
     overrides = _overrides(overrides, experimental_cpu)
@@ -472,7 +472,7 @@ def quantize(
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.stage import GgufArtifact
     from pipelines.quantization.stage import quantize as quantize_stage
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
     from pipelines.verification.stage import verify
 
     chosen = load_recipe(recipe, _overrides(overrides, experimental_cpu))
@@ -522,7 +522,7 @@ def evaluate(
     from pipelines.evaluation.stage import evaluate as evaluate_stage
     from pipelines.evaluation.tasks import check_tasks
     from pipelines.flow.display import command_display
-    from pipelines.recipe.recipe import load_suite
+    from pipelines.recipe.load import load_suite
 
     _check_out(out)
     python = _vllm_python(runtime, python)
@@ -665,7 +665,7 @@ def repair(
 def _foresee(name: str, baseline: "Evaluation | None", as_json: bool) -> None:
     from pipelines.core.errors import bad_input
     from pipelines.gating.power import foresee
-    from pipelines.recipe.recipe import load_recipe, load_suite
+    from pipelines.recipe.load import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     recipe = load_recipe(name)

@@ -12,7 +12,7 @@ from pipelines.calibration.stage import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import Result, keep
-from pipelines.recipe.recipe import Suite
+from pipelines.recipe.suite import Suite
 
 WORDS = 13
 

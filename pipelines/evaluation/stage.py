@@ -28,7 +28,8 @@ from pipelines.evaluation.looks import LOOKS, blocks
 from pipelines.evaluation.scores import Block, Document, Evaluation, TaskResult
 from pipelines.evaluation.tasks import NOT_ASKED, SEED, Asked, Opened, quiet
 from pipelines.quantization.stage import Artifact, GgufArtifact
-from pipelines.recipe.recipe import Suite, SuiteTask, Task, expected_documents, load_suite, load_task
+from pipelines.recipe.load import expected_documents, load_suite, load_task
+from pipelines.recipe.suite import Suite, SuiteTask, Task
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
 

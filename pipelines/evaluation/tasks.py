@@ -22,7 +22,8 @@ from pipelines.core.cache import Result, cache_dir, digest, file_digest, keep
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, brief, did_you_mean, refuse
 from pipelines.core.text_files import read_jsonl
 from pipelines.evaluation import looks
-from pipelines.recipe.recipe import OfflineData, Suite, SuiteTask, Task, load_task
+from pipelines.recipe.load import load_task
+from pipelines.recipe.suite import OfflineData, Suite, SuiteTask, Task
 
 if TYPE_CHECKING:
     from pipelines.runtimes.lm_eval import TokenLM

@@ -22,7 +22,8 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.core.text import roughly
 from pipelines.evaluation.stage import Share
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
-from pipelines.recipe.recipe import Suite, load_task, task_documents
+from pipelines.recipe.load import load_task, task_documents
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.runtimes.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.verification import reader

@@ -25,7 +25,7 @@ from pipelines.flow.run import Job, Run, attempt, discard, prepare, prepare_runt
 from pipelines.planning.needs import disk_lacks
 from pipelines.publishing.provenance import Signer
 from pipelines.publishing.stage import EXIT_CODES, worst
-from pipelines.recipe.recipe import Name
+from pipelines.recipe.library import Name
 from pipelines.reporting.card import NO_LICENCE, bounds, verdict_line
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.reporting.pages import Cell, Mark, Note, Section, Table, clean

@@ -14,8 +14,9 @@ from pipelines.formats.gguf_types import BLOCKS, TensorType
 from pipelines.formats.schemes import SchemeName
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.as_yaml import as_yaml
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.load import as_yaml
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
 
 ATTEMPTS = 4

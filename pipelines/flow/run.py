@@ -35,7 +35,9 @@ from pipelines.publishing.places.targets import Target, parse_target
 from pipelines.publishing.provenance import Signer, check_signer
 from pipelines.publishing.stage import EXIT_CODES, check_targets, put, sealed
 from pipelines.quantization.stage import Artifact, quantize
-from pipelines.recipe.recipe import Recipe, Suite, expected_documents, load_recipe, load_suite
+from pipelines.recipe.load import expected_documents, load_recipe, load_suite
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.card import bounds, verdict_line
 from pipelines.reporting.history import discordance
 from pipelines.reporting.package import Bundle, package, stage_record

@@ -24,7 +24,8 @@ from pipelines.core.errors import Problem, refuse
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.scores import Document, Evaluation, Scores
 from pipelines.gating.measures import LABELS, Measure, measure
-from pipelines.recipe.recipe import Gate, Policy, Suite
+from pipelines.recipe.recipe import Gate
+from pipelines.recipe.suite import Policy, Suite
 from pipelines.runtimes.distance import Distance
 
 FEWEST_INDEPENDENT = 2

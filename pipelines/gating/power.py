@@ -11,7 +11,9 @@ from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.scores import Document, Evaluation
 from pipelines.gating.gate import FEWEST_INDEPENDENT, MORE, TOO_FEW, Statistic
-from pipelines.recipe.recipe import Recipe, Suite, task_documents
+from pipelines.recipe.load import task_documents
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 
 POWER = 0.8
 

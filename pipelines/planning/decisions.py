@@ -11,7 +11,8 @@ from pipelines.planning.engines import scales_input
 from pipelines.planning.patterns import LinearModules, Matches
 from pipelines.planning.plan import Module
 from pipelines.recipe import advice
-from pipelines.recipe.recipe import Method, Recipe, Rule
+from pipelines.recipe.methods import Method, Rule
+from pipelines.recipe.recipe import Recipe
 
 
 class Indivisible(Frozen):

@@ -12,7 +12,8 @@ from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import BLOCKS, Choice, Shape, TensorType, choose
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "LLAMA",

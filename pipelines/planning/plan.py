@@ -16,7 +16,8 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.packings import Form, Packing, layout
 from pipelines.formats.schemes import SchemeName
 from pipelines.planning.gguf import GgufTensor
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 
 
 class Module(Frozen):

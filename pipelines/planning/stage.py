@@ -17,7 +17,9 @@ from pipelines.planning.needs import lacks, machine_needs
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.rehearsal import unreadable
 from pipelines.recipe import advice
-from pipelines.recipe.recipe import Gguf, Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 
 
 def make_plan(

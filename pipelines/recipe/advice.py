@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.formats.schemes import SMALLEST_GROUP
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 
 Settings = Mapping[str, Any]
 """Key of a recipe, with dots between its parts → value."""

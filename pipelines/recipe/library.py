@@ -4,10 +4,14 @@ A name is looked up in the library; anything that ends in `.yaml` is a path of t
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipelines.core.errors import bad_input, did_you_mean
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+"""Name of a recipe, a suite or a calibration set."""
 Kind = Literal["recipe", "set", "suite", "task"]
 FOLDERS: dict[Kind, str] = {
     "recipe": "recipes",

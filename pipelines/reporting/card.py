@@ -14,7 +14,9 @@ from pipelines.gating.gate import TaskVerdict, Verdict
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.readers import home
-from pipelines.recipe.recipe import Gguf, HubDataset, Method, Recipe
+from pipelines.recipe.methods import Gguf, Method
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import HubDataset
 from pipelines.reporting.pages import plain
 from pipelines.reporting.record import GateRecord, Manifest, ModulesRecord
 from pipelines.runtimes.distance import Distance

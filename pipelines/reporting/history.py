@@ -13,7 +13,8 @@ from pipelines.core.errors import BadInput, Problem, bad_input, refuse
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.power import Discordance, typical
 from pipelines.planning.plan import Plan
-from pipelines.recipe.recipe import Recipe, Suite
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.record import RECORD, Manifest
 
 

@@ -19,7 +19,7 @@ from pipelines.gating.gate import Verdict
 from pipelines.planning.needs import expected_memory
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.quantization.stage import Artifact
-from pipelines.recipe.recipe import load_task
+from pipelines.recipe.load import load_task
 from pipelines.reporting.card import card
 from pipelines.reporting.licence import spdx
 from pipelines.reporting.record import (

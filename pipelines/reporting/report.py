@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipelines.core.bounds import level
 from pipelines.core.text import duration, percent, size
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
-from pipelines.recipe.as_yaml import as_yaml
+from pipelines.recipe.load import as_yaml
 from pipelines.reporting import charts
 from pipelines.reporting.card import NO_LICENCE, bounds, changed, reader_line, verdict_name
 from pipelines.reporting.charts import Interval, Point, decibels

@@ -37,7 +37,7 @@ from pipelines.quantization.files import ArtifactFiles, copy_kept
 from pipelines.quantization.methods import gptq, smoothing
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
 from pipelines.quantization.written import Written, write_smoothing
-from pipelines.recipe.recipe import Awq, Gptq, Rtn
+from pipelines.recipe.methods import Awq, Gptq, Rtn
 from pipelines.runtimes import module_names
 from pipelines.runtimes.loading import explained
 from pipelines.runtimes.module_names import linearize_experts, named_alike

@@ -16,7 +16,7 @@ from pipelines.planning.plan import GgufPlan
 from pipelines.quantization.gguf.convert import convert
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.written import Written
-from pipelines.recipe.recipe import Gguf
+from pipelines.recipe.methods import Gguf
 from pipelines.runtimes import llama_cpp
 
 LICENCES = ("LICENSE", "NOTICE")

@@ -26,7 +26,7 @@ from pipelines.formats.rounding import DTYPES, dequantize
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.quantization.written import Written, named_kept, packed_config, worker_module, write_smoothing
-from pipelines.recipe.recipe import Gptq
+from pipelines.recipe.methods import Gptq
 
 FIT_ROUNDS = 4
 """Of fitting the factors of columns and of rows in turn."""
