@@ -368,7 +368,7 @@ def _calibration(recipe: Recipe) -> str:
 
 
 def _hardware(recipe: Recipe) -> list[str]:
-    places = {name: hardware(recipe.packing, name) for name in recipe.quantize.schemes}
+    places = {name: hardware(recipe.packing, name) for name in recipe.schemes}
     if len({*places.values()}) == 1:
         return [f"- hardware: {next(iter(places.values()))}"]
     return [f"- hardware for `{name}`: {place}" for name, place in places.items()]

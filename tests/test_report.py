@@ -102,6 +102,17 @@ def test_nothing_in_a_record_becomes_markup_and_nothing_is_fetched(done: Run) ->
     assert all(r"\|" in line for line in cells)
 
 
+def test_a_report_on_three_runs_of_thirty_layers_is_under_400_kb(done: Run) -> None:
+    first, kinds = done.manifest.verification.layers[0], ("q_proj", "k_proj", "v_proj", "o_proj", "up", "gate", "down")
+    names = [f"model.layers.{number}.{kind}.weight" for number in range(30) for kind in kinds]
+    layers = tuple(first.model_copy(update={"module": name}) for name in names)
+    verification = done.manifest.verification.model_copy(update={"layers": layers})
+    runs = [told(done, name).model_copy(update={"verification": verification}) for name in ("a", "b", "c")]
+    page = html(runs)
+    assert page.count("<title>layer ") == 3 * len(names)
+    assert len(page.encode()) < 400_000
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright

@@ -292,11 +292,11 @@ import pipelines.planning.stage
 from pipelines.formats import rounding
 from pipelines.quantization.engines import streaming
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from tests.fakes import anatomy_of
 pipelines.planning.stage.examine, pipelines.planning.stage.unreadable = anatomy_of, lambda _: ""
 recipe = load_recipe("fp8", ["quantize.scheme=" + sys.argv[3], "quantize.ignore=[lm_head]"])
-plan = plan_checkpoint(recipe, sys.argv[1])
+plan = make_plan(recipe, sys.argv[1])
 warm = torch.ones(64, 64, dtype=torch.bfloat16)  # what torch allocates once
 rounding.quantize(warm, rounding.find_scales(warm, "FP8_DYNAMIC", None))
 with open("/proc/self/status") as status:

@@ -10,20 +10,20 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from pipelines.core import progress
+from pipelines.core.code import code_digest
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.core.strict_yaml import Frozen
 
@@ -88,8 +88,12 @@ def keep(
     result: type[R],
     make: Callable[[Path], Mapping[str, Any]],
     intact: Callable[[R], bool] = lambda _: True,
+    chosen: Iterable[str] = (),
 ) -> R:
-    """The finished result of `stage` for these `inputs`: found in the cache, or made now.
+    """Return the finished result of `stage` for these `inputs`: found in the cache, or made now.
+
+    Its key is the digest of the inputs, of the versions of packages, and of the code: the module of `make` and all that
+    it imports, and the modules `chosen` at run time, by full name.
 
     `make` gets an empty folder for its files and returns the fields that `result` adds to `Result`. What it wrote
     becomes visible only when it returned: a killed process leaves a `.partial` folder that the next one removes.
@@ -97,7 +101,7 @@ def keep(
     """
     versions = package_versions()
     plain = json.loads(json.dumps(dict(inputs), default=str))
-    code = file_digest(Path(inspect.getfile(make)))  # so that editing a stage's module makes it run again
+    code = code_digest([make.__module__, *chosen])
     key = digest({"stage": stage, "inputs": plain, "versions": versions, "code": code})
     home = cache_dir() / "stages" / stage
     folder = home / key

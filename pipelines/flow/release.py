@@ -28,8 +28,9 @@ from pipelines.publishing.stage import EXIT_CODES, worst
 from pipelines.recipe.library import Name
 from pipelines.reporting.card import NO_LICENCE, bounds, verdict_line
 from pipelines.reporting.history import seconds_of_runs
-from pipelines.reporting.pages import Cell, Mark, Note, Section, Table, clean
+from pipelines.reporting.pages import Cell, Mark, Note, Section, Table
 from pipelines.reporting.record import REPORT, Manifest
+from pipelines.reporting.rendering import clean
 from pipelines.reporting.report import html, markdown, marked, retained
 
 RECORD, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"

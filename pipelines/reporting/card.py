@@ -17,8 +17,8 @@ from pipelines.planning.readers import home
 from pipelines.recipe.methods import Gguf, Method
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.suite import HubDataset
-from pipelines.reporting.pages import plain
 from pipelines.reporting.record import GateRecord, Manifest, ModulesRecord
+from pipelines.reporting.rendering import plain
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 

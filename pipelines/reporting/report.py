@@ -11,7 +11,9 @@ from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.recipe.load import as_yaml
 from pipelines.reporting import charts
 from pipelines.reporting.card import NO_LICENCE, bounds, changed, reader_line, verdict_name
-from pipelines.reporting.charts import Interval, Point, decibels
+from pipelines.reporting.charts import Interval
+from pipelines.reporting.frontier import MARKS, Point, frontier
+from pipelines.reporting.heat import decibels, heat_map
 from pipelines.reporting.history import Ranked, Ranking, compare
 from pipelines.reporting.pages import (
     Banner,
@@ -116,7 +118,7 @@ def _ranking_parts(ranking: Ranking, runs: Sequence[Manifest]) -> Iterable[Secti
     advice = f"Recommended: {recommended}, the smallest that passed." if recommended else "None passed."
     rows = tuple(_compared(ranked, number == ranking.recommended, runs) for number, ranked in enumerate(ranking.runs))
     columns = ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", "")
-    chart = Chart(charts.frontier(title, "weights, MB", points, target=target), wide=True)
+    chart = Chart(frontier(title, "weights, MB", points, target=target), wide=True)
     table = Table(title, columns, rows, ("verdict", ""))
     yield Section(title, (Note(advice), chart, table))
 
@@ -273,9 +275,7 @@ def _layer_sections(run: Manifest, remedy: str | None) -> Iterable[Section]:
     layers = run.verification.layers
     tried = remedy if run.gate.verdict != "PASS" else None
     if layers:
-        chart = charts.heat_map(
-            f"Error of each layer of {run.recipe.name}", {each.module: each.sqnr for each in layers}
-        )
+        chart = heat_map(f"Error of each layer of {run.recipe.name}", {each.module: each.sqnr for each in layers})
         about = "Signal to quantization noise of the weights; 6 dB less is twice the error."
         yield Section("Layers", (Note(about, muted=True), Chart(chart, wide=True)))
         yield Section("Layers that lost most", (_worst(layers),), half=tried is not None)
@@ -407,7 +407,7 @@ def _data(run: Manifest) -> Table:
 
 
 def _colour(gate: GateRecord) -> str:
-    return charts.MARKS[gate.verdict][0]
+    return MARKS[gate.verdict][0]
 
 
 def marked(gate: GateRecord) -> Mark:
