@@ -21,10 +21,11 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.core.processes import Worker, clean_variables
 from pipelines.environments import isolated
+from pipelines.environments.engines import ENGINES as DESCRIBED
+from pipelines.environments.engines import Engine
 from pipelines.environments.isolated import serve
 from pipelines.formats.repack import unpack
 from pipelines.formats.rounding import dequantize
-from pipelines.planning.engines import KNOWN_MODELS
 from pipelines.quantization.stage import CheckpointArtifact, quantize
 from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
@@ -34,7 +35,7 @@ from tests.plans import plan_checkpoint
 from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 
 ENGINES = ("gptqmodel", "modelopt", "auto-gptq", "autoawq")
-ENGINE_OF = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}
+ENGINE_OF: dict[str, Engine] = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}
 SMALL_GROUPS = ("quantize.group_size=32",)
 RECIPES: dict[str, tuple[str, ...]] = {
     "gptq-gptqmodel": SMALL_GROUPS,
@@ -294,7 +295,7 @@ def test_an_engine_makes_what_the_plan_says(recipe: str, wide: Path) -> None:
 @pytest.mark.engines
 @pytest.mark.parametrize(
     ("recipe", "kind"),
-    [(recipe, kind) for recipe in ("gptq-autogptq", "awq-autoawq") for kind in KNOWN_MODELS[ENGINE_OF[recipe]]],
+    [(recipe, kind) for recipe, engine in ENGINE_OF.items() for kind in DESCRIBED[engine].known_models],
 )
 @pytest.mark.usefixtures("engines")
 def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(

@@ -14,12 +14,13 @@ from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import Result, digest, file_digest, folder_digests, keep
 from pipelines.environments import isolated, llama_build
+from pipelines.environments.engines import ENGINES
 from pipelines.planning.gguf import file_name
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
 from pipelines.quantization.files import quantized_module
-from pipelines.quantization.written import Written, packed_config, worker_module
+from pipelines.quantization.written import Written, packed_config
 from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.generation import check_generation
 
@@ -157,7 +158,7 @@ def engine_digest(plan: Plan) -> str:
         files += [quantization / "engines/bitsandbytes.py"]
         return digest([version("bitsandbytes"), *map(file_digest, files)])
     files += [quantization / "engines/other_projects.py"]
-    files += [here / "environments" / "workers" / f"{worker_module(engine)}.py"]
+    files += [here / "environments" / "workers" / f"{ENGINES[plan.recipe.method.engine].worker}.py"]
     return digest([isolated.identity(engine), *map(file_digest, files)])
 
 

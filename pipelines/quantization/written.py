@@ -52,11 +52,6 @@ OLD_CONFIGS = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 """Where AutoGPTQ and AutoAWQ look for what `config.json` says today."""
 
 
-def worker_module(engine: str) -> str:
-    """The module of `pipelines.environments.workers` that drives another project's engine."""
-    return f"{engine.replace('-', '_')}_engine"
-
-
 def named_kept(plan: CheckpointPlan) -> list[str]:
     """The kept modules that engines and runtimes must be told of: at heads and towers they do not look."""
     kept = (module.address for module in plan.modules if not module.quantized)

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipelines.core.strict_yaml import Frozen
+from pipelines.environments.engines import ENGINES, Engine, engine_of
 from pipelines.formats.gguf_types import NEEDS_IMATRIX, FileType, Mixture, TensorType
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
-from pipelines.recipe.engines import OTHERS, Engine, engine_of
 
 ModulePattern = str
 """A module's full name or its end (`lm_head`), `re:` and a regular expression matched from the name's start, or
@@ -87,9 +87,9 @@ class _Quantize(_Target):
             if strangers := [scheme for scheme in self.schemes if scheme not in OWN_SCHEMES]:
                 raise ValueError(f"{strangers[0]} is quantized by engine {engine_of(strangers[0])} only")
             return self
-        schemes = OTHERS[self.engine].get(method, ())
-        if self.scheme not in schemes:
-            can = "; ".join(f"{name}: {', '.join(known)}" for name, known in OTHERS[self.engine].items())
+        offered = ENGINES[self.engine].schemes
+        if self.scheme not in offered.get(method, ()):
+            can = "; ".join(f"{name}: {', '.join(known)}" for name, known in offered.items())
             raise ValueError(f"engine {self.engine} does not do {method} with {self.scheme} here, but {can}")
         unknown = [key for key in ("rules", "kv_cache", "smoothquant") if getattr(self, key, None)]
         if unknown:
@@ -165,9 +165,11 @@ class Gptq(_ByText):
     """Let engine auto-gptq run without CUDA, by replacing two names inside it; `--experimental-cpu` sets it."""
 
     @model_validator(mode="after")
-    def _only_auto_gptq_wants_cuda(self) -> Self:
-        if self.experimental_cpu and self.engine != "auto-gptq":
-            raise ValueError(f"experimental_cpu is for engine auto-gptq; {self.engine} runs on a CPU as it is")
+    def _experimental_where_cuda_is_needed(self) -> Self:
+        needing = [engine.name for engine in ENGINES.values() if engine.without_cuda]
+        if self.experimental_cpu and self.engine not in needing:
+            which = ", ".join(needing)
+            raise ValueError(f"experimental_cpu is for engine {which}; {self.engine} runs on a CPU as it is")
         return self
 
 

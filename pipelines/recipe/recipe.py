@@ -5,9 +5,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.core.strict_yaml import Frozen
+from pipelines.environments.engines import ENGINES, Engine
 from pipelines.formats.packings import HOLDS, Packing
 from pipelines.formats.schemes import SchemeName
-from pipelines.recipe.engines import Engine
 from pipelines.recipe.library import Name
 from pipelines.recipe.methods import Gguf, Method, Quantize
 
@@ -70,11 +70,11 @@ class Recipe(Frozen):
     def _export_holds_schemes(self) -> Self:
         if self.export is None:
             return self
-        if isinstance(self.quantize, Gguf) or self.quantize.engine in ("modelopt", "bitsandbytes"):
-            what = "a GGUF" if isinstance(self.quantize, Gguf) else f"what engine {self.quantize.engine} makes"
+        if self.engine == "llama.cpp" or self.engine_packing not in EXPORTS.values():
+            what = "a GGUF" if self.engine == "llama.cpp" else f"what engine {self.engine} makes"
             raise ValueError(f"{what} has one form only: remove 'export', or --set export=null")
-        holds = HOLDS.get(self.packing, self.quantize.schemes)
-        if strangers := [scheme for scheme in self.quantize.schemes if scheme not in holds]:
+        holds = HOLDS.get(self.packing, self.schemes)
+        if strangers := [scheme for scheme in self.schemes if scheme not in holds]:
             what = f"export {self.export} holds {', '.join(holds)}, not {strangers[0]}"
             raise ValueError(f"{what}: remove 'export', or --set export=null")
         return self
@@ -110,9 +110,7 @@ class Recipe(Frozen):
         """How the engine of modules stores its weights."""
         if self.method.engine == "quantgate":
             return "compressed-tensors"
-        if self.method.engine in ("modelopt", "bitsandbytes"):
-            return self.method.engine
-        return "awq" if self.method.method == "awq" else "gptq"
+        return ENGINES[self.method.engine].packings[self.method.method]
 
     @property
     def repacked(self) -> bool:

@@ -19,13 +19,14 @@ from pipelines.core.device import choose_device
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import Worker, clean_variables
 from pipelines.environments import isolated
+from pipelines.environments.engines import ENGINES, OtherEngine, Setting
 from pipelines.environments.isolated import serve
 from pipelines.formats.packings import exceptions
 from pipelines.formats.repack import check_exact, unpack
 from pipelines.formats.rounding import DTYPES, dequantize
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
-from pipelines.quantization.written import Written, named_kept, packed_config, worker_module, write_smoothing
+from pipelines.quantization.written import Written, named_kept, packed_config, write_smoothing
 from pipelines.recipe.methods import Gptq
 
 FIT_ROUNDS = 4
@@ -55,38 +56,36 @@ def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Pat
 
 def _ask(plan: CheckpointPlan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str], int]:
     """What the engine answers when it wrote its checkpoint into `raw`, and its peak memory in bytes."""
-    engine = plan.recipe.engine
-    python = isolated.make(engine)
+    engine = ENGINES[plan.recipe.method.engine]
+    python = isolated.make(engine.name)
     variables = {**clean_variables(), **OFFLINE}
     variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
     job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
-    with progress.bar(None, engine, "step") as bar:
+    with progress.bar(None, engine.name, "step") as bar:
 
         def see(done: int, total: int, what: str) -> None:
             bar.reach(done, total)
             progress.note(what)
 
-        with Worker(engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw) as worker:
-            said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan), device=choose_device(None))
+        with Worker(engine.name, [str(python), *serve(engine.worker)], variables, log, see, folder=raw) as worker:
+            said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan, engine), device=choose_device(None))
             return said, worker.peak_memory
 
 
-def _settings(plan: CheckpointPlan) -> dict[str, Any]:
-    """What the engine is told beside files and modules."""
+def _settings(plan: CheckpointPlan, engine: OtherEngine) -> dict[str, Any]:
+    """Return what the engine's worker is told beside files and modules."""
     method, form = plan.recipe.method, plan.form
-    dampening = {"dampening": method.dampening} if isinstance(method, Gptq) else {}
-    match method.engine:
-        case "modelopt":
-            return {"scheme": form.scheme, "group_size": form.group_size, "kept": named_kept(plan)}
-        case "auto-gptq" | "autoawq":  # which leave nothing out, as the plan knows
-            return {"group_size": form.group_size, **dampening}
-    return {
+    known: dict[Setting, Any] = {
         "method": method.method,
+        "scheme": form.scheme,
         "symmetric": form.scheme == "W4A16",
         "group_size": form.group_size,
+        "kept": named_kept(plan),
         "dynamic": exceptions(named_kept(plan)),
-        **dampening,
     }
+    if isinstance(method, Gptq):
+        known["dampening"] = method.dampening
+    return {name: known[name] for name in engine.settings if name in known}
 
 
 def _take(plan: CheckpointPlan, raw: Checkpoint, folder: Path) -> Written:
