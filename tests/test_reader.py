@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import isolated
-from pipelines.planning import modules, quantization_config, stage
+from pipelines.planning import checks, quantization_config, stage
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.stage import Artifact, quantize
 from pipelines.recipe.load import load_recipe
@@ -185,7 +185,7 @@ def test_what_transformers_misreads_is_refused_by_the_plan(
 def test_what_is_misread_is_not_verified_whatever_the_plan_says(
     sources: Sources, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], says: str
 ) -> None:
-    monkeypatch.setattr(modules, "misread", lambda *_: [])
+    monkeypatch.setattr(checks, "misread", lambda *_: [])
     monkeypatch.setattr(stage, "unreadable", lambda _: "")
     artifact = quantize(plan_checkpoint(recipe(*overrides), sources("qwen3_moe")))
     with pytest.raises(QuantgateError, match=says) as caught:
