@@ -16,7 +16,7 @@ from pipelines.planning.plan import Module
 from pipelines.planning.readers import misread, uncomputable
 from pipelines.recipe.recipe import Recipe
 
-Misfit = Literal["indivisible", "outside", "unequal", "unstorable", "nothing"]
+Misfit = Literal["indivisible", "outside", "unequal", "inseparable", "unstorable", "nothing"]
 """Kind of thing that speaks against a recipe and that other settings of it may mend."""
 OUTSIDE = "outside the decoder layers, which is all that calibrated methods quantize"
 
@@ -71,6 +71,7 @@ def check(
         "unequal": (f"{next(iter(unequal))} are not treated alike ({len(unequal)} such groups)",) if unequal else (),
     }
     quantized = [module for module in modules if module.quantized]
+    misfits["inseparable"] = tuple(_inseparable(anatomy, linear, quantized))
     if not misfits["indivisible"] and (why := _cannot_hold(recipe, quantized)):
         misfits["unstorable"] = (why,)
     if not problems and not any(misfits.values()) and not quantized:
@@ -95,6 +96,13 @@ def _indivisible(decisions: Sequence[Decision]) -> Iterator[str]:
     for (size, width), names in sorted(affected.items()):
         who = names[0] if len(names) == 1 else f"{len(names)} modules, like {names[0]}"
         yield f"group size {size} does not divide the width {width} of {who}"
+
+
+def _inseparable(anatomy: Anatomy, linear: LinearModules, quantized: Sequence[Module]) -> Iterator[str]:
+    """Yield that experts would be quantized one by one whose module is of a class that cannot be taken apart."""
+    together = sorted({anatomy.places[linear.weights[module.name].name].module for module in quantized})
+    if found := [name for name in together if name in anatomy.inseparable]:
+        yield f"quantized experts have to be modules of their own, and {found[0]} cannot be taken apart into such"
 
 
 def _cannot_hold(recipe: Recipe, quantized: Sequence[Module]) -> str | None:

@@ -92,6 +92,8 @@ def _attempts(
             yield from advice.widened(recipe, findings.dividing_rules, findings.fused_patterns)
             yield {"quantize.ignore": [pattern for pattern in ignore if pattern not in findings.dividing_ignores]}
             yield {"quantize.ignore": [*dict.fromkeys((*ignore, *findings.fused_patterns))]}
+        case "inseparable":
+            yield {"quantize.ignore": [*ignore, r"re:.*\.experts\."]}
         case "nothing":
             yield {"quantize.ignore": [HEAD]}
             yield {"quantize.on_indivisible": "shrink"}

@@ -3,10 +3,9 @@
 import re
 from typing import Any
 
-from pipelines.checkpoint.names import LAYER, NOT_TEXT
+from pipelines.checkpoint.names import LAYER, NOT_TEXT, ONE_BY_ONE
 from pipelines.formats.schemes import quantization_config
 from pipelines.planning.plan import CheckpointPlan
-from pipelines.planning.readers import ONE_BY_ONE
 
 
 def written_config(plan: CheckpointPlan) -> dict[str, Any]:

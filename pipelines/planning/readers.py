@@ -6,7 +6,6 @@ knows weights in FP8 with a scale for each row, and packed ones whose scales nee
 number of 8 bits, a zero point, a scale of the whole tensor or of a block stops it, or is left out in silence.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.planning.anatomy import Anatomy
     from pipelines.planning.plan import Module
     from pipelines.recipe.recipe import Recipe
+from pipelines.checkpoint.names import ONE_BY_ONE
 
 Program = Literal["transformers", "vLLM", "TensorRT-LLM", "llama.cpp"]
 
@@ -66,8 +66,6 @@ READABLE_EXPERTS: dict[Packing, tuple[SchemeName, ...]] = {
     "awq": (),
 }
 """The schemes that transformers reads experts in; each was loaded, and gave the logits of the same weights."""
-ONE_BY_ONE = re.compile(r"(.*\.)?experts\.\d+\.")
-"""How the names of experts begin that a checkpoint stores one by one."""
 INSTEAD = "recipe fp8 can"
 
 

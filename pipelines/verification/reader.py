@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checkpoint.dtypes import own_dtype
 from pipelines.checkpoint.headers import FLOAT, read_checkpoint
 from pipelines.checkpoint.limits import positions
+from pipelines.checkpoint.names import ONE_BY_ONE
 from pipelines.core.cache import file_digest
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
@@ -24,7 +25,7 @@ from pipelines.environments import isolated
 from pipelines.environments.isolated import serve
 from pipelines.environments.workers.transformers_reader import LOGITS, compute
 from pipelines.formats.schemes import SCHEMES
-from pipelines.planning.readers import ONE_BY_ONE, Home, Program, home, unknown
+from pipelines.planning.readers import Home, Program, home, unknown
 from pipelines.runtimes.loading import load_for_inference, unrounded
 
 if TYPE_CHECKING:
