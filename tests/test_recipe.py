@@ -332,6 +332,19 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
         ),
         (RTN + "name: again\n", "mine.yaml:5:1: key 'name' is given twice"),
         (
+            RTN.replace("FP8_DYNAMIC", "FP8_DYNAMIC, ignore: [lm_head, '']"),
+            "mine.yaml:4:46: quantize.ignore: a pattern is empty and means no module; leave it out, or name one, for "
+            "example lm_head",
+        ),
+        (
+            RTN.replace("FP8_DYNAMIC", "W4A16, group_size: 3"),
+            "mine.yaml:4:1: quantize: group_size 3 is no multiple of 16; give one, for example 32, 64 or 128",
+        ),
+        (
+            RTN.replace("FP8_DYNAMIC", 'FP8_DYNAMIC, ignore: ["\\ud800"]'),
+            "mine.yaml:4:55: holds half a character (a lone surrogate), which is no text\n    write the text in UTF-8",
+        ),
+        (
             RULED.replace("match", "macth"),
             {
                 "mine.yaml:8:8: unknown key 'quantize.rules.0.macth'\n    did you mean 'match'?",
@@ -707,3 +720,10 @@ def test_a_path_to_no_file_is_told_as_such(tmp_path: Path) -> None:
     write(tmp_path, RTN)
     with pytest.raises(BadInput, match=r"no such recipe file\n    did you mean .*mine\.yaml\?"):
         load_recipe(tmp_path / "mne.yaml")
+
+
+@pytest.mark.parametrize("setting", ["summary=a\udced\udca0", 'summary="\\ud800"', "sum\ud800mary=a"])
+def test_half_a_character_in_an_override_is_blamed_on_it(tmp_path: Path, setting: str) -> None:
+    (problem,) = problems(write(tmp_path, RTN), Recipe, setting)
+    key = setting.partition("=")[0]
+    assert problem.startswith(f"--set {key}: holds half a character (a lone surrogate), which is no text\n")

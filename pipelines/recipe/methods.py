@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.engines import ENGINES, Engine, engine_of
 from pipelines.formats.gguf_types import NEEDS_IMATRIX, FileType, Mixture, TensorType
-from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
+from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SMALLEST_GROUP, SchemeName
 
 ModulePattern = str
 """A module's full name or its end (`lm_head`), `re:` and a regular expression matched from the name's start, or
@@ -17,7 +17,10 @@ OnIndivisible = Literal["error", "skip", "shrink"]
 
 
 def _check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `patterns`; raise ValueError for one that means nothing."""
     for pattern in patterns:
+        if not pattern.strip():
+            raise ValueError("a pattern is empty and means no module; leave it out, or name one, for example lm_head")
         if pattern.startswith("layer:") and not re.fullmatch(r"layer:-?\d+", pattern):
             raise ValueError(f"'{pattern}' is not of the form layer:N, for example layer:0 or layer:-1")
         if pattern.startswith("re:"):
@@ -48,6 +51,9 @@ class _Target(Frozen):
             fixed = scheme.weights.group_size
             why = f"has groups of {fixed}" if fixed else "has one scale per channel"
             raise ValueError(f"group_size does not apply to {self.scheme}, which {why}; leave it out")
+        if self.group_size and self.group_size % SMALLEST_GROUP:
+            what = f"group_size {self.group_size} is no multiple of {SMALLEST_GROUP}"
+            raise ValueError(f"{what}; give one, for example 32, 64 or 128")
         if scheme.resizable and self.group_size is None:
             object.__setattr__(self, "group_size", scheme.weights.group_size)  # a copy would be lost
         return self
