@@ -23,8 +23,8 @@ from pipelines.planning.trial import Trial
 from pipelines.runtimes.module_names import separable_experts
 
 Kind = Literal["linear", "transposed", "experts", "other"]
-"""Of a module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all experts
-of a layer in one tensor; anything else."""
+"""Kind of module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all
+experts of a layer in one tensor; anything else."""
 COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
 """Keys of a config that say how many layers there are: each holds at least one tensor."""
 
@@ -52,7 +52,7 @@ class Anatomy(Result):
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     """Name, shape in the checkpoint, shape in the model."""
     trial: Trial
-    """What it does with a text."""
+    """What the model does with a text."""
     inseparable: tuple[str, ...]
     """Modules that hold all experts of a layer and cannot be made a linear module for each expert, as evaluation needs
     them."""
@@ -136,7 +136,7 @@ def _endless(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
-    """Each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
+    """Yield each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -172,7 +172,7 @@ def _inseparable(places: dict[str, Place], model: Any) -> list[str]:
 
 
 def _head(model: Any) -> tuple[str, bool]:
-    """The name of the module that makes logits, and whether its weight is the embedding's."""
+    """Return the name of the module that makes logits, and whether its weight is the embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     name = next((name for name, module in model.named_modules() if module is head), "")
     return name, bool(name) and head.weight is getattr(embedding, "weight", None)

@@ -31,7 +31,7 @@ class Decision(Frozen):
     widths: tuple[int, ...] = ()
     """Sides of its weight that the group size has to divide; none where it is kept."""
     indivisible: Indivisible | None = None
-    """Why it cannot be quantized as the recipe asks."""
+    """Group size and width for which it cannot be quantized as the recipe asks."""
 
 
 class _Grouping(Frozen):
@@ -40,7 +40,7 @@ class _Grouping(Frozen):
     scheme: SchemeName | None
     group_size: int | None
     reason: str = ""
-    """Why they are not those that the recipe asks for."""
+    """Reason why they are not those that the recipe asks for."""
     indivisible: Indivisible | None = None
 
 

@@ -48,14 +48,16 @@ class GgufTensor(Frozen):
     type: TensorType
     quantized: bool
     reason: str = ""
-    """Why it is not of the type that the file type, or the recipe, gives it."""
+    """Reason why it is not of the type that the file type, or the recipe, gives it."""
 
     @property
     def elements(self) -> int:
+        """Number of its values."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
+        """Bytes of its blocks."""
         block, size = BLOCKS[self.type]
         return self.elements // block * size
 

@@ -27,7 +27,7 @@ EVALUATION_BATCH_TOKENS = 16 * 512
 
 
 def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
-    """What the artifacts of all `plans` together lack of disk space, where each alone has enough."""
+    """Return what the artifacts of all `plans` together lack of disk space, where each alone has enough."""
     needs: dict[str, Need] = {}
     for need in (need for plan in plans for need in plan.needs if need.resource == "disk"):
         before = needs.get(need.where)
@@ -40,7 +40,7 @@ def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
 
 
 def lacks(needs: Iterable[Need], plan: Plan | None) -> list[Problem]:
-    """What the machine lacks; of memory, with what the `plan` could do with less."""
+    """Return what the machine lacks; of memory, with what the `plan` could do with less."""
     problems = []
     label, more = plan.checkpoint.label if plan else "", "use a larger machine"
     if plan and SIZES[own_dtype(plan.checkpoint)] < SIZES[plan.dtype]:
@@ -61,13 +61,14 @@ ELSEWHERE: dict[Part, str] = {
 
 
 def _room(need: Need) -> str:
-    """Say how to get the disk space that lacks: what to put elsewhere, so that the rest has enough."""
+    """Return how to get the disk space that lacks: what to put elsewhere, so that the rest has enough."""
     alone = [part for part, size in need.parts.items() if need.needed - size <= need.available]
     ways = [ELSEWHERE[part] for part in alone] or [" and ".join(ELSEWHERE[part] for part in need.parts)]
     return ", or ".join(["free some", *ways])
 
 
 def machine_needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
+    """Return the memory and the disk space that `plan` needs, published into `to`, against what the machine has."""
     memory = psutil.virtual_memory().available
     cache, target = _existing(cache_dir()), _existing((to or Path("artifacts")).absolute())
     in_cache, published = plan.bytes_after + _temporary(plan), plan.bytes_after
@@ -99,7 +100,7 @@ def _disk(folder: Path) -> int:
 
 
 def expected_memory(plan: Plan) -> dict[str, int]:
-    """Bytes of memory that the expensive stages are expected to take."""
+    """Return stage → bytes of memory that it is expected to take, for the expensive stages."""
     return {"quantize": _quantize_memory(plan), "evaluate": _evaluate_memory(plan)}
 
 
@@ -141,7 +142,7 @@ def _engine_memory(plan: CheckpointPlan) -> int:
 
 
 def _moments(plan: CheckpointPlan) -> int:
-    """Bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
+    """Return the bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
     layers: dict[int, dict[str, int]] = {}
     for module in plan.quantized.values():
         parent, _, last = module.name.rpartition(".")
@@ -153,6 +154,7 @@ def _moments(plan: CheckpointPlan) -> int:
 
 
 def _evaluate_memory(plan: Plan) -> int:
+    """Return the bytes of memory that evaluating takes."""
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     logits = min(EVALUATION_BATCH_TOKENS * vocabulary * 4, EVALUATION_LOGITS_BYTES)
     models = 2 if fits(plan.checkpoint, plan.dtype, models=2) else 1  # baseline and artifact, in turn
@@ -160,9 +162,10 @@ def _evaluate_memory(plan: Plan) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that exists: where its disk space comes from."""
+    """Return the nearest folder above `path` that exists: where its disk space comes from."""
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
 def _size(count: int) -> str:
+    """Return a number of bytes for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -33,20 +33,21 @@ class Module(Frozen):
     """None: kept as it is."""
     group_size: int | None = None
     packing: Packing = "compressed-tensors"
-    """How its codes and scales are stored."""
+    """Layout in which its codes and scales are stored."""
     scales_input: bool = False
     """Whether smoothing factors are stored with it, which multiply what it reads (modelopt)."""
     reason: str = ""
-    """Why it is kept, or what was changed to quantize it."""
+    """Reason why it is kept, or what was changed to quantize it."""
     bytes_before: int
 
     @property
     def quantized(self) -> bool:
+        """Whether it gets another number format."""
         return self.scheme is not None
 
     @property
     def parts(self) -> Layout:
-        """The tensors that replace its weight; none when it is kept."""
+        """Dtype and shape of the tensors that replace its weight; none when it is kept."""
         form = self.form
         if form is None:
             return {}
@@ -55,16 +56,17 @@ class Module(Frozen):
 
     @property
     def form(self) -> Form | None:
-        """How its weight is stored; None when it is kept."""
+        """Form in which its weight is stored; None when it is kept."""
         return Form(packing=self.packing, scheme=self.scheme, group_size=self.group_size) if self.scheme else None
 
     @property
     def bytes_after(self) -> int:
+        """Bytes of all tensors that it becomes."""
         return layout_bytes(self.parts) if self.scheme else self.bytes_before
 
 
 Part = Literal["cache", "artifact"]
-"""What takes disk space: of the cache, and where the artifact is published."""
+"""Place that takes disk space: the cache, or the one that the artifact is published to."""
 
 
 class Need(Frozen):
@@ -77,7 +79,7 @@ class Need(Frozen):
     available: int
     """Bytes."""
     parts: dict[Part, int] = Field(default={})
-    """Of disk: what `needed` is made of."""
+    """Parts of the disk space that is needed, in bytes."""
 
 
 class ModelPlan(Frozen):

@@ -29,9 +29,9 @@ class Home(Frozen):
 
     program: Program
     environment: str | None = None
-    """Of `pipelines.environments.isolated`; None: ours."""
+    """Name of the environment (`pipelines.environments.isolated`) that has the program; None: ours."""
     absent: str = ""
-    """Who has to load it where the program is not here."""
+    """Sentence on what has to load it where the program is not here."""
 
 
 _GPTQMODEL = Home(
@@ -47,7 +47,7 @@ HOMES: dict[Packing, Home] = {
     "awq": _GPTQMODEL,
     "modelopt": Home(program="vLLM", absent="vLLM, SGLang or TensorRT-LLM has to load it, on a GPU"),
 }
-"""What loads each packing before it counts as verified."""
+"""Packing → what loads it before it counts as verified."""
 TENSORRT: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
 """Schemes of modelopt that nothing but TensorRT-LLM reads."""
 
@@ -108,7 +108,7 @@ def uncomputable(recipe: "Recipe", checkpoint: "Checkpoint", anatomy: "Anatomy")
 
 
 def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
-    """Why transformers would misread the experts; empty if it would not."""
+    """Return why transformers would misread the experts; empty if it would not."""
     experts = [module for module in modules if ONE_BY_ONE.match(module.name)]
     readable = READABLE_EXPERTS.get(packing)
     if not experts or readable is None:
@@ -129,7 +129,7 @@ def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
 
 
 def _types_clash(checkpoint: "Checkpoint", modules: list["Module"]) -> str:
-    """Why transformers would multiply numbers of two types; empty if it would not."""
+    """Return why transformers would multiply numbers of two types; empty if it would not."""
     from pipelines.checkpoint.names import NOT_TEXT
 
     formats = {SCHEMES[module.scheme].format for module in modules if module.scheme}
@@ -148,6 +148,7 @@ def _a(packing: Packing) -> str:
 
 
 def _is_fp8(scheme: SchemeName) -> bool:
+    """Tell whether the scheme's weights are FP8."""
     weights = SCHEMES[scheme].weights
     return (weights.kind, weights.bits) == ("float", 8)
 

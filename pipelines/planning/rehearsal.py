@@ -72,8 +72,8 @@ def _rehearse(plan: "CheckpointPlan", described: dict[str, Any]) -> dict[str, An
 
 
 def _widened(model: Any) -> Iterator[str]:
-    """Each scale in float32 of a `model` in a narrower type, which keeps some of its own parameters in float32 and
-    takes the scale for one of those by its name."""
+    """Yield each scale in float32 of a `model` in a narrower type, which keeps some of its own parameters in float32
+    and takes the scale for one of those by its name."""
     import torch
 
     kept = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}

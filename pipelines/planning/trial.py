@@ -119,7 +119,7 @@ class _Tracer:
         self.clash = ""
         self.bound: dict[str, str] = {}
         self.exact = True
-        """Whether all was computed so far as the model does it."""
+        """Whether all was computed, until now, as the model does it."""
         self._module = ""
         self._kept: list[Any] = []
         """Tensors that are kept alive, because their identities are noted below."""

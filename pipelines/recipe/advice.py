@@ -23,7 +23,7 @@ UNGROUPED = ("fp8", "int8-weight-only")
 """Recipes without data that divide no width into groups."""
 NONE = "no recipe here can quantize it: give another model"
 MAIN = -1
-"""Stands for the recipe's own scheme among its rules, which are counted from 0."""
+"""Number of the recipe's own scheme among its rules, which are counted from 0."""
 
 
 def changed(recipe: Recipe, settings: Settings) -> Recipe | None:

@@ -17,9 +17,9 @@ class HubSource(Frozen):
     split: str = "train"
     config: str | None = None
     text: str | None = None
-    """Column of plain text …"""
+    """Column of plain text, unless `messages` is given."""
     messages: str | None = None
-    """… or of chat messages, rendered with the model's own template."""
+    """Column of chat messages, which the model's own template renders, unless `text` is given."""
 
     @model_validator(mode="after")
     def _one_column(self) -> Self:
@@ -33,7 +33,7 @@ class FileSource(Frozen):
 
     kind: Literal["files"]
     paths: tuple[str, ...] = Field(min_length=1)
-    """Relative to the set's file, and below its folder."""
+    """Paths relative to the set's file, and below its folder."""
 
 
 class PackageSource(Frozen):

@@ -23,18 +23,18 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def folder(kind: Kind) -> Path:
-    """The folder of `kind`: inside the package when installed, beside it in a checkout."""
+    """Return the folder of `kind`: inside the package when installed, beside it in a checkout."""
     installed = PACKAGE / "data" / FOLDERS[kind]
     return installed if installed.is_dir() else PACKAGE.parent / FOLDERS[kind]
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all files of `kind`, sorted."""
+    """Return the names of all files of `kind`, sorted."""
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
 def find(kind: Kind, name: str) -> Path:
-    """The file of `kind` called `name`, or the path that `name` is.
+    """Return the file of `kind` called `name`, or the path that `name` is.
 
     Raises:
         BadInput: there is no such file; the message has the nearest names.

@@ -16,14 +16,14 @@ from pipelines.recipe.suite import Suite, SuiteTask, Task
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """What a file with this recipe would hold."""
+    """Return what a file with this recipe would hold."""
     values = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     kept: dict[str, Any] = {"version": recipe.version, "name": recipe.name, **values}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110)
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe called `name` (or in the file `name`), with `overrides` like `calibrate.samples=64` applied.
+    """Return the recipe called `name` (or in the file `name`), with `overrides` like `calibrate.samples=64` applied.
 
     Its suite and calibration set are looked up too, so that a misspelt one is found now.
 
@@ -40,7 +40,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _named(load_it: Callable[[str], object], name: str, where: str) -> list[Problem]:
-    """What is wrong with the file that a recipe names at `where`; a name of no file is blamed on the recipe."""
+    """Return what is wrong with the file that a recipe names at `where`; a name of no file is blamed on the recipe."""
     try:
         load_it(name)
     except BadInput as error:
@@ -50,12 +50,16 @@ def _named(load_it: Callable[[str], object], name: str, where: str) -> list[Prob
 
 
 def load_suite(name: str | Path) -> Suite:
-    """The suite called `name` (or in the file `name`)."""
+    """Return the suite called `name` (or in the file `name`).
+
+    Raises:
+        BadInput: with every problem of the file.
+    """
     return load(library.find("suite", str(name)), Suite)
 
 
 def load_task(name: str) -> Task:
-    """What quantgate knows of lm-eval's task `name`; for a task it has no file for, the defaults."""
+    """Return what quantgate knows of lm-eval's task `name`; for a task it has no file for, the defaults."""
     if name in library.names("task"):
         return load(library.find("task", name), Task)
     return Task(version=1, task=name)
@@ -74,7 +78,7 @@ def task_documents(wanted: SuiteTask) -> int | None:
 
 
 def load_set(name: str | Path) -> CalibrationSet:
-    """The calibration set called `name` (or in the file `name`).
+    """Return the calibration set called `name` (or in the file `name`).
 
     Raises:
         BadInput: with every problem of the set's file, and of those it names, as far as it shows without reading them.
@@ -87,7 +91,7 @@ def load_set(name: str | Path) -> CalibrationSet:
 
 
 def _unreadable(document: Document, source: FileSource) -> Iterator[Problem]:
-    """What keeps the files of a set from being read."""
+    """Yield what keeps the files of a set from being read."""
     folder = document.path.parent
     for number, name in enumerate(source.paths):
         where, path = place(document, ("source", "paths", number)), folder / name

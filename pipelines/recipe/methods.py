@@ -42,7 +42,7 @@ class _Target(Frozen):
 
     group_size: int | None = Field(default=None, gt=0)
     """Input columns that share a scale (W4A16, W4A16_ASYM, W4AFP8), or the side of a block (FP8_BLOCK);
-    128 unless given."""
+    a multiple of 16, 128 unless given."""
 
     @model_validator(mode="after")
     def _group_size_fits_scheme(self) -> Self:
@@ -63,7 +63,7 @@ class Rule(_Target):
     """Modules that get another scheme than the rest."""
 
     match: Patterns = Field(min_length=1)
-    """As in `ignore`. A pattern that matches nothing is an error."""
+    """Patterns as in `ignore`. A pattern that matches nothing is an error."""
 
 
 class _Quantize(_Target):
@@ -76,15 +76,15 @@ class _Quantize(_Target):
     """Linear modules that stay in the source's dtype. A pattern that matches nothing is an error."""
 
     on_indivisible: OnIndivisible = "error"
-    """When the group size does not divide a layer's width: refuse, keep the layer in 16 bits,
+    """Action when the group size does not divide a layer's width: refuse, keep the layer in 16 bits,
     or take the largest power of two that divides."""
 
     kv_cache: Literal["FP8"] | None = None
     """Keys and values in FP8 (E4M3), one measured scale for each layer's keys and one for its values."""
 
     engine: Engine = "quantgate"
-    """Who computes it. The engines of other projects run in environments of their own (`quantgate env list`), but for
-    bitsandbytes."""
+    """Program that computes it. The engines of other projects run in environments of their own (`quantgate env list`),
+    but for bitsandbytes."""
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
@@ -149,10 +149,12 @@ class _ByText(_Quantize):
 
     @property
     def calibrated(self) -> bool:
+        """Whether text is needed."""
         return True
 
     @property
     def needs_text(self) -> str:
+        """Name of what comes from text, for messages."""
         return f"method {getattr(self, 'method', '')}"
 
 
@@ -267,5 +269,5 @@ class Gguf(Frozen):
 
 
 Method = Rtn | Gptq | Awq
-"""Those that quantize the modules of a checkpoint."""
+"""Method that quantizes the modules of a checkpoint."""
 Quantize = Annotated[Rtn | Gptq | Awq | Gguf, Field(discriminator="method")]

