@@ -88,7 +88,7 @@ format: $(READY_DEV) ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 docs: $(READY_DEV) ## regenerate the documents that are made from code
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 results: $(READY) ## the table of docs/results.md from the records of runs: make results RUNS="artifacts/SmolLM2-135M-Instruct"
 	@$(BIN)/python -m docs.results $(or $(RUNS),$(error say which: make results RUNS=artifacts/SmolLM2-135M-Instruct))
@@ -100,10 +100,10 @@ simulate: $(READY_DEV) ## simulate the gate anew: the figures and tables of docs
 	$(BIN)/python docs/simulate.py
 
 bench: $(READY_DEV) ## the benchmarks (see benchmarks/README.md)
-	$(BIN)/python benchmarks/quantize.py
-	$(BIN)/python benchmarks/gguf_files.py
-	$(BIN)/python benchmarks/engines.py
-	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python -m benchmarks.quantize
+	$(BIN)/python -m benchmarks.gguf_files
+	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.evaluate
 
 clean: ## remove the environment and what tools left behind (not artifacts/, not the cache)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -1,6 +1,6 @@
 """The engines that quantize to INT4, on the same model, group size, text and machine, one process after another.
 
-    python benchmarks/engines.py [--samples 32] [--seq-len 256] [--methods gptq awq]
+    python -m benchmarks.engines [--samples 32] [--seq-len 256] [--methods gptq awq]
 
 Seconds are those of whole processes, imports included, since an engine in an environment of its own imports there; peak
 memory is that of the process that quantizes. Quality is measured as in `quantize.py`: perplexity ratio and KL
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from quantize import HELD_OUT, SAME, measure
+from benchmarks.quantize import HELD_OUT, SAME, measure
 
 ENGINES = {
     "gptq": [

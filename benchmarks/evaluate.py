@@ -1,6 +1,6 @@
 """quantgate's evaluation against plain `lm_eval --model hf`: the same model, tasks, documents and machine.
 
-    python benchmarks/evaluate.py [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype float32] [--device cpu]
+    python -m benchmarks.evaluate [--model MODEL] [--tasks sciq …] [--limit 300] [--dtype float32] [--device cpu]
                                   [--artifacts fp8 int8-weight-only …]
 
 First a line for each task: seconds of either, one process after the other, the model's loading included and imports

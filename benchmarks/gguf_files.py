@@ -1,6 +1,6 @@
 """quantgate's GGUF against llama.cpp's own tools, on the same checkpoint, text and machine, one after another.
 
-    python benchmarks/gguf_files.py
+    python -m benchmarks.gguf_files
 
 First table: the importance matrix, by us in transformers and by `llama-imatrix` on as many tokens. Second: quantizing
 the F16 file, and whether every tensor has the bytes that llama.cpp's own tool gives it. Third: the converter's peak

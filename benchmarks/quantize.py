@@ -1,6 +1,6 @@
 """quantgate's quantize stage against llmcompressor on the same model, data and machine, one process after another.
 
-    python benchmarks/quantize.py [--samples 32] [--seq-len 256] [--gigabytes 1] [--layers 0] [--runs 1]
+    python -m benchmarks.quantize [--samples 32] [--seq-len 256] [--gigabytes 1] [--layers 0] [--runs 1]
 
 First table: each recipe on the default model, made by quantgate and by a plain llmcompressor script. Seconds from the
 checkpoint on disk to the artifact on disk (imports not counted), peak memory, and the quality of the result: perplexity

@@ -15,6 +15,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from docs.tree import architecture_page
 from pipelines import recipe as recipe_package
 from pipelines.calibration.stage import SHORTEST
 from pipelines.cli import main as cli
@@ -160,11 +161,12 @@ that the model has no embedding for is refused.
 
 
 def main() -> None:
-    """Write docs/quantgate.schema.json, docs/recipes.md and docs/cli.md."""
+    """Write docs/quantgate.schema.json, docs/recipes.md, docs/cli.md and the tree in docs/architecture.md."""
     schema = Manifest.model_json_schema(mode="serialization")
     (HERE / "quantgate.schema.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
     (HERE / "recipes.md").write_text(recipes_page(), encoding="utf-8")
     (HERE / "cli.md").write_text(cli_page(), encoding="utf-8")
+    (HERE / "architecture.md").write_text(architecture_page(), encoding="utf-8")
 
 
 def cli_page() -> str:

@@ -94,6 +94,11 @@ def test_the_committed_page_of_commands_is_the_commands() -> None:
     assert (ROOT / "docs" / "cli.md").read_text() == page, "run `make docs`"
 
 
+def test_the_committed_tree_is_that_of_the_packages() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["architecture_page"]()
+    assert (ROOT / "docs" / "architecture.md").read_text() == page, "run `make docs`"
+
+
 def test_the_page_has_every_command_option_and_exit_code() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     for name, command in [*main.commands.items(), *((f"env {name}", one) for name, one in env.commands.items())]:
