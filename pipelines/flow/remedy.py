@@ -34,7 +34,7 @@ NUMBER = re.compile(r"\.(\d+)\.")
 def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> Iterator[Recipe]:
     """The recipes to try, the smallest artifact first; none where nothing can be raised."""
     order = ranked(failed, make_plan(failed.recipe, model))
-    if not isinstance(failed.recipe.quantize, Gguf) and failed.recipe.quantize.scheme not in RAISED:
+    if not failed.recipe.makes_gguf and failed.recipe.method.scheme not in RAISED:
         order = order[:-1]  # something must stay quantized
     if not order:
         return
@@ -99,7 +99,7 @@ def _grows(kind: TensorType) -> bool:
 
 
 def _can_raise(recipe: Recipe) -> bool:
-    return isinstance(recipe.quantize, Gguf) or (recipe.quantize.engine == "quantgate" and recipe.export is None)
+    return recipe.engine in ("quantgate", "llama.cpp") and recipe.export is None
 
 
 def _units(names: Iterable[str]) -> list[Unit]:

@@ -71,14 +71,19 @@ class Recipe(Frozen):
     def _export_holds_schemes(self) -> Self:
         if self.export is None:
             return self
-        if self.engine == "llama.cpp" or self.engine_packing not in EXPORTS.values():
-            what = "a GGUF" if self.engine == "llama.cpp" else f"what engine {self.engine} makes"
+        if self.makes_gguf or self.engine_packing not in EXPORTS.values():
+            what = "a GGUF" if self.makes_gguf else f"what engine {self.engine} makes"
             raise ValueError(f"{what} has one form only: remove 'export', or --set export=null")
         holds = HOLDS.get(self.packing, self.schemes)
         if strangers := [scheme for scheme in self.schemes if scheme not in holds]:
             what = f"export {self.export} holds {', '.join(holds)}, not {strangers[0]}"
             raise ValueError(f"{what}: remove 'export', or --set export=null")
         return self
+
+    @property
+    def makes_gguf(self) -> bool:
+        """Whether the artifact is a GGUF, and no checkpoint."""
+        return isinstance(self.quantize, Gguf)
 
     @property
     def method(self) -> Method:

@@ -109,7 +109,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
     front: dict[str, Any] = {
         "base_model": model.hub_id or model.label,
         "base_model_relation": "quantized",
-        "library_name": "gguf" if manifest.tensors else "transformers",
+        "library_name": "gguf" if manifest.recipe.makes_gguf else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["quantgate", *_format_tags(manifest.recipe)],
     }
@@ -248,7 +248,7 @@ def _results(manifest: Manifest) -> list[str]:
         means = (f"{task} {mean:.4f}" for task, mean in evaluation.source_in_transformers.items())
         lines += [f"The baseline is the F16 GGUF. The source itself, in transformers: {', '.join(means)}.", ""]
     if distance := manifest.verification.distance:
-        source = "F16 GGUF" if manifest.tensors else "source"
+        source = "F16 GGUF" if manifest.recipe.makes_gguf else "source"
         lines += [f"Against the {source}: {distance_line(distance)}.", ""]
     if gate.spared:
         lines += [f"The evaluation was stopped: the verdict was shown without the last {gate.spared} documents.", ""]

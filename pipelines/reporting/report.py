@@ -246,7 +246,7 @@ def _measures(run: Manifest) -> Section:
         about += "answers changed and margin are over the suite."
         blocks.append(Note(about, muted=True))
     if distance := run.verification.distance:
-        against = "the F16 GGUF" if run.tensors else "the source"
+        against = "the F16 GGUF" if run.recipe.makes_gguf else "the source"
         text = f"Against {against} on {distance.tokens:,} held-out tokens: perplexity {distance.perplexity_before:.3f} "
         text += f"→ {distance.perplexity_after:.3f} (ratio {distance.perplexity_ratio:.4f} ± "
         text += f"{distance.perplexity_ratio_error:.4f}), KL divergence {distance.divergence:.4f} ± "
