@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from pipelines.calibration.stage import CalibrationTokens, _save, calibrate, held_out
 from pipelines.checkpoint.gguf_file import read_gguf
@@ -23,7 +24,7 @@ from pipelines.environments import llama_build
 from pipelines.evaluation.stage import evaluate
 from pipelines.formats.gguf_types import BLOCKS
 from pipelines.planning.gguf import IMATRIX
-from pipelines.planning.plan import GgufPlan
+from pipelines.planning.plan import GgufPlan, Plan
 from pipelines.quantization.gguf.convert import _in_float32, _run_converter, convert, discard
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.stage import quantize
@@ -81,6 +82,19 @@ def test_overrides_change_single_tensors(smollm2: Checkpoint) -> None:
     assert changed["token_embd.weight"] == "Q5_0" and changed["blk.0.attn_v.weight"] == "Q5_1"
     assert {changed[f"blk.{n}.ffn_down.weight"] for n in range(30)} == {"Q8_0"}
     assert {name for name in differing if "ffn_down" not in name} >= {"token_embd.weight", "blk.0.attn_v.weight"}
+
+
+def test_a_plan_of_a_gguf_survives_json(smollm2: Checkpoint) -> None:
+    """A kept result says by what it holds which kind of plan it is."""
+    plan = plan_gguf("gguf-q4_0", smollm2)
+    assert TypeAdapter(Plan).validate_json(plan.model_dump_json()) == plan
+
+
+def test_the_command_prints_the_same_keys_for_both_kinds_of_plan(cli: Cli, smollm2: Checkpoint) -> None:
+    file, checkpoint = (json.loads(cli("plan", name, "--json").stdout) for name in ("gguf-q8_0", "fp8"))
+    assert file.keys() == checkpoint.keys()
+    assert (file["modules"], file["attentions"], checkpoint["tensors"]) == ([], [], [])
+    assert len(file["tensors"]) == len(plan_gguf("gguf-q8_0", smollm2).tensors)
 
 
 @pytest.mark.parametrize(
