@@ -33,7 +33,7 @@ def quantize(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> 
     for name in plan.checkpoint.companions:
         if name.startswith(LICENCES):
             shutil.copyfile(plan.checkpoint.folder / name, folder / name)
-    return Written(quantization_config={}, engine=f"llama.cpp {llama_build.version()}")
+    return Written(quantization_config={}, engine=llama_build.version())
 
 
 def run_tool(plan: GgufPlan, tokens: CalibrationTokens | None, source: Path, folder: Path) -> Path:
