@@ -19,7 +19,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.scores import Document
+    from pipelines.evaluation.task import LmEvalTask
 
 TASKS = ("sciq", "arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", "lambada_openai")
 BATCHES = {"cpu": {"plain": 16, "other": 5}, "cuda": {"plain": 64, "other": 20}}
@@ -136,36 +140,35 @@ def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) ->
     from pipelines.recipe.load import load_task
     from pipelines.recipe.suite import Suite, SuiteTask
 
-    wanted, task = SuiteTask(task=name, limit=limit), load_task(name)
+    wanted = SuiteTask(task=name, limit=limit)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        loaded = open_task(task, Path(scratch))
+        loaded = open_task(load_task(name), Path(scratch))
         torch.empty(0, device=device)  # CUDA's start is not counted either
         meter, start = Meter(), time.perf_counter()
         if way == "ours":
             suite = Suite(version=1, name="benchmark", summary="", tasks=(wanted,))
             documents = list(evaluate(model, suite, device, dtype=dtype).scores()[name])
         else:
-            documents = plain(model, task, limit, loaded, device, BATCHES[device][way])
+            documents = plain(model, loaded, limit, device, BATCHES[device][way])
         seconds = time.perf_counter() - start
     scores, margins = [d.score for d in documents], [d.margin for d in documents]
     peak = meter.read()["peak_memory" if device == "cpu" else "peak_gpu_memory"]
     return {"seconds": seconds, "peak": peak, "scores": scores, "margins": margins}
 
 
-def plain(model: str, task: Any, limit: int, loaded: Any, device: str, batch: int) -> list[Any]:
+def plain(model: str, task: "LmEvalTask", limit: int, device: str, batch: int) -> "list[Document]":
     """What `lm_eval --model hf --batch_size 16` does, on the same first documents."""
     from lm_eval.evaluator import evaluate as run_lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from pipelines.evaluation.stage import _document
-    from pipelines.evaluation.tasks import quiet
+    from pipelines.evaluation.patches import patched
 
+    name = task.task.task
     harness = HFLM(pretrained=model, dtype="auto", device=device, batch_size=batch)
-    with quiet():
-        done = run_lm_eval(
-            harness, {"tasks": {task.task: loaded}, "groups": {}, "group_map": {}}, limit=limit, bootstrap_iters=0
-        )
-    return [_document(sample, task.metric, task, loaded) for sample in done["samples"][task.task]]
+    with patched():
+        asked = {"tasks": {name: task.loaded}, "groups": {}, "group_map": {}}
+        done = run_lm_eval(harness, asked, limit=limit, bootstrap_iters=0)
+    return task.scores(done["samples"][name], task.task.metric)
 
 
 def in_dtype(model: str | None, dtype: str, scratch: Path) -> str:

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.calibration.stage import CalibrationTokens, calibrate, held_out
+from pipelines.calibration.held_out import held_out
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.load import load_model
 from pipelines.environments import isolated, llama_build
 from pipelines.planning.gguf import IMATRIX

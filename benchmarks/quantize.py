@@ -220,13 +220,12 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM
 
-    from pipelines.calibration.stage import calibrate, read_tokens
-    from pipelines.planning.plan import CheckpointPlan
+    from pipelines.calibration.stage import calibrate
+    from pipelines.calibration.tokens import read_tokens
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
-    assert isinstance(plan, CheckpointPlan)
     samples = read_tokens(calibrate(plan)) if plan.recipe.calibrate else []
     data = Dataset.from_dict({"input_ids": samples, "attention_mask": [[1] * len(sample) for sample in samples]})
     weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "dynamic": False}
@@ -305,7 +304,8 @@ def held_out(settings: list[str]) -> Any:
     """Token ids (samples, tokens) that no calibration of this benchmark uses the like of: another seed."""
     import torch
 
-    from pipelines.calibration.stage import calibrate, read_tokens
+    from pipelines.calibration.stage import calibrate
+    from pipelines.calibration.tokens import read_tokens
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.load import load_recipe
 

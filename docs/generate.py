@@ -17,22 +17,24 @@ from pydantic_core import PydanticUndefined
 
 from docs.tree import architecture_page
 from pipelines import recipe as recipe_package
-from pipelines.calibration.stage import SHORTEST
+from pipelines.calibration.tokenizing import SHORTEST
 from pipelines.cli import main as cli
-from pipelines.cli.tables import FAMILIES, by_family
-from pipelines.core.errors import EXITS, SEVERAL
+from pipelines.cli.options import full_help
+from pipelines.cli.tables.lists import FAMILIES, by_family
+from pipelines.core.exit_codes import EXITS, SEVERAL
 from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe, load_set, load_suite
-from pipelines.recipe.methods import Awq, Gguf, Gptq, Rtn, Rule
+from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
 from pipelines.recipe.recipe import Calibrate, Gate, Recipe
-from pipelines.reporting.card import listed, loader, vllm_line
+from pipelines.reporting.card import listed
 from pipelines.reporting.record import Manifest
+from pipelines.reporting.serving import loader, vllm_line
 
 HERE = Path(__file__).parent
-METHODS = (Rtn, Gptq, Awq)
+METHODS = typing.get_args(Method)
 
 ABOUT = {
     "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
@@ -200,7 +202,7 @@ def _command(name: str, command: click.Command) -> list[str]:
     """The section of a command: usage, help, and a table of what it takes."""
     context = click.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    lines = [f"## {name}", "", "```", usage, "```", "", inspect.cleandoc(command.help or ""), ""]
+    lines = [f"## {name}", "", "```", usage, "```", "", full_help(command), ""]
     taken = [one for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option)]
     lines += ["| takes | default | meaning |", "|---|---|---|"]

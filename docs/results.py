@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pipelines.core.bounds import level
 from pipelines.core.errors import BadInput
-from pipelines.reporting.card import bounds, changed, verdict_name
 from pipelines.reporting.history import Ranking, compare, read_runs
 from pipelines.reporting.record import RECORD, Manifest
 from pipelines.reporting.rendering import plain
+from pipelines.reporting.sentences import bounds, changed, verdict_name
 
 PAGE = Path(__file__).parent / "results.md"
 BEGIN, END = "<!-- begin generated -->", "<!-- end generated -->"

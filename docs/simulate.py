@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.evaluation.looks import LOOKS, blocks, look_confidence
-from pipelines.gating.gate import TaskVerdict, _combined, _decide, _Moments, below_floor
+from pipelines.evaluation.looks import LOOKS, blocks_by_look, look_confidence
+from pipelines.gating.gate import decide
+from pipelines.gating.statistic import PairedMoments, combine, tasks_below_floor
+from pipelines.gating.verdict import TaskVerdict
 from pipelines.recipe.load import load_suite, load_task
 from pipelines.recipe.suite import Policy, Suite, SuiteTask
 from pipelines.reporting import charts
@@ -76,12 +78,12 @@ def answers(task: Task, random: np.random.Generator, times: int) -> tuple[Bools,
     return drawn < lost, (drawn < both) | ((drawn >= lost) & (drawn < gained))
 
 
-def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterator[list[_Moments]]:
+def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterator[list[PairedMoments]]:
     """For each look, what the gate's `_moments` gives for the documents seen by then, of each run."""
     passage = np.arange(task.documents) // task.cluster
     size = np.zeros(passage[-1] + 1)
     right = np.zeros((2, len(baseline), len(size)))
-    for added in blocks(name, task.documents):
+    for added in blocks_by_look(name, task.documents):
         places = np.sort([place for block in added for place in block])
         if len(places):
             hit, first, count = np.unique(passage[places], return_index=True, return_counts=True)
@@ -91,7 +93,7 @@ def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterato
         yield _reduced(size, right, task.chance)
 
 
-def _reduced(size: Floats, right: Floats, chance: float) -> list[_Moments]:
+def _reduced(size: Floats, right: Floats, chance: float) -> list[PairedMoments]:
     """Of clusters' sizes and right answers (sides by runs by clusters): means above chance, and their variances."""
     count, clusters = size.sum(), int((size > 0).sum())
     b, c = (side.sum(axis=1) / count for side in right)
@@ -99,31 +101,31 @@ def _reduced(size: Floats, right: Floats, chance: float) -> list[_Moments]:
     scale = clusters / (clusters - 1) / count**2
     sums = [np.einsum("ij,ij->i", x, y) * scale for x, y in ((rest_b, rest_b), (rest_b, rest_c), (rest_c, rest_c))]
     return [
-        _Moments.model_construct(
+        PairedMoments.model_construct(
             documents=int(count),
             clusters=clusters,
             baseline=row[0],
             candidate=row[1],
-            vbb=row[2],
-            vbc=row[3],
-            vcc=row[4],
+            baseline_variance=row[2],
+            covariance=row[3],
+            candidate_variance=row[4],
             leverage=float(size.max() / count),
         )
         for row in np.stack([b - chance, c - chance, *sums], axis=1).tolist()
     ]
 
 
-def said(seen: Mapping[str, _Moments], suite: Suite, confidence: float) -> str:
+def said(seen: Mapping[str, PairedMoments], suite: Suite, confidence: float) -> str:
     """The gate's word on these moments."""
     policy = suite.policy.model_copy(update={"confidence": confidence})
-    below = below_floor(seen, policy)
+    below = tasks_below_floor(seen, policy)
     tasks = tuple(TaskVerdict.model_construct(task=name, below_floor=name in below) for name in seen)
     count = sum(task.documents for task in seen.values())
-    decision = _decide(_combined(seen, suite.shares), tasks, (), policy, TARGET, count)
+    decision = decide(combine(seen, suite.shares), tasks, (), policy, TARGET, count)
     return "certified" if decision.verdict == "PASS" and decision.shown else decision.verdict
 
 
-def outcome(looks: Sequence[Mapping[str, _Moments]], suite: Suite) -> Outcome:
+def outcome(looks: Sequence[Mapping[str, PairedMoments]], suite: Suite) -> Outcome:
     """What is said of one run, whose moments at each look are given."""
     confidence = suite.policy.confidence
     for look, seen in enumerate(looks):
@@ -134,7 +136,7 @@ def outcome(looks: Sequence[Mapping[str, _Moments]], suite: Suite) -> Outcome:
     return Outcome(said(looks[-1], suite, confidence), verdict, used / of)
 
 
-def drawn(tasks: Mapping[str, Task], times: int, seed: int = 1) -> Iterator[list[dict[str, _Moments]]]:
+def drawn(tasks: Mapping[str, Task], times: int, seed: int = 1) -> Iterator[list[dict[str, PairedMoments]]]:
     """So many runs: what is known of each task at each look."""
     random = np.random.default_rng(seed)
     batch = max(1, BATCH // sum(task.documents for task in tasks.values()))

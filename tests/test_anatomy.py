@@ -318,4 +318,4 @@ def test_what_was_found_is_kept_for_the_next_plan(make: Make, cli: Cli) -> None:
     model = make("llama")
     first, second = examine(read_checkpoint(model)), examine(read_checkpoint(model))
     assert second.reused and second.places == first.places
-    assert cli("plan", "fp8", "--model", model).stderr == "", "no bars of libraries"
+    assert cli("plan", "fp8", "--model", model).stderr == f"planning {model} with fp8\n", "no bars of libraries"

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.calibration.stage import HELD_OUT_CHARACTERS, calibrate, encode, held_out, read_tokens
+from pipelines.calibration.held_out import HELD_OUT_CHARACTERS, held_out
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokenizing import encode
+from pipelines.calibration.tokens import read_tokens
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.tokenizer import load_tokenizer
@@ -281,7 +284,7 @@ def test_the_model_writes_its_own_text(smollm2: Checkpoint) -> None:
 
 
 def test_overlap_counts_documents_whose_words_were_seen(tiny: Path, tmp_path: Path) -> None:
-    from pipelines.evaluation.tasks import prompts
+    from pipelines.evaluation.checks import prompts
 
     suite_file = tmp_path / "suite.yaml"
     suite_file.write_text(

@@ -600,6 +600,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_error(cli: Cli, hub: dict[str, str],
     done = cli("plan", "fp8", "--model", name, **hub)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
+        f"planning {name} with fp8\n"
         f"error: {name}: the hub cannot be reached and the model is not in its local cache\n"
         "    there is no folder of this name either; check the name, or the network and HF_HUB_OFFLINE\n"
     )
@@ -610,7 +611,9 @@ def test_a_snapshot_that_lacks_its_weights_is_refused(cli: Cli, hub: dict[str, s
     (snapshot / WEIGHTS).unlink()
     done = cli("plan", "fp8", "--model", "org/name", **hub)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {snapshot}: has no safetensors weights\n    is this a checkpoint?\n"
+    assert done.stderr == (
+        f"planning org/name with fp8\nerror: {snapshot}: has no safetensors weights\n    is this a checkpoint?\n"
+    )
 
 
 def test_a_folder_wins_over_a_hub_id_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

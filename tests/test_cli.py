@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cli.tables import FAMILIES
+from pipelines.cli.tables.lists import FAMILIES
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe
 from tests.conftest import PLAIN, Cli
@@ -61,9 +61,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below `folder`, files with size and time of change; whether a folder can be written is tried in it."""
-    found = {path: path.lstat() for path in folder.rglob("*")}
-    return {str(path): (0, 0) if path.is_dir() else (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+    """Everything below `folder`, and itself, with size and time of change."""
+    found = {path: path.lstat() for path in (folder, *folder.rglob("*"))}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def refused(cli: Cli, tmp_path: Path, *arguments: object, **environment: str) -> str:
@@ -72,11 +72,13 @@ def refused(cli: Cli, tmp_path: Path, *arguments: object, **environment: str) ->
     done = cli(*arguments, **environment)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("error: ") == 1
-    assert "Traceback" not in done.stderr
+    planning = r"\Aplanning .* with .*\n" if arguments[0] in ("plan", "run") else r"\A"
+    told = re.sub(planning, "", done.stderr)
+    assert told.startswith("error: ")
+    assert told.count("error: ") == 1
+    assert "Traceback" not in told
     assert files(tmp_path) == before
-    return done.stderr
+    return told
 
 
 # Help and version
@@ -216,6 +218,18 @@ def test_validate_reports_every_problem_of_every_recipe(cli: Cli, tmp_path: Path
         "@@@: there is no recipe of this name\n"
         f"    there are: {', '.join(library.names('recipe'))}\n"
     )
+
+
+# plan and run
+
+
+def test_what_is_planned_is_said_first_where_there_is_no_terminal(cli: Cli, model: Path) -> None:
+    done = cli("plan", "fp8", "--model", model, *PLAIN)
+    assert (done.returncode, done.stderr) == (0, f"planning {model} with fp8\n")
+    done = cli("run", "fp8", "int9", "--model", model)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"planning {model} with fp8, int9\nerror: int9: there is no recipe of this name\n")
+    assert cli("plan", "int9").stderr.startswith("error: int9: ")
 
 
 # Refusals: the recipe

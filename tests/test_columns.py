@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.cli import columns, tables
+from pipelines.cli import columns
 from pipelines.cli.columns import Column, fitted, show_table
+from pipelines.cli.tables import plan, runs
 from pipelines.flow.estimate import Expected
 
 GATE = (
@@ -26,7 +27,7 @@ ROWS = [
     ("sciq", "1000", "0.8940", "–", "– … –", "7", "9", Text("PASS")),
 ]
 FIGURES = ("0.2500", "100.31%", "98.1%", "101.3%", "0.8940", "INCONCLUSIVE")
-COMPARED = (*tables._comparison(Column("published", left=True, spare=1)),)
+COMPARED = (*runs._comparison(Column("published", left=True, spare=1)),)
 MARK = Text("PASS, not certified", style="green")
 RUNS: list[columns.Row] = [
     ("int4-gptq-of-a-long-name", "269.1 MB → 134.5 MB", "4.51", "99.31%", "98.1% … 101.3%", "4.4%", MARK, "yes"),
@@ -91,10 +92,10 @@ def test_a_plan_adds_up_what_is_left_and_names_what_is_done() -> None:
         Expected(stage="verify", seconds=20.0, basis="a probe of this machine"),
         Expected(stage="evaluate", seconds=40.0, basis="a guess", documents_kept=1200),
     )
-    assert tables.time_lines(times) == [
+    assert plan.time_lines(times) == [
         "finished already: quantize",
         "expected time, by a probe of this machine: verify 20 s",
         "expected time, by a guess: evaluate 40 s for what is left (1,200 answers are kept)",
         "a run now: about 60 s in all",
     ]
-    assert tables.time_lines(times[:1]) == ["finished already: quantize", "a run now: nothing that takes long is left"]
+    assert plan.time_lines(times[:1]) == ["finished already: quantize", "a run now: nothing that takes long is left"]

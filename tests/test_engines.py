@@ -19,14 +19,15 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
-from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.environments import isolated
 from pipelines.environments.engines import ENGINES as DESCRIBED
 from pipelines.environments.engines import Engine
 from pipelines.environments.isolated import serve
 from pipelines.formats.repack import unpack
 from pipelines.formats.rounding import dequantize
-from pipelines.quantization.stage import CheckpointArtifact, quantize
+from pipelines.quantization.artifact import CheckpointArtifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
@@ -91,7 +92,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_an_answer_comes_with_progress_peak_memory_and_a_log(command: list[str], tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     log = tmp_path / "engine.log"
-    with Worker("tiny", command, clean_variables(), log, lambda *told: seen.append(told)) as worker:
+    with WorkerProcess("tiny", command, clean_variables(), log, lambda *told: seen.append(told)) as worker:
         assert worker.ask("add", a=2, b=3) == 5
         assert worker.ask("prefix") == str(Path(command[0]).parents[1])
         assert seen == [(1, 2, "adding")]
@@ -111,21 +112,21 @@ def test_a_failure_is_one_clear_error(
     command: list[str], request_: tuple[str, dict[str, int]] | tuple[str], what: str
 ) -> None:
     name, *arguments = request_
-    with Worker("tiny", command, clean_variables()) as worker:
+    with WorkerProcess("tiny", command, clean_variables()) as worker:
         with pytest.raises(QuantgateError) as error:
             worker.ask(name, **(arguments[0] if arguments else {}))
         assert what in str(error.value)
 
 
 def test_silence_ends_it(command: list[str]) -> None:
-    worker = Worker("tiny", command, clean_variables(), silence=1.0)
+    worker = WorkerProcess("tiny", command, clean_variables(), silence=1.0)
     with worker, pytest.raises(QuantgateError, match="said nothing for 1 seconds and was ended"):
         worker.ask("wait")
 
 
 def test_no_worker_survives_whoever_started_it(command: list[str]) -> None:
     code = "import sys; from pipelines.core.processes import *; "
-    code += "Worker('tiny', sys.argv[1:], clean_variables()).ask('wait')"
+    code += "WorkerProcess('tiny', sys.argv[1:], clean_variables()).ask('wait')"
     parent = subprocess.Popen([sys.executable, "-c", code, *command])
     workers: list[psutil.Process] = []
     deadline = time.monotonic() + 60

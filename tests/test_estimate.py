@@ -11,7 +11,7 @@ from pipelines.core import progress
 from pipelines.evaluation.stage import Share, evaluate
 from pipelines.flow import estimate
 from pipelines.flow.estimate import Finished, expected_times, probe
-from pipelines.flow.run import foresee_times
+from pipelines.flow.forecast import forecast_plan
 from pipelines.planning.stage import make_plan
 from pipelines.recipe.load import load_recipe, load_suite, task_documents
 from pipelines.recipe.suite import Suite, SuiteTask
@@ -88,7 +88,7 @@ def test_finished_runs_say_it_better(tiny: Path, tmp_path: Path, cli: Cli) -> No
     assert "expected time, by finished runs: quantize " in cli(*asked, "--set", "quantize.ignore=[]").stdout
     told = cli(*asked).stdout
     assert "finished already: quantize, verify, evaluate\na run now: nothing that takes long is left\n" in told
-    foretold = foresee_times(plan, load_suite(str(suite)), "cpu", "auto")
+    foretold = forecast_plan(plan, load_suite(str(suite)), "cpu", "auto")
     assert [(one.stage, one.seconds, one.done) for one in foretold] == [
         (stage, 0.0, True) for stage in ("quantize", "verify", "evaluate")
     ]
@@ -98,7 +98,7 @@ def test_finished_runs_say_it_better(tiny: Path, tmp_path: Path, cli: Cli) -> No
     assert (heard.skipped, heard.done) == (44, 0), "what is kept is known at once, and says nothing of the pace"
     for block in done.verdict.evaluations[1].results:
         shutil.rmtree(block.folder)
-    *_, left = foresee_times(plan, load_suite(str(suite)), "cpu", "auto")
+    *_, left = forecast_plan(plan, load_suite(str(suite)), "cpu", "auto")
     assert (left.basis, left.documents_kept) == ("finished runs", 44)
     assert left.seconds <= took
 

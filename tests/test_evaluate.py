@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.code import imported_by
 from pipelines.core.errors import BadInput
+from pipelines.evaluation.checks import prompts
+from pipelines.evaluation.choice import LLAMA_WORKER, MODULES
 from pipelines.evaluation.looks import look_confidence
 from pipelines.evaluation.stage import evaluate, looks
-from pipelines.evaluation.tasks import prompts
 from pipelines.gating.gate import gate
 from pipelines.recipe import library
 from pipelines.recipe.load import load_suite, load_task
@@ -42,17 +44,18 @@ def definition(task: Task, few: int, folder: Path) -> Path:
     import lm_eval
     from datasets import load_dataset
 
-    from pipelines.evaluation.tasks import _index, _rows
+    from pipelines.evaluation.rows import rows
+    from pipelines.evaluation.tasks import task_index
 
     assert task.offline
-    data, rows = folder / f"{task.task}.parquet", _rows(task.offline)
-    kind = "arrow" if rows.suffix == ".arrow" else "json"
-    load_dataset(kind, data_files=str(rows), split="train").select(range(few)).to_parquet(data)
+    data, documents = folder / f"{task.task}.parquet", rows(task.offline)
+    kind = "arrow" if documents.suffix == ".arrow" else "json"
+    load_dataset(kind, data_files=str(documents), split="train").select(range(few)).to_parquet(data)
     splits = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"), "null")
     splits["test_split" if task.offline.split == "test" else "validation_split"] = "rows"
     file = folder / f"{task.task}.yaml"
     file.write_text(
-        f"include: {Path(lm_eval.__file__).parent / 'tasks' / _index().files[task.task]}\ntask: {task.task}\n"
+        f"include: {Path(lm_eval.__file__).parent / 'tasks' / task_index().files[task.task]}\ntask: {task.task}\n"
         f"dataset_path: parquet\ndataset_name: null\ndataset_kwargs: {{data_files: {{rows: {data}}}}}\n"
         + "".join(f"{key}: {split}\n" for key, split in splits.items())
     )
@@ -132,3 +135,18 @@ def test_written_answers_are_drawn_with_several_seeds_and_averaged(smollm2: Chec
     assert all(document.score in (0, 0.5, 1) and document.margin is None for document in task.scores())
     with pytest.raises(ValueError, match="give a temperature"):
         SuiteTask(task="gsm8k_cot", seeds=2)
+
+
+def test_what_is_kept_depends_on_the_code_of_its_runtime_and_of_no_other() -> None:
+    loads = {
+        "transformers": {"runtimes.transformers_lm", "runtimes.prefixes", "runtimes.dequantize", "formats.rounding"},
+        "vllm": {"runtimes.vllm", "environments.workers.vllm_runtime"},
+        "llama.cpp": {"runtimes.llama_cpp", "quantization.gguf.convert"},
+    }
+    asks = {"runtimes.lm_eval", "evaluation.task", "evaluation.tasks", "evaluation.rows", "evaluation.patches"}
+    for runtime, modules in MODULES.items():
+        code = imported_by(["pipelines.evaluation.blocks", *modules])
+        assert code >= {f"pipelines.{name}" for name in asks | loads[runtime]}
+        assert not code & {"pipelines.quantization.stage", "pipelines.planning.stage", "pipelines.evaluation.looks"}
+    assert "pipelines.runtimes.vllm" not in imported_by(MODULES["transformers"])
+    assert LLAMA_WORKER.is_file()

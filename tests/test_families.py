@@ -17,8 +17,10 @@ from docs.models import write_tokenizer
 from pipelines.checkpoint.limits import positions
 from pipelines.core.errors import BadInput
 from pipelines.planning.plan import CheckpointPlan
-from pipelines.quantization.engines import layerwise
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.engines.loading import load_for_calibration
+from pipelines.quantization.engines.stream import Stream
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
@@ -267,11 +269,11 @@ def test_arguments_of_layers_are_those_of_the_batch(make: Make, text: tuple[str,
     """Batches of several lengths and sizes, of a model whose layers get a row for each head of each sample."""
     source = make("bloom", "float32", **BLOOM)
     with torch.inference_mode():
-        model = layerwise._load(plan_checkpoint(recipe_for("int8", text), source))
+        model = load_for_calibration(plan_checkpoint(recipe_for("int8", text), source)).model
         batches = [torch.randint(2, 258, shape) for shape in ((5, 24), (2, 24), (1, 24), (4, 7))]
-        stream = layerwise._Stream(model, list(model.transformer.h), batches, torch.device("cpu"))
-        for number, layer in enumerate(model.transformer.h):
-            stream.advance(number, layer)
+        stream = Stream(model, list(model.transformer.h), batches, torch.device("cpu"))
+        for number in range(len(model.transformer.h)):
+            stream.advance(number)
         for batch, hidden in zip(batches, stream.hidden, strict=True):
             expected = model(batch, output_hidden_states=True, use_cache=False).logits
             found = model.lm_head(model.transformer.ln_f(hidden))
@@ -325,7 +327,7 @@ def test_every_expert_is_quantized_and_measured(
 
 def first_experts_input(source: Path, artifact: Artifact) -> torch.Tensor:
     """What the experts of the first layer read in calibration, (tokens, features)."""
-    from pipelines.calibration.stage import read_tokens
+    from pipelines.calibration.tokens import read_tokens
 
     assert artifact.calibration
     seen: list[torch.Tensor] = []

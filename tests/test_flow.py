@@ -15,11 +15,12 @@ from click.testing import CliRunner
 
 from pipelines import run_all
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
-from pipelines.cli.main import _finish_all as finish_all
+from pipelines.cli.commands.run import finish_all
 from pipelines.cli.main import main
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput, Problem, QuantgateError
-from pipelines.flow.run import Run, run
+from pipelines.flow.journal import Run
+from pipelines.flow.run import run
 from pipelines.formats import rounding
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.stage import quantize
@@ -431,7 +432,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     moments = {
         "quantize": "cache/stages/quantize/*.partial/artifact/model.safetensors",
         "evaluate": "cache/stages/evaluate/*.partial",
-        "seal": "cache/stages/seal/*.partial/bundle/model.safetensors",
+        "bundle": "cache/stages/bundle/*.partial/files/model.safetensors",
         "publish": "artifacts/m/.fp8.*.partial/files/*",
     }
     finished: dict[str, set[str]] = {}
@@ -446,7 +447,7 @@ def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     stages = [path.relative_to(own / "stages").parts[0] for path in own.glob("stages/*/*/result.json")]
     assert set(stages) == {
         *("tasks", "default-model", "anatomy", "rehearsal", "probe", "documents", "prompts"),
-        *("quantize", "verify", "evaluate", "seal"),
+        *("quantize", "verify", "evaluate", "bundle"),
     }  # fmt: skip
     assert stages.count("evaluate") % 2 == 0, "as many blocks of either side"
 

@@ -20,8 +20,10 @@ from scipy import optimize, stats
 
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
-from pipelines.gating.gate import Statistic, Verdict, _combined, _decide, _Moments, below_floor, judge
-from pipelines.gating.power import Discordance, sight, typical
+from pipelines.gating.gate import decide, judge
+from pipelines.gating.power import Discordance, analyze_power, typical_discordance
+from pipelines.gating.statistic import PairedMoments, Statistic, combine, tasks_below_floor
+from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Policy, Suite, SuiteTask
 
 ALPHA = 0.05
@@ -139,24 +141,24 @@ class Clusters:
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
 
-def table_moments(table: Sequence[float], chance: float) -> _Moments:
+def table_moments(table: Sequence[float], chance: float) -> PairedMoments:
     """What the gate's `_moments` gives for these counts (shown below), without a loop over documents."""
     both, lost, gained, _ = (float(count) for count in table)
     count = float(sum(table))
     b, c = (both + lost) / count, (both + gained) / count
-    return _Moments.model_construct(
+    return PairedMoments.model_construct(
         documents=round(count),
         clusters=round(count),
         baseline=b - chance,
         candidate=c - chance,
-        vbb=b * (1 - b) / (count - 1),
-        vbc=(both / count - b * c) / (count - 1),
-        vcc=c * (1 - c) / (count - 1),
+        baseline_variance=b * (1 - b) / (count - 1),
+        covariance=(both / count - b * c) / (count - 1),
+        candidate_variance=c * (1 - c) / (count - 1),
         leverage=1 / count,
     )
 
 
-def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chance: float) -> list[_Moments]:
+def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chance: float) -> list[PairedMoments]:
     """The same for clustered documents: one `_Moments` for each simulation (row)."""
     count, clusters = sum(sizes), len(sizes)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -167,33 +169,36 @@ def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chanc
     columns = [b - chance, c - chance]
     columns += [scale * (x * y).sum(axis=1) for x, y in ((rest_b, rest_b), (rest_b, rest_c), (rest_c, rest_c))]
     return [
-        _Moments.model_construct(
+        PairedMoments.model_construct(
             documents=count,
             clusters=clusters,
             baseline=row[0],
             candidate=row[1],
-            vbb=row[2],
-            vbc=row[3],
-            vcc=row[4],
+            baseline_variance=row[2],
+            covariance=row[3],
+            candidate_variance=row[4],
             leverage=max(sizes) / count,
         )
         for row in np.stack(columns, axis=1).tolist()
     ]
 
 
-def statistic(moments: Sequence[_Moments], weights: Sequence[float] = (1.0,)) -> Statistic:
+def statistic(moments: Sequence[PairedMoments], weights: Sequence[float] = (1.0,)) -> Statistic:
     total = sum(weights)
     names = [f"task{i}" for i in range(len(moments))]
     shares = [weight / total for weight in weights]
-    return _combined(dict(zip(names, moments, strict=True)), dict(zip(names, shares, strict=True)))
+    return combine(dict(zip(names, moments, strict=True)), dict(zip(names, shares, strict=True)))
 
 
 def decided(
-    moments: Sequence[_Moments], weights: Sequence[float] = (1.0,), policy: Policy = CERTIFIED, target: float = TARGET
+    moments: Sequence[PairedMoments],
+    weights: Sequence[float] = (1.0,),
+    policy: Policy = CERTIFIED,
+    target: float = TARGET,
 ) -> str:
     """The gate's word on these moments: PASS only where it is certified."""
     count = sum(m.documents for m in moments)
-    decision = _decide(statistic(moments, weights), (), (), policy, target, count)
+    decision = decide(statistic(moments, weights), (), (), policy, target, count)
     return "certified" if decision.verdict == "PASS" and decision.shown else decision.verdict
 
 
@@ -339,7 +344,7 @@ def test_floors_refuse_a_good_task_no_more_often_than_alpha() -> None:
     times, refused = 1500, 0
     for tables in zip(*(truth.draw(random, times).tolist() for truth in truths), strict=True):
         moments = {str(i): table_moments(t, truths[i].chance) for i, t in enumerate(tables)}
-        refused += bool(below_floor(moments, policy))
+        refused += bool(tasks_below_floor(moments, policy))
     assert within_alpha(refused / times, times)
 
 
@@ -350,7 +355,7 @@ def test_the_moments_of_the_simulations_are_those_of_the_gate(policy: Policy) ->
         for table in truth.draw(random, 2).tolist():
             verdict = judged(*expanded(table), policy, chance=truth.chance)
             moments = statistic([table_moments(table, truth.chance)])
-            said = _decide(moments, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
+            said = decide(moments, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
             assert (verdict.verdict, verdict.shown, verdict.reasons) == (said.verdict, said.shown, said.reasons)
             assert verdict.certified == (said.verdict == "PASS" and said.shown)
             assert verdict.more_documents == pytest.approx(said.more, rel=1e-9, abs=1)
@@ -514,7 +519,7 @@ def test_with_many_documents_the_bound_is_that_of_the_paired_t_test() -> None:
     baseline, candidate = (np.array(scores) for scores in expanded(table))
     test = stats.ttest_rel(candidate, TARGET * baseline, alternative="greater")
     ours = statistic([table_moments(table, 0.0)])
-    variance = ours.vcc - 2 * TARGET * ours.vbc + TARGET**2 * ours.vbb
+    variance = ours.candidate_variance - 2 * TARGET * ours.covariance + TARGET**2 * ours.baseline_variance
     assert ours.mean(TARGET) / variance**0.5 == pytest.approx(test.statistic, abs=1e-9)
     bound = test.confidence_interval(0.95).low
     assert 0 < bound - ours.lower(TARGET, 0.95) < 1.1 * -np.log(ALPHA) / 2 / 20_000
@@ -592,15 +597,15 @@ def test_a_floor_is_harder_to_break_the_more_tasks_there_are() -> None:
     policy = Policy(floor=0.9)
     moments = {"a": table_moments([696, 104, 2, 198], 0.0)}
     others = {name: table_moments(UNCHANGED, 0.0) for name in "bcdefghij"}
-    assert below_floor(moments, policy) == {"a"}
-    assert below_floor(moments | others, policy) == set()
+    assert tasks_below_floor(moments, policy) == {"a"}
+    assert tasks_below_floor(moments | others, policy) == set()
 
 
 def test_what_is_found_below_its_floor_leaves_more_for_the_rest() -> None:
     moments = {"a": table_moments([696, 104, 2, 198], 0.0), "ruined": table_moments([400, 400, 0, 200], 0.0)}
     fine = {"fine": table_moments(UNCHANGED, 0.0)}
-    assert below_floor({"a": moments["a"], **fine, "fine too": fine["fine"]}, Policy(floor=0.9)) == set()
-    assert below_floor({**moments, **fine}, Policy(floor=0.9)) == {"a", "ruined"}
+    assert tasks_below_floor({"a": moments["a"], **fine, "fine too": fine["fine"]}, Policy(floor=0.9)) == set()
+    assert tasks_below_floor({**moments, **fine}, Policy(floor=0.9)) == {"a", "ruined"}
 
 
 def test_nothing_is_rounded_up_to_the_target() -> None:
@@ -860,7 +865,7 @@ def test_sight_is_right_eight_times_in_ten(
 ) -> None:
     names = [f"task{i}" for i in range(len(sizes))]
     counts, wanted = dict(zip(names, sizes, strict=True)), suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    seen = sight(counts, wanted, TARGET, typical(loss_class), baseline - chance)
+    seen = analyze_power(counts, wanted, TARGET, typical_discordance(loss_class), baseline - chance)
     for retention, verdict in ((seen.fails_below, 1), (seen.certifies_above, 0)):
         truths = [Truth(count, baseline, seen.discordance.share, chance, retention) for count in sizes]
         assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.84
@@ -870,7 +875,7 @@ def test_sight_is_right_eight_times_in_ten(
 def test_an_equal_artifact_is_certified_as_often_as_sight_says(sizes: tuple[int, ...]) -> None:
     names = [f"task{i}" for i in range(len(sizes))]
     wanted = suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    here = sight(dict(zip(names, sizes, strict=True)), wanted, TARGET, Discordance(share=0.03), 0.6)
+    here = analyze_power(dict(zip(names, sizes, strict=True)), wanted, TARGET, Discordance(share=0.03), 0.6)
     truths = [Truth(count, 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
     assert here.certifies_equal == pytest.approx(rates(simulated(truths, times=2000))[0], abs=0.03)
     assert here.documents_to_certify is not None
@@ -880,7 +885,7 @@ def test_an_equal_artifact_is_certified_as_often_as_sight_says(sizes: tuple[int,
 
 
 def test_nothing_certifies_an_equal_artifact_at_a_target_of_100_percent() -> None:
-    seen = sight({"a": 5000}, suite(), 1.0, Discordance(share=0.03), 0.5)
+    seen = analyze_power({"a": 5000}, suite(), 1.0, Discordance(share=0.03), 0.5)
     assert seen.documents_to_certify is None
     assert seen.certifies_equal < 0.05
 
@@ -890,7 +895,7 @@ def test_the_table_in_the_documentation_is_what_sight_says() -> None:
     assert len(rows) >= 4
     for size, cells in rows:
         seen = [
-            sight({"a": int(size.replace(",", ""))}, suite(), TARGET, typical(loss_class))
+            analyze_power({"a": int(size.replace(",", ""))}, suite(), TARGET, typical_discordance(loss_class))
             for loss_class in ("FP8", "INT4")
         ]
         expected = [f"{value:.1%}" for s in seen for value in (s.fails_below, s.certifies_above)]

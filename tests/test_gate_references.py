@@ -24,8 +24,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import ttost_paired
 
 from pipelines.evaluation.scores import Document
-from pipelines.gating.gate import Statistic, _combined, _Moments, _moments
-from pipelines.gating.power import sight, typical
+from pipelines.gating.power import analyze_power, typical_discordance
+from pipelines.gating.statistic import PairedMoments, Statistic, combine, paired_moments
 from pipelines.recipe.suite import Policy
 from tests.make_paired_results import main as make_paired_results
 from tests.test_gate import (
@@ -176,7 +176,7 @@ def test_the_variance_is_that_of_statsmodels_regression_with_clustered_errors(se
     d, members = differences(data, target), data.clusters.tolist()
     fitted = OLS(d, np.ones_like(d)).fit(cov_type="cluster", cov_kwds={"groups": data.clusters})
     ours, theirs = (documents(scores, data.chance, members) for scores in (data.baseline, data.candidate))
-    gate = _combined({"a": _moments(list(zip(ours, theirs, strict=True)), CERTIFIED)}, {"a": 1.0})
+    gate = combine({"a": paired_moments(list(zip(ours, theirs, strict=True)), CERTIFIED)}, {"a": 1.0})
     assert gate.mean(target) == pytest.approx(fitted.params[0], abs=1e-12)
     assert math.sqrt(gate.variance(target)) == pytest.approx(fitted.bse[0], rel=1e-9)
 
@@ -272,13 +272,18 @@ def retention(card: Card, chance: Mapping[str, float]) -> float:
     """By the gate's formula, over the tasks that `chance` names."""
     rows = zip(OPEN_LLM, card.baseline, card.candidate, strict=True)
     moments = {
-        name: _Moments.model_construct(
-            baseline=b / 100 - chance[name], candidate=c / 100 - chance[name], vbb=0.0, vbc=0.0, vcc=0.0, leverage=0.0
+        name: PairedMoments.model_construct(
+            baseline=b / 100 - chance[name],
+            candidate=c / 100 - chance[name],
+            baseline_variance=0.0,
+            covariance=0.0,
+            candidate_variance=0.0,
+            leverage=0.0,
         )
         for name, b, c in rows
         if name in chance
     }
-    kept = _combined(moments, dict.fromkeys(moments, 1 / len(moments))).retention()
+    kept = combine(moments, dict.fromkeys(moments, 1 / len(moments))).retention()
     assert kept is not None
     return kept
 
@@ -308,7 +313,7 @@ def test_no_published_loss_is_one_that_the_six_tasks_can_show(card: Card) -> Non
     plain = suite(Policy(chance_correction=False, floor=None), dict.fromkeys(OPEN_LLM, 1.0))
     loss_class = "INT4" if card.name.endswith("4bit") else "INT8"
     sizes = {name: count for name, (count, _) in OPEN_LLM.items()}
-    can = sight(sizes, plain, TARGET, typical(loss_class), card.averages[0] / 100)
+    can = analyze_power(sizes, plain, TARGET, typical_discordance(loss_class), card.averages[0] / 100)
     assert can.fails_below < card.averages[1] / card.averages[0] < can.certifies_above
 
 
@@ -320,7 +325,9 @@ def test_what_one_published_suite_could_certify(task: str, accuracy: float, cert
     """GSM8K's 1,319 documents cannot certify 99% of an artifact that is as good as its baseline; MMLU's 14,042 nearly
     can for the 8B model, and can for the 70B (accuracies: the cards above; 8 bits)."""
     count, chance = OPEN_LLM[task]
-    can = sight({task: count}, suite(CERTIFIED, {task: 1.0}), TARGET, typical("FP8"), accuracy - (chance or 0.0))
+    can = analyze_power(
+        {task: count}, suite(CERTIFIED, {task: 1.0}), TARGET, typical_discordance("FP8"), accuracy - (chance or 0.0)
+    )
     assert can.certifies_equal == pytest.approx(certifies_equal, abs=0.01)
     assert (can.certifies_above <= 1) == (certifies_equal > 0.8)
     assert can.documents_to_certify is not None

@@ -73,4 +73,5 @@ def test_one_that_cannot_be_read_stops_a_run_before_it_begins(cli: Cli, tiny_cop
     (tiny_copy / FILE).write_text("{")
     done = cli("run", "fp8", "--model", tiny_copy)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {tiny_copy}/{FILE}: transformers cannot read it: It looks like")
+    said = f"planning {tiny_copy} with fp8\nerror: {tiny_copy}/{FILE}: transformers cannot read it: It looks like"
+    assert done.stderr.startswith(said)

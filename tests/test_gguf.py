@@ -16,7 +16,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from pipelines.calibration.stage import CalibrationTokens, _save, calibrate, held_out
+from pipelines.calibration.held_out import held_out
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens, save_tokens
 from pipelines.checkpoint.gguf_file import read_gguf
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
@@ -166,7 +168,7 @@ def test_the_importance_matrix_is_the_mean_square_of_inputs(tiny: Path, tmp_path
     write_imatrix(plan, tokens, tmp_path / IMATRIX)
     stored = matrix(tmp_path / IMATRIX)
     assert len(stored) == 4 * 7
-    from pipelines.calibration.stage import read_tokens
+    from pipelines.calibration.tokens import read_tokens
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype="auto").eval()
     seen: list[torch.Tensor] = []
@@ -196,11 +198,11 @@ def test_held_out_text_is_not_what_was_calibrated_on(smollm2: Checkpoint) -> Non
 
 
 def first_rows(count: int) -> list[str]:
-    from pipelines.calibration.stage import _rows
+    from pipelines.calibration.sources import source_rows
     from pipelines.recipe.load import load_set
     from pipelines.recipe.recipe import Calibrate
 
-    rows, _ = _rows(load_set("passages"), Calibrate(set="passages", seed=7))
+    rows, _ = source_rows(load_set("passages"), Calibrate(set="passages", seed=7))
     return [next(rows)[0] for _ in range(count)]
 
 
@@ -360,7 +362,9 @@ def test_the_importance_matrix_is_llama_cpps_own(kind: str, family: Any, tmp_pat
     with process(tmp_path / "f16.gguf") as llama:
         (ids,) = llama.tokenize([text])
     (tmp_path / "tokens").mkdir()
-    saved = _save([ids[n * chunk : (n + 1) * chunk] for n in range(8)], tmp_path / "tokens" / "tokens.safetensors")
+    saved = save_tokens(
+        [ids[n * chunk : (n + 1) * chunk] for n in range(8)], tmp_path / "tokens" / "tokens.safetensors"
+    )
     plan = plan_gguf(load_recipe("gguf-q4_0", SHORT), checkpoint)
     tokens = calibrate(plan).model_copy(update={"folder": tmp_path / "tokens", **saved})
     write_imatrix(plan, CalibrationTokens.model_validate(tokens.model_dump()), tmp_path / "ours.gguf")

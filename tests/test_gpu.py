@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipelines.calibration.stage import calibrate, held_out
+from pipelines.calibration.held_out import held_out
+from pipelines.calibration.stage import calibrate
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.errors import QuantgateError
@@ -81,7 +82,7 @@ def test_gptq_loses_no_more_than_on_a_cpu(name: SchemeName) -> None:
     def lost(device: str) -> float:
         moved = weight.to(device)
         scales = scales_of(moved, name, group_size(name))
-        codes = gptq.quantize(moved, scales, hessian.to(device), DAMPENING)
+        codes = gptq.round_weight(moved, scales, hessian.to(device), DAMPENING)
         return energy(rounding.dequantize(codes, scales).cpu() - weight, hessian)
 
     assert lost("cuda") == pytest.approx(lost("cpu"), rel=0.02)

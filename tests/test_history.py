@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.core.errors import BadInput
-from pipelines.flow.run import Run, run
+from pipelines.flow.journal import Run
+from pipelines.flow.run import run
 from pipelines.gating.power import Discordance
 from pipelines.recipe.load import load_recipe
 from pipelines.reporting.history import compare, discordance, read_runs

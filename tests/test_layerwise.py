@@ -11,14 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.calibration.stage import CalibrationTokens, calibrate, read_tokens
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.formats import rounding
 from pipelines.formats.schemes import SCHEMES, SchemeName, config_group
-from pipelines.planning.plan import CheckpointPlan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.engines import layerwise
-from pipelines.quantization.methods import gptq, smoothing
+from pipelines.quantization.engines.layer import Layer
+from pipelines.quantization.engines.layerwise import LayerQuantizer
+from pipelines.quantization.engines.loading import every_token_to_every_expert, load_for_calibration
+from pipelines.quantization.engines.memory import release_pages
+from pipelines.quantization.engines.stream import Stream
+from pipelines.quantization.methods import awq, clipping, gptq, smoothing
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
 from pipelines.quantization.stage import quantize
 from pipelines.quantization.written import read_smoothing
@@ -91,7 +97,7 @@ def energy(error: torch.Tensor, hessian: torch.Tensor) -> float:
 def test_gptq_is_the_papers(scheme: SchemeName, rows: int, columns: int, group_size: int | None) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
     hessian, scales = moment(inputs(columns)), scales_of(weight, scheme, group_size)
-    ours = rounding.dequantize(gptq.quantize(weight, scales, hessian, DAMPENING), scales)
+    ours = rounding.dequantize(gptq.round_weight(weight, scales, hessian, DAMPENING), scales)
     theirs = textbook(weight, scales, hessian, DAMPENING)
     assert torch.equal(ours, theirs)
     nearest = rounding.dequantize(rounding.quantize(weight, scales), scales)
@@ -105,8 +111,8 @@ def test_inputs_that_are_always_zero_change_nothing_for_the_others() -> None:
     dead = torch.arange(40) % 3 == 0
     x[:, dead] = 0
     scales = scales_of(weight, "W8A16", None)
-    codes = gptq.quantize(weight, scales, moment(x), DAMPENING)
-    alone = gptq.quantize(weight[:, ~dead], scales, moment(x[:, ~dead]), DAMPENING)
+    codes = gptq.round_weight(weight, scales, moment(x), DAMPENING)
+    alone = gptq.round_weight(weight[:, ~dead], scales, moment(x[:, ~dead]), DAMPENING)
     assert torch.equal(codes[:, ~dead], alone)
     assert torch.equal(codes[:, dead], rounding.quantize(weight, scales)[:, dead])
 
@@ -127,7 +133,7 @@ def test_second_moments_that_cannot_be_inverted(x: torch.Tensor, dampening: floa
     weight = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
     scales, hessian = scales_of(weight, "W4A16", 8), moment(x)
     nearest = rounding.dequantize(rounding.quantize(weight, scales), scales)
-    restored = rounding.dequantize(gptq.quantize(weight, scales, hessian, dampening), scales)
+    restored = rounding.dequantize(gptq.round_weight(weight, scales, hessian, dampening), scales)
     assert energy(restored - weight, hessian) <= energy(nearest - weight, hessian)
     assert (restored - weight).norm() < 3 * (nearest - weight).norm()
 
@@ -213,8 +219,8 @@ def run(plan: CheckpointPlan, tokens: CalibrationTokens, stage: Path) -> Path:
     return stage / "artifact"
 
 
-def each_alone(modules: dict[str, Any], _: object) -> list[list[Any]]:
-    return [[module] for module in modules.values()]
+def each_alone(layer: Layer) -> list[list[Any]]:
+    return [[module] for module in layer.modules.values()]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +237,7 @@ def test_modules_rounded_together_are_rounded_as_if_alone_and_every_time_alike(
 ) -> None:
     plan, tokens = prepare(how, **settings)
     first, again = run(plan, tokens, tmp_path / "first"), run(plan, tokens, tmp_path / "again")
-    monkeypatch.setattr(layerwise, "_together", each_alone)
+    monkeypatch.setattr(Layer, "groups", each_alone)
     alone = run(plan, tokens, tmp_path / "alone")
     for file in first.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes() == (alone / file.name).read_bytes()
@@ -312,7 +318,7 @@ def test_scales_of_the_cache_are_of_what_the_rounded_model_writes(
     prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """AWQ divides values by factors, which the output projection multiplies in again."""
-    monkeypatch.setattr(smoothing, "awq_factors", lambda weights, *_: 0 * next(iter(weights.values()))[0] + 4)
+    monkeypatch.setattr(awq, "awq_factors", lambda weights, *_: 0 * next(iter(weights.values()))[0] + 4)
     plan, tokens = prepare(f"{how}, kv_cache: FP8, ignore: [lm_head, 'layer:1']", **ALL_HEADS)
     stored = tensors(run(plan, tokens, tmp_path))
     measured = Measured(plan.checkpoint.folder, tokens)
@@ -342,7 +348,7 @@ def test_gptq_sees_the_second_moments_of_the_tokens_that_reach_its_layer(prepare
         weight, hessian = weights[f"{full}.weight"], measured.moments[full]
         parts = {suffix: stored[f"{full}.{suffix}"] for suffix in ("weight_packed", "weight_scale")}
         codes, scales = rounding.unpack(parts, "W4A16", 32, 64)
-        same = codes == gptq.quantize(weight, scales, hessian, DAMPENING)
+        same = codes == gptq.round_weight(weight, scales, hessian, DAMPENING)
         assert same.float().mean() > 0.99
         assert (codes == rounding.quantize(weight, scales)).float().mean() < 0.9
 
@@ -415,24 +421,24 @@ def test_smoothing_leaves_the_models_function_alone(
     def any_factors(weights: dict[str, torch.Tensor], *_: object) -> torch.Tensor:
         return torch.exp(8 * torch.rand(next(iter(weights.values())).shape[1], generator=draw) - 4)
 
-    def unrounded(_: object, group: Any, weights: dict[str, torch.Tensor], __: object, linears: dict[str, Any]) -> None:
+    def unrounded(_: object, layer: Layer, group: list[Module]) -> None:
         for module in group:
-            linears[module.name].weight.copy_(weights[module.name])
+            layer.linears[module.name].weight.copy_(layer.weights[module.name])
 
-    monkeypatch.setattr(smoothing, "awq_factors", any_factors)
-    monkeypatch.setattr(layerwise._Work, "_round", unrounded)
+    monkeypatch.setattr(awq, "awq_factors", any_factors)
+    monkeypatch.setattr(LayerQuantizer, "round_together", unrounded)
     plan, tokens = prepare("method: awq, scheme: W8A16", kind, **settings)
     samples = torch.tensor([sample[:20] for sample in read_tokens(tokens)])
-    with torch.inference_mode(), layerwise._all_experts(plan):
-        model = layerwise._load(plan)
-        before = model(samples).logits
-        work = layerwise._Work(plan, model, Nowhere())  # type: ignore[arg-type]
-        stream = layerwise._Stream(model, work.layers, [samples], torch.device("cpu"))
-        for number, layer in enumerate(work.layers):
-            work.layer(number, layer, stream)
-        after = model(samples).logits
+    with torch.inference_mode(), every_token_to_every_expert(plan):
+        loaded = load_for_calibration(plan)
+        before = loaded.model(samples).logits
+        stream = Stream(loaded.model, loaded.layers, [samples], torch.device("cpu"))
+        quantizer = LayerQuantizer(plan, loaded, stream, Nowhere())  # type: ignore[arg-type]
+        smoothed = [quantizer.quantize_layer(number) for number in range(len(loaded.layers))]
+        after = loaded.model(samples).logits
     assert (after - before).norm() < 1e-5 * before.norm()
-    changed = {name.rpartition(".")[0] for name in (*work.rescaled, *work.smoothing) if not name.endswith(".columns")}
+    names = [name for layer in smoothed for name in (*layer.changed, *layer.factors)]
+    changed = {name.rpartition(".")[0] for name in names if not name.endswith(".columns")}
     assert changed == {f"model.layers.{number}.{name}" for number in range(3) for name in divided}
 
 
@@ -457,7 +463,7 @@ def test_norms_are_divided_in_their_own_arithmetic(module: str, name: str) -> No
     x, factors = torch.randn(32, 64, dtype=torch.bfloat16), torch.logspace(-4, 4, 64)
     with torch.inference_mode():
         before = norm(x).float()
-        divided = layerwise._divide(norm, factors, torch.bfloat16)
+        divided = smoothing.divide_output(norm, factors, torch.bfloat16)
         after = norm(x).float() * divided
     assert torch.allclose(after, before, rtol=0.02, atol=0.02)
     assert divided[factors < 50] == pytest.approx(factors[factors < 50], rel=0.2)
@@ -483,7 +489,7 @@ def test_awq_never_loses_more_than_rounding_to_nearest(scheme: SchemeName, group
     def lost(factors: torch.Tensor) -> float:
         return sum(energy(rounded(w * factors) / factors - w, measured.hessian) for w in weights.values())
 
-    factors = smoothing.awq_factors(weights, measured, group_size, rounded)
+    factors = awq.awq_factors(weights, measured, group_size, rounded)
     assert lost(factors) < 0.9 * lost(torch.ones(96))
     for weight in weights.values():
 
@@ -496,8 +502,8 @@ def test_awq_never_loses_more_than_rounding_to_nearest(scheme: SchemeName, group
             parts = [slice(first, first + size) for first in range(0, 96, size)]
             return torch.stack([energies(error[:, part], measured.hessian[part, part]) for part in parts], dim=1)
 
-        each = torch.stack([by_group(shrunken(share)) for share in (1.0, *smoothing.SHRINKS)])
-        chosen = by_group(smoothing.clipped_scales(weight, shrunken, measured))
+        each = torch.stack([by_group(shrunken(share)) for share in (1.0, *clipping.SHARES)])
+        chosen = by_group(clipping.clipped_scales(weight, shrunken(1.0), shrunken, measured))
         assert torch.allclose(chosen, each.amin(0), rtol=0.02)  # where candidates are close, any will do
         assert (each.amin(0) < each[0]).any()
 
@@ -650,7 +656,7 @@ def test_what_was_let_go_is_read_again(tmp_path: Path) -> None:
         assert torch.equal(mapped, values)
         before = _resident_of_files()
         for tensor in (mapped, own, own[5:7]):
-            layerwise._let_go(tensor)
+            release_pages(tensor)
         assert _resident_of_files() < before - mapped.nbytes // 2
         assert torch.equal(mapped, values) and torch.equal(own, values)
 

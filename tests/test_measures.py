@@ -12,8 +12,10 @@ from scipy import stats
 from pipelines.core.bounds import clustered_mean
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
-from pipelines.gating.gate import Verdict, judge
-from pipelines.gating.measures import Measure, Name, Pairs, measure
+from pipelines.gating.gate import judge
+from pipelines.gating.measures import Measure, Name, measure
+from pipelines.gating.pairs import Pairs
+from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Limits, Policy
 from pipelines.runtimes.distance import Distance
 from tests.test_gate import documents, suite, within_alpha

@@ -10,16 +10,18 @@ import jsonschema
 import pytest
 import yaml
 
-from pipelines.cli.main import env, main
-from pipelines.core.errors import EXITS, BadInput
+from pipelines.cli.commands.env import env
+from pipelines.cli.main import main
+from pipelines.core.errors import BadInput
+from pipelines.core.exit_codes import EXIT_CODES, EXITS
 from pipelines.flow.run import run
 from pipelines.formats.schemes import SCHEMES
-from pipelines.publishing.stage import EXIT_CODES
 from pipelines.recipe.calibration_set import CalibrationSet
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.card import card, serve_line
+from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest
+from pipelines.reporting.serving import serve_line
 
 ROOT = Path(__file__).parent.parent
 SUITE = "{version: 1, name: little, summary: of the tests, tasks: [{task: sciq, limit: 5}]}"

@@ -543,7 +543,8 @@ def test_a_model_larger_than_the_machine_is_refused_before_anything_is_written(
     before = sorted(tmp_path.rglob("*"))
     done = cli(command, "fp8", *PLAIN, "--model", model, QUANTGATE_CACHE=str(own))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: giant: stage evaluate needs about ")
+    planning = "" if command == "quantize" else f"planning {model} with fp8\n"
+    assert done.stderr.startswith(f"{planning}error: giant: stage evaluate needs about ")
     assert "stage quantize and publish needs about " in done.stderr
     shutil.rmtree(own / "digests", ignore_errors=True)
     if (own / "stages").exists():  # what is known of the model and, for `run`, of lm-eval's tasks
@@ -607,7 +608,7 @@ def test_a_plan_takes_names_as_well(tiny: Path) -> None:
 
 def test_the_command_prints_the_plan_as_json(cli: Cli, smollm2: Checkpoint) -> None:
     done = cli("plan", "fp8", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "planning the default model with fp8\n")
     printed = json.loads(done.stdout)
     plan = plan_checkpoint("fp8", smollm2)
     assert printed["bytes_before"] == plan.bytes_before
@@ -621,7 +622,7 @@ def test_the_command_prints_the_plan_as_json(cli: Cli, smollm2: Checkpoint) -> N
 
 def test_the_command_prints_the_plan_for_people(cli: Cli, smollm2: Checkpoint) -> None:
     done = cli("plan", "fp8")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "planning the default model with fp8\n")
     assert "fp8 on SmolLM2-135M-Instruct" in done.stdout
     assert all(f"model.layers.*.{name}" in done.stdout for name in SHAPES)
     plan = plan_checkpoint("fp8", smollm2)

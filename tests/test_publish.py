@@ -20,15 +20,17 @@ from pyarrow import parquet
 from pipelines.core.cache import file_digest, folder_digests
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.flow.run import run
-from pipelines.gating.gate import Verdict, gate
+from pipelines.gating.gate import gate
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.bundle import Tampered, check
-from pipelines.publishing.places.folder import Folder
-from pipelines.publishing.places.place import FolderTarget, OciTarget
-from pipelines.publishing.places.targets import open_place, parse_target
-from pipelines.publishing.provenance import Signer, Trust
-from pipelines.publishing.stage import check_published, publish, published, pull, sealed
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.publishing.places.folder import Folder, FolderTarget
+from pipelines.publishing.places.registry import OciTarget
+from pipelines.publishing.places.targets import parse_target
+from pipelines.publishing.signature import Signer, Trust
+from pipelines.publishing.stage import check_published, make_bundle, publish, published, pull
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import card
@@ -117,7 +119,7 @@ def test_a_place_gets_the_whole_bundle_once_and_gives_it_back(target: str, judge
     assert listing(target) == before, "the same bytes again are no new upload"
 
     checked = pull(target, tmp_path / "pulled")
-    bundle = sealed(judged.artifact, judged.verdict)
+    bundle = make_bundle(judged.artifact, judged.verdict)
     assert folder_digests(tmp_path / "pulled") == bundle.files and set(bundle.files) == FILES
     assert (checked.manifest, checked.files, checked.signature) == (manifest, len(FILES), "not signed")
     assert check_published(target) == checked
@@ -128,7 +130,7 @@ def test_a_place_gets_the_whole_bundle_once_and_gives_it_back(target: str, judge
 
 def listing(target: str) -> Any:
     """What changes when anything is written there."""
-    place = open_place(parse_target(target))
+    place = parse_target(target).open()
     if target.startswith("hf://"):
         return place._api.repo_info(place._target.repository, revision="release").sha  # type: ignore[attr-defined]
     if target.startswith("oci://"):
@@ -165,7 +167,7 @@ def foreign(target: str, request: pytest.FixtureRequest) -> None:
         case "oci":
             docker: Registry = request.getfixturevalue("docker")
             empty = b"{}"
-            place: Any = open_place(parse_target(target))
+            place: Any = parse_target(target).open()
             described = {"mediaType": "application/json", "digest": f"sha256:{hashlib.sha256(empty).hexdigest()}"}
             place._send({**described, "size": 2}, empty)
             described_config = {**described, "size": 2}
@@ -174,7 +176,7 @@ def foreign(target: str, request: pytest.FixtureRequest) -> None:
         case "s3":
             request.getfixturevalue("s3").put(f"{name}/notes.txt", b"mine")
         case "hf":
-            place = open_place(parse_target(target))
+            place = parse_target(target).open()
             repository = place._target.repository
             place._api.create_repo(repository)
             place._api.create_branch(repository, branch="release")
@@ -240,7 +242,7 @@ def test_a_registry_gets_a_model_as_modelpack_describes_it(docker: Registry, jud
     assert kinds[BIG] == "application/vnd.cncf.model.weight.v1.raw"
     assert kinds["config.json"] == "application/vnd.cncf.model.weight.config.v1.raw"
     assert kinds["README.md"] == "application/vnd.cncf.model.doc.v1.raw"
-    place: Any = open_place(parse_target(docker.target("tiny")))
+    place: Any = parse_target(docker.target("tiny")).open()
     config = place._registry.get_blob(place._container, manifest["config"]["digest"]).json()
     assert config["config"] == {
         "architecture": "transformer", "format": "safetensors", "paramSize": "410.2K", "quantization": "rtn"
@@ -314,7 +316,7 @@ def test_a_registry_that_asks_for_tokens(
         asked = {(name, *sorted(actions.split(","))) for name, _, actions in (s.rpartition(":") for s in scopes)}
         assert {("repository:models/tiny", "pull"), ("repository:models/tiny", "pull", "push")} <= asked
         pull(guarded.target("tiny"), tmp_path / "pulled")
-    assert folder_digests(tmp_path / "pulled") == sealed(judged.artifact, judged.verdict).files
+    assert folder_digests(tmp_path / "pulled") == make_bundle(judged.artifact, judged.verdict).files
 
 
 def test_a_store_whose_connection_breaks(
@@ -334,7 +336,7 @@ def test_a_store_whose_connection_breaks(
 
 
 def test_a_store_keeps_what_arrived_and_what_is_somebody_elses(s3: Store, judged: Judged) -> None:
-    bundle = sealed(judged.artifact, judged.verdict).bundle
+    bundle = make_bundle(judged.artifact, judged.verdict).path
     s3.put("half/config.json", (bundle / "config.json").read_bytes())
     publish(judged.artifact, judged.verdict, "s3://releases/half")
     assert s3.names("half") == FILES
@@ -390,7 +392,7 @@ def test_a_hub_that_refuses_the_token(environment: pytest.MonkeyPatch, judged: J
 def test_a_folder_on_a_full_disk(judged: Judged, tmp_path: Path) -> None:
     verdict = tmp_path / "verdict.json"
     verdict.write_text(judged.verdict.model_dump_json())
-    sealed(judged.artifact, judged.verdict)
+    make_bundle(judged.artifact, judged.verdict)
     program = [sys.executable, "-m", "pipelines.cli", "publish", str(judged.artifact.checkpoint)]
     command = [*servers.limited(400_000), *program, "--verdict", str(verdict), "--to", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -438,7 +440,7 @@ def test_a_folder_that_cannot_be_made_is_known_before_the_work(to: str, said: st
         published(target)
     assert str(early.value).startswith(said.format(to=target, here=here))
     with pytest.raises(QuantgateError) as late:  # had it come to be so during the run
-        open_place(target).upload(plain)
+        target.open().upload(plain)
     assert str(late.value).startswith(f"{target}: ") and "\n    " in str(late.value)
     assert not [path for path in here.rglob("*") if path.name.endswith(".partial")]
     if not to.startswith("new/"):

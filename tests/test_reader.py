@@ -16,10 +16,11 @@ from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import isolated
 from pipelines.planning import checks, quantization_config, stage
 from pipelines.planning.quantization_config import written_config
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.card import reader_line
+from pipelines.reporting.sentences import reader_line
 from pipelines.verification import reader as reading
 from pipelines.verification.reader import Reader
 from pipelines.verification.stage import verify

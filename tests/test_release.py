@@ -12,14 +12,19 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines import quantize
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput
-from pipelines.flow.release import Outcome, foresee_release, load_release, prepare_release, run_release
+from pipelines.flow import forecast
+from pipelines.flow.estimate import Finished
+from pipelines.flow.forecast import forecast_release
+from pipelines.flow.outcome import Outcome
+from pipelines.flow.release import prepare_release, run_release
+from pipelines.flow.release_file import load_release
 from pipelines.planning.plan import Plan
 from pipelines.publishing.places.place import files_of
 from pipelines.publishing.stage import check_published
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from tests.conftest import EASY, Cli, make_tiny, own_cache
 from tests.servers import Registry
 
@@ -151,12 +156,12 @@ def test_a_dry_run_computes_nothing(models: tuple[Path, Path], cli: Cli, tmp_pat
     assert f"publishes  {tmp_path}/out/small/fp" in done.stdout
     assert not (tmp_path / "out").exists() and not (own / "stages" / "quantize").exists()
 
-    one, *_ = foresee_release(prepare_release(load_release(file), tmp_path))
+    one, *_ = forecast_release(prepare_release(load_release(file), tmp_path))
     assert one.bytes_after < one.bytes_before and one.memory > 0 and one.disk > one.bytes_after
 
 
 def test_what_a_finished_run_took_is_what_the_next_is_expected_to(
-    models: tuple[Path, Path], cli: Cli, tmp_path: Path
+    models: tuple[Path, Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_release(tmp_path, models, ("out/{model}/{recipe}",))
     release = load_release(file)
@@ -167,8 +172,14 @@ def test_what_a_finished_run_took_is_what_the_next_is_expected_to(
     alike = [record for record in records if record.get("manifest", {}).get("evaluation", {}).get("suite") == suite]
     assert alike
     tiny, small = json.loads(cli("release", file, "--dry-run", "--json").stdout)
-    assert 0 < small["seconds"] < tiny["seconds"], "in proportion to the parameters"
     assert tiny["unknown"] == small["unknown"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr(forecast, "finished_work", lambda *_: Finished())
+        whole, other = forecast_release(jobs)
+    assert 0 < other.seconds < whole.seconds, "in proportion to the parameters"
+    assert small["seconds"] == pytest.approx(other.seconds), "nothing of it is finished"
+    assert tiny["seconds"] == 0, "all that takes long is finished"
+    assert re.search(r"tiny .* nothing ", cli("release", file, "--dry-run").stdout)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import yaml
 
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput
+from pipelines.flow.journal import Run
 from pipelines.flow.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
 from pipelines.flow.repair import repair
-from pipelines.flow.run import Run, run
+from pipelines.flow.run import run
 from pipelines.recipe.load import as_yaml, load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest

@@ -17,7 +17,8 @@ from pipelines.formats.repack import pack, repack, unpack
 from pipelines.formats.rounding import Scales
 from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.planning.stage import make_plan
-from pipelines.quantization.stage import Artifact, quantize
+from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify

@@ -9,12 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.flow.run import Run, run
+from pipelines.flow.journal import Run
+from pipelines.flow.run import run
 from pipelines.gating.measures import Measure
 from pipelines.recipe.load import load_recipe
-from pipelines.reporting.card import verdict_line
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.report import html, markdown
+from pipelines.reporting.sentences import verdict_line
 from tests.test_flow import little
 
 HOSTILE = '<script>alert(1)</script> | `a` & "b"'

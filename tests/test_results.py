@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from docs import results
-from pipelines.flow.run import Run, run
+from pipelines.flow.journal import Run
+from pipelines.flow.run import run
 from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import RECORD
 from tests.test_flow import little

@@ -21,7 +21,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pipelines.calibration.stage import calibrate, encode
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokenizing import encode
 from pipelines.checkpoint.headers import MAX_CARD, Checkpoint, read_checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.tokenizer import load_tokenizer
@@ -177,7 +178,7 @@ def test_a_name_is_no_path(tmp_path: Path, kind: str, known: str, name: str) -> 
 def test_a_task_is_one_that_lm_eval_ships(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's own YAML names functions to call, so a file of somebody's is none."""
     own = check_tasks.__globals__  # asking lm-eval which tasks it has takes it seconds
-    monkeypatch.setitem(own, "_index", lambda: SimpleNamespace(files={"boolq": ""}, holds={}))
+    monkeypatch.setitem(own, "task_index", lambda: SimpleNamespace(files={"boolq": ""}, holds={}))
     task = plant_task(tmp_path, marker)
     for name in (str(task), "planted", "../planted.yaml"):
         (tmp_path / "suite.yaml").write_text(SUITE.replace("boolq", name))

@@ -14,10 +14,12 @@ from scipy import stats
 
 from docs import simulate
 from docs.simulate import CORE, SIZES, TARGET, Outcome, Task
-from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks, look_confidence, seen
+from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks_by_look, documents_at_look, look_confidence
 from pipelines.evaluation.scores import Document
-from pipelines.flow import run as flow
-from pipelines.gating.gate import Verdict, judge
+from pipelines.flow import judging
+from pipelines.flow.prepare import Job
+from pipelines.gating.gate import judge
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.suite import Policy, Suite
@@ -36,7 +38,7 @@ quick = settings(max_examples=60, deadline=None, derandomize=True, database=None
 @quick
 @given(st.integers(1, 5000))
 def test_blocks_hold_every_document_once(count: int) -> None:
-    looks = blocks("task", count)
+    looks = blocks_by_look("task", count)
     assert len(looks) == len(LOOKS)
     assert sorted(place for look in looks for block in look for place in block) == list(range(count))
 
@@ -44,14 +46,14 @@ def test_blocks_hold_every_document_once(count: int) -> None:
 @quick
 @given(st.integers(1, 5000))
 def test_blocks_are_sorted_and_of_bounded_size(count: int) -> None:
-    every = list(chain.from_iterable(blocks("task", count)))
+    every = list(chain.from_iterable(blocks_by_look("task", count)))
     assert all(0 < len(block) <= BLOCK and list(block) == sorted(block) for block in every)
 
 
 @quick
 @given(st.integers(1, 20_000))
 def test_each_look_has_what_the_one_before_had_and_the_last_has_all(count: int) -> None:
-    sizes = [seen(look, count) for look in range(len(LOOKS))]
+    sizes = [documents_at_look(look, count) for look in range(len(LOOKS))]
     assert all(before <= after for before, after in pairwise(sizes))
     assert sizes[-1] == count
     assert sizes[0] >= min(count, FEWEST)
@@ -59,16 +61,16 @@ def test_each_look_has_what_the_one_before_had_and_the_last_has_all(count: int) 
 
 @pytest.mark.parametrize("count", [20, 300, 5153])
 def test_a_look_adds_as_many_documents_as_are_missing(count: int) -> None:
-    added = [sum(map(len, look)) for look in blocks("task", count)]
-    assert np.cumsum(added).tolist() == [seen(look, count) for look in range(len(LOOKS))]
+    added = [sum(map(len, look)) for look in blocks_by_look("task", count)]
+    assert np.cumsum(added).tolist() == [documents_at_look(look, count) for look in range(len(LOOKS))]
 
 
 def first_look(task: str, count: int) -> list[int]:
-    return [place for block in blocks(task, count)[0] for place in block]
+    return [place for block in blocks_by_look(task, count)[0] for place in block]
 
 
 def test_the_order_is_the_same_every_time_and_another_for_each_task() -> None:
-    assert blocks("sciq", 1000) == blocks("sciq", 1000)
+    assert blocks_by_look("sciq", 1000) == blocks_by_look("sciq", 1000)
     assert first_look("sciq", 1000)[:8] == [12, 34, 39, 58, 76, 103, 109, 128]
     assert first_look("sciq", 1000) != first_look("piqa", 1000)
 
@@ -117,16 +119,16 @@ def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
         )
 
     plan = CheckpointPlan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
-    job = flow.Job.model_construct(
+    job = Job.model_construct(
         plan=plan, suite=CORE, targets=(), device="cpu", dtype="auto", runtime="transformers", full=full
     )
     with (
-        patch.object(flow, "gate", answer),
-        patch.object(flow, "looks", looked),
-        patch.object(flow, "fits", lambda *_, **__: True),
-        patch.object(flow, "foresee", lambda *_: None),
+        patch.object(judging, "gate", answer),
+        patch.object(judging, "looks", looked),
+        patch.object(judging, "fits", lambda *_, **__: True),
+        patch.object(judging, "analyze_recipe_power", lambda *_: None),
     ):
-        return Looked(flow._judge(job, cast(Any, "artifact"), None, None), seen)
+        return Looked(judging.judge(job, cast(Any, "artifact"), None, None), seen)
 
 
 @quick
@@ -169,7 +171,7 @@ def test_the_looks_of_the_simulations_are_those_of_the_gate(cluster: int) -> Non
         known: dict[str, set[int]] = {name: set() for name in tasks}
         for look in range(len(LOOKS)):
             for name, task in tasks.items():
-                known[name].update(chain.from_iterable(blocks(name, task.documents)[look]))
+                known[name].update(chain.from_iterable(blocks_by_look(name, task.documents)[look]))
             ours, theirs = (
                 {
                     name: tuple(d for d in scored(task, right[name][side][run]) if d.id in known[name])

@@ -1,8 +1,10 @@
 """What is wrong with a suite is told before the work: its tasks, their documents, and the length of its prompts."""
 
+import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.evaluation.checks import ask, check_context, check_suite
+from pipelines.evaluation.patches import patched
 from pipelines.evaluation.stage import evaluate
-from pipelines.evaluation.tasks import ask, check_context, check_suite, check_tasks, open_task, opener
-from pipelines.flow.run import Job, prepare
+from pipelines.evaluation.task import LmEvalTask
+from pipelines.evaluation.tasks import check_tasks, open_task, opener
+from pipelines.flow.prepare import Job, prepare
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe, load_suite, load_task
 from pipelines.recipe.suite import Suite, SuiteTask, Task
@@ -46,20 +51,25 @@ def test_every_document_of_a_task_has_a_right_answer(name: str) -> None:
     """By lm-eval's own scoring: of the choices, one and only one scores; of a written answer, the one that is given."""
     with opener() as opened:
         asked = ask(suite(SuiteTask(task=name)), opened)[name]
-        task = opened(name)
-    assert asked.documents == len(task.task_docs) == load_task(name).documents
+        documents, task = opened(name).documents, opened(name).loaded
+    assert asked.documents == len(documents) == load_task(name).documents
     assert 1 < asked.independent <= asked.documents
-    for doc in task.task_docs:
-        if task.OUTPUT_TYPE == "multiple_choice":
-            choices = task.doc_to_choice(doc)
-            right = [task.process_results(doc, chosen(choices, place))["acc"] for place in range(len(choices))]
-            assert sorted(right) == [0.0] * (len(choices) - 1) + [1.0], doc
-        elif task.OUTPUT_TYPE == "generate_until":
-            answer = task.doc_to_target(doc)
-            assert task.process_results(doc, [answer])["exact_match"] == 1, doc
-            assert task.process_results(doc, [f"{answer}7"])["exact_match"] == 0, doc
-        else:
-            assert task.doc_to_target(doc).strip(), doc
+    with patched():
+        for doc in documents:
+            has_a_right_answer(task, doc)
+
+
+def has_a_right_answer(task: Any, doc: Any) -> None:
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(doc)
+        right = [task.process_results(doc, chosen(choices, place))["acc"] for place in range(len(choices))]
+        assert sorted(right) == [0.0] * (len(choices) - 1) + [1.0], doc
+    elif task.OUTPUT_TYPE == "generate_until":
+        answer = task.doc_to_target(doc)
+        assert task.process_results(doc, [answer])["exact_match"] == 1, doc
+        assert task.process_results(doc, [f"{answer}7"])["exact_match"] == 0, doc
+    else:
+        assert task.doc_to_target(doc).strip(), doc
 
 
 def chosen(choices: list[str], place: int) -> list[tuple[float, bool]]:
@@ -124,11 +134,16 @@ def test_every_document_that_is_asked_must_have_a_right_answer(
 ) -> None:
     monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache_dir())))
     with opener() as opened:
-        task = opened(name)
-        task.task_docs[5] = {**task.task_docs[5], column: value}
-        assert ask(suite(SuiteTask(task=name, limit=5)), opened)[name].documents == 5
-        said = told(ask, suite(SuiteTask(task=name, limit=6)), opened)
+        task = with_document(opened(name), 5, **{column: value})
+        assert ask(suite(SuiteTask(task=name, limit=5)), lambda _: task)[name].documents == 5
+        said = told(ask, suite(SuiteTask(task=name, limit=6)), lambda _: task)
     assert said.startswith(f"task {name}, document 5: {problem}")
+
+
+def with_document(task: LmEvalTask, place: int, **columns: object) -> LmEvalTask:
+    """The same task with other values in the document at `place`."""
+    changed = {**task.documents[place], **columns}
+    return replace(task, documents=(*task.documents[:place], changed, *task.documents[place + 1 :]))
 
 
 def test_a_task_that_is_not_asked_in_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +164,8 @@ def test_documents_that_changed_are_evaluated_anew(tiny: Path, tmp_path: Path, m
     before = evaluate(tiny, few, "cpu")
     assert all(block.reused for task in evaluate(tiny, few, "cpu").tasks for block in task.blocks)
 
-    def changed(task: Task, folder: Path) -> Any:
-        loaded = open_task(task, folder)
-        loaded.task_docs[0] = {**loaded.task_docs[0], "premise": "It rained."}
-        return loaded
+    def changed(task: Task, folder: Path) -> LmEvalTask:
+        return with_document(open_task(task, folder), 0, premise="It rained.")
 
     monkeypatch.setattr("pipelines.evaluation.tasks.open_task", changed)
     assert evaluate(tiny, few, "cpu").scores() == before.scores()  # what is kept asks no one
@@ -164,6 +177,72 @@ def test_documents_that_changed_are_evaluated_anew(tiny: Path, tmp_path: Path, m
     after = evaluate(tiny, few, "cpu")
     assert after.scores()["copa"][0].doc_hash != before.scores()["copa"][0].doc_hash
     assert len(evaluate(tiny, shots, "cpu").scores()["copa"]) == 7
+
+
+# What lm-eval is asked, and what its answers score
+
+
+def test_asking_changes_nothing_of_lm_evals_own(tiny: Path) -> None:
+    """Neither its task nor its modules: what is asked, is asked of a copy, and patches are undone."""
+    import lm_eval.api.task
+    import lm_eval.evaluator
+    import lm_eval.utils
+
+    from pipelines.runtimes.transformers_lm import TransformersLM
+
+    def state() -> list[Any]:
+        loaded = task.loaded
+        owners = (loaded, loaded.config, loaded.sampler, lm_eval.evaluator, lm_eval.api.task, lm_eval.utils.env)
+        return [
+            *(dict(vars(owner)) for owner in owners),
+            loaded.sampler.rnd.getstate(),
+            json.dumps(loaded.dump_config()),
+        ]
+
+    with opener() as opened:
+        task = opened("gsm8k_cot")
+    wanted = SuiteTask(task="gsm8k_cot", limit=4, shots=1, temperature=0.5)
+    before = state()
+    assert [place for place, _ in task.requests(wanted, (1, 3))] == [1, 3]
+    with pytest.raises(ZeroDivisionError), patched():
+        assert lm_eval.evaluator.get_git_commit_hash() is None
+        raise ZeroDivisionError
+    done = task.answers(SuiteTask(task="gsm8k_cot", shots=1), (3,), TransformersLM(tiny, "cpu"))
+    assert ([sample["doc_id"] for sample in done.samples], done.shots) == ([3], 1)
+    assert state() == before
+
+
+def test_guessing_scores_the_share_of_choices_that_are_right(tiny: Path) -> None:
+    """Mutual information asks for each choice twice, which are no more choices; several may be right."""
+    from lm_eval.api.registry import get_metric, get_metric_aggregation
+
+    from pipelines.runtimes.transformers_lm import TransformersLM
+
+    metric, model, wanted = "acc_mutual_info", TransformersLM(tiny, "cpu"), SuiteTask(task="copa")
+    with opener() as opened:
+        task = opened("copa")
+    twice, both = copy.copy(task.loaded), copy.copy(task.loaded)
+    twice._metric_fn_list = {**twice._metric_fn_list, metric: get_metric(metric)}
+    twice._aggregation_list = {**twice._aggregation_list, metric: get_metric_aggregation(metric)}
+    both._config, both.multiple_target = copy.copy(both._config), 2
+    both._config.doc_to_target = [0, 1]
+
+    def scores(loaded: Any, metric: str = "acc") -> list[tuple[float, float | None]]:
+        asked = replace(task, loaded=loaded)
+        documents = asked.scores(asked.answers(wanted, range(4), model).samples, metric)
+        return [(document.chance, document.margin) for document in documents]
+
+    plain = scores(task.loaded)
+    assert [chance for chance, _ in plain] == [0.5] * 4
+    assert [chance for chance, _ in scores(twice, metric)] == [0.5] * 4
+    expected = pytest.approx([margin for _, margin in plain], abs=1e-4)
+    assert [margin for _, margin in scores(twice, metric)] == expected
+    assert scores(both) == [(1.0, None)] * 4
+
+
+def test_answers_that_are_given_are_not_drawn(tiny: Path) -> None:
+    said = told(check_suite, suite(SuiteTask(task="copa", limit=11, temperature=0.5)), read_checkpoint(tiny))
+    assert said == "task copa: has answers that are given, of which none is drawn\n    leave out its temperature"
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate"])

@@ -9,8 +9,9 @@ import pytest
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import QuantgateError
 from pipelines.evaluation import looks
+from pipelines.evaluation.patches import patched
 from pipelines.evaluation.stage import evaluate
-from pipelines.evaluation.tasks import open_task, quiet
+from pipelines.evaluation.tasks import open_task
 from pipelines.recipe.load import load_task
 from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.runtimes import transformers_lm
@@ -25,11 +26,8 @@ FEW = 10
 
 def requests(name: str, folder: Path) -> Any:
     """lm-eval's questions of the first documents of a task."""
-    with quiet():
-        loaded = open_task(load_task(name), folder)
-        loaded.set_config(key="num_fewshot", value=0)
-        loaded.build_all_requests(limit=FEW, rank=0, world_size=1)
-    return loaded.instances
+    asked = open_task(load_task(name), folder).requests(SuiteTask(task=name), range(FEW))
+    return [request for _, request in asked]
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +61,7 @@ def test_every_score_is_that_of_plain_lm_eval(wide: Path, tmp_path: Path, exampl
     for name in ("arc_easy", "winogrande") if examples else TASKS:
         asked = requests(name, tmp_path)
         asked = _with_common(asked, ours) if examples else asked
-        with quiet():
+        with patched():
             expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
         assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
         assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
@@ -86,7 +84,7 @@ def test_a_model_that_sees_only_a_window_shares_nothing_and_scores_alike(wide: P
     ours, theirs = TransformersLM(folder, "cpu"), plain(folder)
     assert not ours._shares
     asked = requests("sciq", tmp_path)
-    with quiet():
+    with patched():
         expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=2e-4)
 
@@ -137,7 +135,7 @@ def test_what_follows_a_prompt_is_what_plain_lm_eval_writes(smollm2: Checkpoint)
         Instance("generate_until", {}, (prompt, settings), number, ("free", number, 1))
         for number, prompt in enumerate(["The capital of France is", "Water is made of hydrogen and", "1 + 1 ="])
     ]
-    with quiet():
+    with patched():
         found = TransformersLM(smollm2.folder, "cpu").generate_until(asked)
         expected = plain(smollm2.folder).generate_until(asked)
     assert found == expected

@@ -8,17 +8,20 @@ from typing import NamedTuple
 
 
 class Mean(NamedTuple):
-    """Of numbers that come in clusters."""
+    """The mean of numbers that come in clusters, and its variance."""
 
     value: float
     variance: float
-    """Of the mean, robust to dependence within clusters."""
+    """Variance of the mean, robust to dependence within clusters."""
     leverage: float
-    """The share of the mean that the largest cluster holds."""
+    """Share of the mean that the largest cluster holds."""
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
-    """Mean and its variance from sums over clusters, G/(G-1) corrected (Miller 2411.00640); two clusters at least."""
+    """Return the mean, and its variance from sums over clusters, of which there are two at least.
+
+    The variance is G/(G-1) corrected (Miller 2411.00640).
+    """
     mean = math.fsum(values) / len(values)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for value, cluster in zip(values, clusters, strict=True):
@@ -32,8 +35,8 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
     )
 
 
-def reach(variance: float, leverage: float, confidence: float) -> float:
-    """Distance x from a mean of numbers within [-1, 1] to its one-sided bound: x² = z²V + k A x.
+def margin_of_error(variance: float, leverage: float, confidence: float) -> float:
+    """Return the distance x from a mean of numbers within [-1, 1] to its one-sided bound: x² = z²V + k A x.
 
     k is max(-ln α, z²), V the variance of the mean, A the leverage. The second term is the variance of the extra
     changes that the boundary supposes: as in Wilson's interval, the variance is the one under the hypothesis, not the
@@ -41,20 +44,20 @@ def reach(variance: float, leverage: float, confidence: float) -> float:
     rate of losses by 3/n at 95%, which is what the exact binomial test says.
     """
     z = quantile(confidence)
-    rare = sparse(confidence) * leverage
+    rare = leverage_weight(confidence) * leverage
     return (rare + math.sqrt(rare * rare + 4 * z * z * variance)) / 2
 
 
 def level(confidence: float) -> str:
-    """For people: `95%`, `95.5%`, `99.9%`."""
+    """Return a confidence for people: `95%`, `95.5%`, `99.9%`."""
     return f"{100 * confidence:.4g}%"
 
 
 def quantile(confidence: float) -> float:
-    """Of the standard normal distribution."""
+    """Return the quantile of the standard normal distribution."""
     return statistics.NormalDist().inv_cdf(confidence)
 
 
-def sparse(confidence: float) -> float:
-    """Weight of the leverage in `reach`: at least the -ln α of the exact test with no observed loss."""
+def leverage_weight(confidence: float) -> float:
+    """Return the weight of the leverage in `margin_of_error`: at least -ln α, as in the exact test without a loss."""
     return max(-math.log(1 - confidence), quantile(confidence) ** 2)

@@ -1,18 +1,14 @@
 """The errors a user sees. Each says what is wrong, where, and what to do about it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
-EXITS = {
-    0: "passed and published, or done",
-    2: "bad input: nothing was published",
-    3: "the gate said FAIL",
-    4: "the gate said INCONCLUSIVE and the policy does not accept it, or this device cannot tell",
-    1: "anything unexpected, a target out of reach, or an artifact that is not what was promised",
-}
-"""Exit code → what it means: for `quantgate --help` and docs/cli.md."""
-SEVERAL = "Several recipes exit with the worst of theirs: 1 over 3 over 4 over 0."
+from pipelines.core.exit_codes import BAD_INPUT, ERROR
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,13 @@ class Problem:
 class QuantgateError(Exception):
     """Anything quantgate refuses or fails at, with a message meant for the user. Exit code 1."""
 
-    exit_code = 1
+    exit_code = ERROR
 
 
 class BadInput(QuantgateError):
     """What was asked for cannot be done as asked; carries every problem found, not the first. Exit code 2."""
 
-    exit_code = 2
+    exit_code = BAD_INPUT
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -71,3 +67,18 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Ask for the nearest of the `known` names; empty where none is near."""
     near = nearest(name, known, cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+class Problems:
+    """The problems that one check after the other has found, so that all are told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+
+    def of(self, check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what `check` returns; where it raises `BadInput`, keep its problems and return None."""
+        try:
+            return check(*args, **kwargs)
+        except BadInput as error:
+            self.found += error.problems
+            return None

@@ -68,7 +68,7 @@ def run_logged(
         raise QuantgateError("\n    ".join([what, *lines[-LOG_LINES:]]))
 
 
-class Worker:
+class WorkerProcess:
     """A running program. It ends with the `with` block, or with this object; an error ends it, too."""
 
     def __init__(

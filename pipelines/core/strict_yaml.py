@@ -74,7 +74,7 @@ def check_plain(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlFile:
     """A YAML file as plain data, and where each of its keys stands (for error messages)."""
 
     path: Path
@@ -91,18 +91,13 @@ def load(path: Path, model: type[M], overrides: Iterable[str] = ()) -> M:
     return fit(read(path, overrides), model)
 
 
-def read(path: Path, overrides: Iterable[str] = ()) -> Document:
+def read(path: Path, overrides: Iterable[str] = ()) -> YamlFile:
     """The data of `path` with `overrides` applied."""
     return _override(_read(path), overrides)
 
 
-def fit(document: Document, model: type[M]) -> M:
-    """Return `document` as a `model`.
-
-    Raises:
-        BadInput: with all that does not fit, each with its place.
-    """
-    refuse(_no_text(document))
+def fit(document: YamlFile, model: type[M]) -> M:
+    """`document` as a `model`."""
     try:  # as JSON, whose strict mode knows that a list may become a tuple, but a string no number
         text = json.dumps(document.data, default=str)
     except ValueError:  # Python writes no integer of more digits than it would read
@@ -114,7 +109,7 @@ def fit(document: Document, model: type[M]) -> M:
         raise BadInput(_explain(document, model, d) for d in details if not _follows(d, details)) from None
 
 
-def _no_text(document: Document) -> Iterator[Problem]:
+def _no_text(document: YamlFile) -> Iterator[Problem]:
     """Yield keys and values that hold half a character: no file in UTF-8 does, but an escape or an option may."""
     for path, text in _texts(document.data):
         if HALF.search(text):
@@ -141,7 +136,7 @@ def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
     return detail["type"] == "too_short" and any(d["loc"][: len(loc)] == loc for d in details if d is not detail)
 
 
-def _read(path: Path) -> Document:
+def _read(path: Path) -> YamlFile:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise bad_input(path, f"is larger than {MAX_FILE_BYTES} bytes; this is no hand-written file")
@@ -165,7 +160,7 @@ def _read(path: Path) -> Document:
     problems: list[Problem] = []
     data = _plain(node, (), path, places, problems)
     refuse(problems)
-    return Document(path, data, places)
+    return YamlFile(path, data, places)
 
 
 def _plain(node: yaml.Node, at: KeyPath, path: Path, places: dict[KeyPath, str], problems: list[Problem]) -> Any:
@@ -206,7 +201,7 @@ def _place(path: Path, mark: yaml.Mark) -> str:
     return f"{path}:{mark.line + 1}:{mark.column + 1}"
 
 
-def _override(document: Document, overrides: Iterable[str]) -> Document:
+def _override(document: YamlFile, overrides: Iterable[str]) -> YamlFile:
     data, places = document.data, dict(document.places)
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -216,7 +211,7 @@ def _override(document: Document, overrides: Iterable[str]) -> Document:
         data = _replaced(data, path, _value(value, Path(f"--set {key}")))
         places = {place: where for place, where in places.items() if place[: len(path)] != path}
         places[path] = f"--set {key}"
-    return Document(document.path, data, places)
+    return YamlFile(document.path, data, places)
 
 
 def _value(text: str, at: Path) -> Any:
@@ -245,7 +240,7 @@ def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
     return {**base, path[0]: _replaced(base.get(path[0]), path[1:], value)}
 
 
-def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails) -> Problem:
+def _explain(document: YamlFile, model: type[BaseModel], detail: ErrorDetails) -> Problem:
     location, owner = _locate(model, detail["loc"])
     key = ".".join(str(part) for part in location)
     where = place(document, location)
@@ -282,7 +277,7 @@ def _inside(owner: type[BaseModel] | None, location: KeyPath) -> list[str]:
     return [".".join((*above, name, last)) for name in found[:1]]
 
 
-def place(document: Document, path: KeyPath) -> str:
+def place(document: YamlFile, path: KeyPath) -> str:
     """Where `path`, or the innermost part of it that the file has, stands."""
     return next(document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places)
 

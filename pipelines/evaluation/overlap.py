@@ -4,32 +4,34 @@ A document overlaps when it shares 13 consecutive words with the calibration tex
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import Result, keep
 from pipelines.recipe.suite import Suite
 
 WORDS = 13
+"""Number of consecutive words that make an overlap."""
 
 
 class Overlap(Result):
-    """Documents of a suite that share text with a calibration set."""
+    """Numbers of a suite's documents that share text with a calibration set."""
 
     suite: str
     documents: int
+    """Number of all documents of the suite."""
     overlapping: int
+    """Number of those that share text."""
 
 
 def measure_overlap(tokens: CalibrationTokens, checkpoint: Checkpoint, suite: Suite) -> Overlap:
-    """Count the documents of `suite` that overlap with the calibration text."""
+    """Return how many documents of `suite` overlap with the calibration text."""
 
     def make(_: Path) -> dict[str, Any]:
-        from pipelines.evaluation.tasks import prompts
+        from pipelines.evaluation.checks import prompts
 
         tokenizer = load_tokenizer(checkpoint)
         seen: set[int] = set()
@@ -46,6 +48,6 @@ def measure_overlap(tokens: CalibrationTokens, checkpoint: Checkpoint, suite: Su
 
 
 def _ngrams(text: str) -> set[int]:
-    words: Iterable[str] = re.findall(r"\w+", text.lower())
-    listed = list(words)
-    return {hash(tuple(listed[i : i + WORDS])) for i in range(len(listed) - WORDS + 1)}
+    """Return hashes, of this process, of all runs of `WORDS` words."""
+    words: list[str] = re.findall(r"\w+", text.lower())
+    return {hash(tuple(words[i : i + WORDS])) for i in range(len(words) - WORDS + 1)}

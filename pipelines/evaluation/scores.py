@@ -15,22 +15,23 @@ class Document(Frozen):
     """One document's score, with what is needed to pair it."""
 
     id: int
-    """Its position in the task's split."""
+    """Position of the document in the task's split."""
     doc_hash: str
     prompt_hash: str
     target_hash: str
     cluster: str
-    """Equal for documents that are not independent of each other."""
+    """Name of the group of documents that are not independent of each other."""
     chance: float
-    """What guessing scores on this document."""
+    """Score of guessing on this document, in [0, 1]."""
     score: float
+    """Score of the model's answer, in [0, 1]."""
     margin: float | None = None
-    """Nats: the log-probability of the right answer over that of the likeliest wrong one; of a single answer, its
-    own; None for generated text."""
+    """Log-probability of the right answer over that of the likeliest wrong one, in nats; of a single answer, its own;
+    None of text that the model writes."""
 
 
 Scores = Mapping[str, tuple[Document, ...]]
-"""Task → its documents."""
+"""Scored documents by task."""
 
 
 class Block(Result):
@@ -39,14 +40,15 @@ class Block(Result):
     task: str
     metric: str
     shots: int
+    """Number of examples before each question."""
     split: str
     task_version: str
     data: str
-    """Where the documents came from."""
+    """Origin of the documents, for people."""
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
-        """In the order of the task's split; read once, though every look at an evaluation asks for them."""
+        """Return the documents in the order of the task's split; read once, though every look asks for them."""
         with (self.folder / "documents.jsonl").open(encoding="utf-8") as file:
             return tuple(Document.model_validate_json(line) for line in file)
 
@@ -56,17 +58,18 @@ class TaskResult(Frozen):
 
     documents: int
     of: int
-    """How many the suite asks for: an evaluation that was stopped has fewer."""
+    """Number of documents that the suite asks for: an evaluation that was stopped has fewer."""
     mean: float
+    """Mean score over the documents, not corrected for chance."""
     blocks: tuple[Block, ...] = Field(min_length=1)
 
     @property
     def about(self) -> Block:
-        """What is the same in all blocks: task, metric, shots, split, version and origin."""
+        """Return a block, for what is the same in all: task, metric, shots, split, version and origin."""
         return self.blocks[0]
 
     def scores(self) -> tuple[Document, ...]:
-        """The per-document scores, in the order of the task's split."""
+        """Return the per-document scores, in the order of the task's split."""
         return tuple(sorted((d for block in self.blocks for d in block.documents), key=lambda d: d.id))
 
 
@@ -75,28 +78,30 @@ class Evaluation(Frozen):
 
     model: str
     model_digest: str
-    """Over the SHA-256 of each of the model's files."""
+    """Digest over the SHA-256 of each of the model's files."""
     suite: Suite
     runtime: str
+    """Name of the runtime, with its version where that is none of our packages'."""
     device: str
     dtype: ComputeDtype | None
-    """What the model computed in; None where the runtime chooses for each product."""
+    """Type that the model computed in; None where the runtime chooses one for each product."""
     tasks: tuple[TaskResult, ...]
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """What it cost."""
+        """Return the results that the evaluation is made of, with what each cost."""
         return tuple(block for task in self.tasks for block in task.blocks)
 
     @property
     def documents(self) -> int:
+        """Return the number of documents that were evaluated."""
         return sum(task.documents for task in self.tasks)
 
     @property
     def of(self) -> int:
-        """The documents of the whole suite."""
+        """Return the number of documents of the whole suite."""
         return sum(task.of for task in self.tasks)
 
     def scores(self) -> Scores:
-        """Task → per-document scores."""
+        """Return the per-document scores, by task."""
         return {task.about.task: task.scores() for task in self.tasks}

@@ -5,9 +5,10 @@ from pathlib import Path
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.device import Dtype
 from pipelines.core.errors import bad_input
-from pipelines.evaluation.stage import Runtime
+from pipelines.evaluation.subject import Runtime
+from pipelines.flow.journal import Run
 from pipelines.flow.remedy import recipes
-from pipelines.flow.run import Run, run
+from pipelines.flow.run import run
 from pipelines.reporting.record import Manifest
 
 

@@ -5,20 +5,18 @@ Sources: Dutta et al. 2407.09141 (flips and KL divergence show what accuracy hid
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
-from pipelines.core.bounds import clustered_mean, quantile, reach
+from pipelines.core.bounds import clustered_mean, margin_of_error, quantile
 from pipelines.core.errors import bad_input
 from pipelines.core.strict_yaml import Frozen
-from pipelines.evaluation.scores import Document
+from pipelines.gating.pairs import Pairs
 from pipelines.recipe.suite import Limits
 from pipelines.runtimes.distance import Distance
 
 Name = Literal["perplexity_ratio", "divergence", "same_top", "flips", "margin"]
-Pairs = Sequence[tuple[Document, Document]]
-"""Baseline and candidate, document by document."""
-
+"""Name of a measure."""
 LABELS: dict[Name, str] = {
     "perplexity_ratio": "perplexity ratio",
     "divergence": "KL divergence, nats per token",
@@ -29,11 +27,9 @@ LABELS: dict[Name, str] = {
 AT_LEAST: frozenset[Name] = frozenset({"same_top", "margin"})
 """Measures that are better the larger they are; the others are better the smaller."""
 OF_TEXT: tuple[Name, ...] = ("perplexity_ratio", "divergence", "same_top")
-"""Measured on held-out text by the verify stage."""
-
-
+"""Measures of held-out text, which the verify stage takes."""
 FEWEST_MARGINS = 500
-"""Independent documents from which on the margin decides: its bound is a normal one, and margins have long tails."""
+"""Number of independent documents from which on the margin decides: its bound is normal, and its tails are long."""
 
 
 class Measure(Frozen):
@@ -42,15 +38,17 @@ class Measure(Frozen):
     name: Name
     value: float
     lower: float
+    """Lower one-sided bound at the verdict's confidence."""
     upper: float
-    """One-sided bounds at the verdict's confidence."""
+    """Upper one-sided bound at the verdict's confidence."""
     limit: float | None
+    """Limit of the policy."""
     says: Literal["within", "beyond", "undecided"] | None
-    """What is shown of the limit; None when there is none."""
+    """Which side of the limit the value is shown to be on; None where there is no limit."""
 
     @property
     def within(self) -> bool:
-        """Whether the value itself respects the limit."""
+        """Tell whether the value itself respects the limit, which it does where there is none."""
         if self.limit is None:
             return True
         return self.value >= self.limit if self.name in AT_LEAST else self.value <= self.limit
@@ -59,7 +57,7 @@ class Measure(Frozen):
 def measure(
     pairs: Mapping[str, Pairs], distance: Distance | None, limits: Limits, confidence: float
 ) -> tuple[Measure, ...]:
-    """All that there are: those of text when `distance` is known, the margin when some task has one.
+    """Return all measures that there are: those of text where `distance` is known, the margin where some task has one.
 
     Of k limits each is shown to be broken at α/k, so that the chance of a false one stays within α.
 
@@ -91,19 +89,20 @@ class _Estimate(Frozen):
 
     value: float
     error: float
-    """Standard error; of a perplexity ratio, of its logarithm."""
+    """Standard error of the value, or of its logarithm where `scale` says so."""
     scale: Literal["plain", "log", "share"] = "plain"
     leverage: float = 0.0
     trusted: bool = True
     """Whether its bounds may decide."""
 
     def bounds(self, confidence: float) -> tuple[float, float]:
+        """Return the lower and the upper one-sided bound at `confidence`."""
         match self.scale:
             case "log":
                 factor = math.exp(quantile(confidence) * self.error)
                 return self.value / factor, self.value * factor
             case "share":
-                away = reach(self.error**2, self.leverage, confidence)
+                away = margin_of_error(self.error**2, self.leverage, confidence)
                 return max(0.0, self.value - away), min(1.0, self.value + away)
             case "plain":
                 away = quantile(confidence) * self.error
@@ -113,6 +112,7 @@ class _Estimate(Frozen):
 def _says(
     name: Name, estimate: _Estimate, limit: float, confidence: float, strict: float
 ) -> Literal["within", "beyond", "undecided"]:
+    """Return which side of `limit` the value is shown to be on; `beyond` takes the `strict` confidence."""
     if not estimate.trusted:
         return "undecided"
     lower, upper = estimate.bounds(confidence)
@@ -123,6 +123,7 @@ def _says(
 
 
 def _of_text(distance: Distance | None) -> dict[Name, _Estimate]:
+    """Return what the distance on held-out text shows; nothing where it was not measured."""
     if distance is None:
         return {}
     ratio = distance.perplexity_ratio
@@ -135,7 +136,7 @@ def _of_text(distance: Distance | None) -> dict[Name, _Estimate]:
 
 
 def _of_answers(pairs: Mapping[str, Pairs]) -> dict[Name, _Estimate]:
-    """Means over all documents of all tasks."""
+    """Return what the paired answers show: means over all documents of all tasks."""
     every = [pair for documents in pairs.values() for pair in documents]
     clusters = [f"{task} {ours.cluster}" for task, documents in pairs.items() for ours, _ in documents]
     flips = clustered_mean([float(ours.score != theirs.score) for ours, theirs in every], clusters)

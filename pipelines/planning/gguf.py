@@ -7,6 +7,7 @@ architectures below, which are the ones that the tests convert.
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.core.errors import Problem
@@ -180,3 +181,13 @@ def _computed(checkpoint: Checkpoint) -> Iterable[GgufTensor]:
     names = {"llama3": ("rope_freqs",), "longrope": ("rope_factors_long", "rope_factors_short")}.get(str(kind), ())
     for name in names:
         yield GgufTensor(name=f"{name}.weight", sources=(), shape=(rotary // 2,), type="F32", quantized=False)
+
+
+def find_gguf(model: str | Path) -> Path | None:
+    """Return the GGUF that `model` is, or the only one in its folder unless that is a checkpoint; None if there is
+    none."""
+    place = Path(model).expanduser()
+    if place.is_file():
+        return place if place.suffix == ".gguf" else None
+    files = [file for file in place.glob("*.gguf") if file.name != IMATRIX]
+    return files[0] if len(files) == 1 and not (place / "config.json").exists() else None

@@ -1,6 +1,6 @@
 """The bundle: an artifact that was let through, and all that proves what it is.
 
-It is sealed once, so that every place that it is published to gets the same bytes.
+It is assembled once, so that every place that it is published to gets the same bytes.
 """
 
 import contextlib
@@ -15,69 +15,64 @@ from pydantic import ValidationError
 from pipelines.core.cache import Result, file_digest, folder_digests, keep
 from pipelines.core.errors import QuantgateError, brief
 from pipelines.core.strict_yaml import Frozen
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.publishing.documents import DOCUMENTS, judge_again, write_documents
 from pipelines.publishing.places.place import SUMS
-from pipelines.publishing.provenance import (
-    PROVENANCE,
-    SIGNATURE,
-    Signer,
-    Trust,
-    check_signature,
-    contradictions,
-    sign,
-    statement,
-)
-from pipelines.quantization.stage import Artifact
-from pipelines.reporting.card import hub_results
-from pipelines.reporting.package import Bundle
+from pipelines.publishing.signature import SIGNATURE, Signer, Trust, check_signature, sign
+from pipelines.publishing.statement import PROVENANCE, contradictions, statement
+from pipelines.quantization.artifact import Artifact
+from pipelines.reporting.card import card
+from pipelines.reporting.hub_results import hub_results
 from pipelines.reporting.record import CARD, RECORD, REPORT, Manifest
 from pipelines.reporting.report import html
 
 HUB_RESULTS = ".eval_results/quantgate.yaml"
 OURS = frozenset({CARD, REPORT, RECORD, DOCUMENTS, HUB_RESULTS, PROVENANCE})
-"""What a bundle holds beside the artifact's own files, `SHA256SUMS` and the signature."""
+"""Names of the files that a bundle holds beside the artifact's own, `SHA256SUMS` and the signature."""
 
 
-class Sealed(Result):
-    """A bundle, ready to be published."""
+class Bundle(Result):
+    """An artifact and its proof as one folder, ready to be published."""
 
     files: dict[str, str]
-    """SHA-256 of every file of `bundle`, the signature's and `SHA256SUMS`' too."""
+    """SHA-256 of every file below `path`, the signature's and `SHA256SUMS`' too."""
 
     @property
-    def bundle(self) -> Path:
-        return self.folder / "bundle"
+    def path(self) -> Path:
+        """Folder whose files are published."""
+        return self.folder / "files"
 
 
 class Tampered(QuantgateError):
-    """A published artifact is not what was published, or is not of whom it should be. Exit code 1."""
+    """The error that a published artifact is not what was published, or not of whom it should be. Exit code 1."""
 
 
-def seal(artifact: Artifact, verdict: Verdict, bundle: Bundle, signer: Signer | None = None) -> Sealed:
-    """Put `artifact` and its proof into one folder, with checksums and, by a `signer`, a signature; once for each
-    record and signer. Weights are links to the artifact's: they take no room."""
+def assemble(artifact: Artifact, verdict: Verdict, manifest: Manifest, signer: Signer | None = None) -> Bundle:
+    """Return `artifact` and its proof as one folder, with checksums and, by a `signer`, a signature.
+
+    It is made once for each record and signer. Weights are links to the artifact's: they take no room.
+    """
     inputs = {
         "artifact": artifact.files,
-        "record": bundle.manifest.model_dump(mode="json", exclude={"created", "stages"}),
+        "record": manifest.model_dump(mode="json", exclude={"created", "stages"}),
         "signer": _identity(signer),
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        target = folder / "bundle"
+        target = folder / "files"
         for name in artifact.files:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             _link(artifact.checkpoint / name, target / name)
-        _write_proof(target, bundle, verdict)
+        _write_proof(target, artifact, manifest, verdict)
         if signer:
             sign(target, signer)
         return {"files": folder_digests(target)}
 
-    return keep("seal", inputs, Sealed, make, lambda found: folder_digests(found.bundle) == found.files)
+    return keep("bundle", inputs, Bundle, make, lambda found: folder_digests(found.path) == found.files)
 
 
 def _identity(signer: Signer | None) -> Any:
-    """What makes a signature another one: the key's file, by its digest."""
+    """Return what makes a signature another one: the key and its certificates, by the digests of their files."""
     if signer is None or signer.key is None:
         return signer.model_dump(mode="json") if signer else None
     return [file_digest(path) for path in (signer.key, signer.certificate, *signer.chain) if path]
@@ -90,10 +85,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_proof(target: Path, bundle: Bundle, verdict: Verdict) -> None:
-    (target / CARD).write_text(bundle.card, encoding="utf-8")
-    (target / REPORT).write_text(html([bundle.manifest]), encoding="utf-8")
-    record = bundle.manifest.model_dump_json(indent=2)
+def _write_proof(target: Path, artifact: Artifact, manifest: Manifest, verdict: Verdict) -> None:
+    (target / CARD).write_text(card(manifest, artifact.source.left_behind), encoding="utf-8")
+    (target / REPORT).write_text(html([manifest]), encoding="utf-8")
+    record = manifest.model_dump_json(indent=2)
     try:
         Manifest.model_validate_json(record)  # JSON has no infinity, and what cannot be read is no proof
     except ValidationError as error:
@@ -102,8 +97,8 @@ def _write_proof(target: Path, bundle: Bundle, verdict: Verdict) -> None:
     baseline, candidate, *_ = verdict.evaluations
     write_documents(baseline, candidate, target / DOCUMENTS)
     (target / HUB_RESULTS).parent.mkdir(exist_ok=True)
-    (target / HUB_RESULTS).write_text(hub_results(bundle.manifest), encoding="utf-8")
-    said = statement(bundle.manifest, folder_digests(target))
+    (target / HUB_RESULTS).write_text(hub_results(manifest), encoding="utf-8")
+    said = statement(manifest, folder_digests(target))
     (target / PROVENANCE).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [f"{value}  {name}" for name, value in sorted(folder_digests(target).items())]
     (target / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -116,7 +111,7 @@ class Checked(Frozen):
     files: int
     bytes: int
     signature: str
-    """What is known of its signature."""
+    """Sentence on its signature: whether there is one, and whether it is trusted."""
 
 
 def check(folder: Path, trust: Trust | None = None) -> Checked:
@@ -148,7 +143,7 @@ def _listed(folder: Path, problems: list[str]) -> str:
 
 
 def _sums(folder: Path, found: dict[str, str]) -> list[str]:
-    """In what the files differ from `SHA256SUMS`."""
+    """Return in what the files differ from `SHA256SUMS`."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
@@ -168,7 +163,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _contents(folder: Path, manifest: Manifest, found: dict[str, str]) -> list[str]:
-    """Where card, verdict, statement and files are not of each other: checksums made anew do not hide that."""
+    """Return where card, verdict, statement and files are not of each other: checksums made anew do not hide that."""
     own = {name: value for name, value in found.items() if name not in OURS | {SUMS, SIGNATURE}}
     problems = [] if own == manifest.files else [f"the verdict in {RECORD} is of other files than these"]
     if manifest.gate.verdict != "PASS" and not manifest.gate.forced:

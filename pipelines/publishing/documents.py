@@ -12,12 +12,12 @@ from pipelines.reporting.record import Manifest
 
 DOCUMENTS = "documents.parquet"
 SAME = ("doc_hash", "prompt_hash", "target_hash", "cluster", "chance")
-"""What is one document's own; score and margin are the model's."""
+"""Fields that are one document's own; score and margin are the model's."""
 SIDES = ("baseline", "artifact")
 JUDGED = (
     "verdict", "certified", "retention", "lower_bound", "upper_bound", "reasons", "tasks", "measures", "more_documents"
 )  # fmt: skip
-"""What judging again must give again."""
+"""Fields of a verdict that judging again must give again."""
 
 
 def write_documents(baseline: Evaluation, candidate: Evaluation, path: Path) -> None:
@@ -48,7 +48,7 @@ def _rows(task: str, ours: tuple[Document, ...], theirs: tuple[Document, ...]) -
 
 
 def read_documents(path: Path) -> tuple[Scores, Scores]:
-    """Baseline and artifact, as they were judged."""
+    """Return the scores of baseline and artifact from the table in `path`, as they were judged."""
     from pyarrow import parquet
 
     sides: tuple[dict[str, list[Document]], dict[str, list[Document]]] = ({}, {})
@@ -63,7 +63,8 @@ def read_documents(path: Path) -> tuple[Scores, Scores]:
 
 
 def judge_again(manifest: Manifest, path: Path) -> list[str]:
-    """In what the recorded verdict differs from the one that the documents in `path` give; nothing, if it is theirs."""
+    """Return in what the recorded verdict differs from the one that the documents in `path` give; nothing, if it is
+    theirs."""
     try:
         baseline, artifact = read_documents(path)
         suite, gate = manifest.evaluation.suite, manifest.gate
@@ -84,7 +85,7 @@ def _plain(value: Any) -> Any:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are equal; floats to 1e-9: another processor may add in another order."""
+    """Tell whether two values are equal; floats to 1e-9: another processor may add in another order."""
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other) <= 1e-9 or (math.isnan(one) and math.isnan(other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):

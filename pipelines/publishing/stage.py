@@ -1,7 +1,7 @@
 """The publish stage: an artifact that passed appears with its proof, in one place or several, whole or not at all."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -9,33 +9,26 @@ from filelock import FileLock
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import cache_dir, digest, folder_digests
 from pipelines.core.errors import BadInput, Problem, QuantgateError, bad_input, refuse
-from pipelines.gating.gate import Verdict
-from pipelines.publishing.bundle import Checked, Sealed, check, seal
-from pipelines.publishing.places.place import FolderTarget
-from pipelines.publishing.places.targets import Target, open_place, parse_target
-from pipelines.publishing.provenance import Signer, Trust
-from pipelines.quantization.stage import Artifact
+from pipelines.core.exit_codes import EXIT_CODES
+from pipelines.gating.verdict import Verdict
+from pipelines.publishing.bundle import Bundle, Checked, assemble, check
+from pipelines.publishing.places.folder import Folder, FolderTarget
+from pipelines.publishing.places.place import Target
+from pipelines.publishing.places.targets import parse_target
+from pipelines.publishing.signature import Signer, Trust
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.package import package
+from pipelines.reporting.package import make_record
 from pipelines.reporting.record import RECORD, Manifest
 from pipelines.verification.results import Verification
 
 
 class Refused(QuantgateError):
-    """The gate does not let this artifact be published. Exit code 3 for FAIL, 4 for INCONCLUSIVE."""
+    """The error that the gate does not let an artifact be published. Exit code 3 for FAIL, 4 for INCONCLUSIVE."""
 
     def __init__(self, verdict: Verdict, message: str) -> None:
         super().__init__(message)
         self.exit_code = EXIT_CODES[verdict.verdict]
-
-
-EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
-
-
-def worst(codes: Iterable[int]) -> int:
-    """The exit code of several runs: 1 over 3 over 4 over 0."""
-    found = {*codes}
-    return next((code for code in (1, 3, 4) if code in found), 0)
 
 
 def publish(
@@ -58,49 +51,67 @@ def publish(
         QuantgateError: a target could not be reached or written; what others hold by then is whole.
     """
     targets = [parse_target(one) for one in ([to] if isinstance(to, str | Path) else to)]
-    bundle = sealed(artifact, verdict, force, verification, signer)
+    bundle = make_bundle(artifact, verdict, force, verification, signer)
     for target in targets:
         put(bundle, target)
     return tuple(map(str, targets))
 
 
-def sealed(
+def make_bundle(
     artifact: Artifact,
     verdict: Verdict,
     force: str | None = None,
     verification: Verification | None = None,
     signer: Signer | None = None,
-) -> Sealed:
-    """The bundle to publish: for a PASS only, or with a reason, and for no bytes but the judged ones."""
+) -> Bundle:
+    """Return the bundle to publish: for a PASS only, or with a reason, and for no bytes but the judged ones.
+
+    Raises:
+        Refused: there is no PASS, and no reason was given.
+        BadInput: the verdict is another artifact's.
+    """
     if verdict.verdict != "PASS" and not force:
         raise Refused(verdict, f"not published: the gate says {verdict.verdict} ({'; '.join(verdict.reasons)})")
     _check_bytes(artifact, verdict)
-    bundle = package(artifact, verdict, force if verdict.verdict != "PASS" else None, verification)
-    return seal(artifact, verdict, bundle, signer)
+    record = make_record(artifact, verdict, force if verdict.verdict != "PASS" else None, verification)
+    return assemble(artifact, verdict, record, signer)
 
 
-def put(bundle: Sealed, target: Target) -> None:
+def put(bundle: Bundle, target: Target) -> None:
     """Publish `bundle` in one place, unless the same artifact is there with the same verdict."""
-    place = open_place(target)
+    place = target.open()
     locks = cache_dir() / "publish"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{digest(str(target))}.lock"):
         if there := published(target):
-            ours = Manifest.model_validate_json((bundle.bundle / RECORD).read_text(encoding="utf-8"))
+            ours = Manifest.model_validate_json((bundle.path / RECORD).read_text(encoding="utf-8"))
             if there.files == ours.files and there.gate.verdict == ours.gate.verdict:
                 return
             raise bad_input(target, "holds another published artifact", "give another target, or remove it")
-        place.upload(bundle.bundle)
+        place.upload(bundle.path)
 
 
 def published(target: Target) -> Manifest | None:
-    """The record of what is published at `target`; None where nothing is.
+    """Return the record of what is published at `target`; None where nothing is, but could be.
 
     Raises:
-        BadInput: there is something else.
+        BadInput: there is something else, or nothing can be put there.
         QuantgateError: the place cannot be asked.
     """
-    content = open_place(target).read(RECORD)
+    found = _record(target)
+    if found is None:
+        try_out(target)
+    return found
+
+
+def try_out(target: Target) -> None:
+    """Raise `BadInput` if `target` is a folder that turns out to be impossible to make, by trying."""
+    if isinstance(target, FolderTarget):
+        Folder(target.path).try_out()
+
+
+def _record(target: Target) -> Manifest | None:
+    content = target.open().read(RECORD)
     if content is None:
         return None
     try:
@@ -111,27 +122,29 @@ def published(target: Target) -> Manifest | None:
 
 
 def check_targets(targets: Sequence[Target], checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse targets that hold something else than what this model and recipe would publish, before anything is
-    computed: a wrong token is found now, too. The model's files are digested only where it comes to that.
+    """Refuse targets that hold something else than what this model and recipe would publish.
+
+    It is asked before anything is computed, so that a wrong token is found, too. The model's files are digested only
+    where it comes to that.
 
     Raises:
         BadInput: with every target's problem.
     """
-    problems: list[Problem] = []
-    for target in targets:
-        try:
-            there = published(target)
-        except BadInput as error:
-            problems += error.problems
-        except QuantgateError as error:  # asked for before the run, it is an input that does not work
-            problems.append(Problem(str(target), str(error).removeprefix(f"{target}: ")))
-        else:
-            if there and (there.recipe != recipe or there.model.digest != checkpoint.digest):
-                held = f"{there.model.label}, recipe {there.recipe.name}, with other content or settings"
-                problems.append(
-                    Problem(str(target), f"holds another artifact: {held}", "give another target, or remove it")
-                )
-    refuse(problems)
+    refuse(problem for target in targets for problem in _objections(target, checkpoint, recipe))
+
+
+def _objections(target: Target, checkpoint: Checkpoint, recipe: Recipe) -> tuple[Problem, ...]:
+    """Return why `target` cannot take what `recipe` makes of `checkpoint`; nothing, if it can."""
+    try:
+        there = _record(target)
+    except BadInput as error:
+        return error.problems
+    except QuantgateError as error:  # asked for before the run, it is an input that does not work
+        return (Problem(str(target), str(error).removeprefix(f"{target}: ")),)
+    if there is None or (there.recipe == recipe and there.model.digest == checkpoint.digest):
+        return ()
+    held = f"{there.model.label}, recipe {there.recipe.name}, with other content or settings"
+    return (Problem(str(target), f"holds another artifact: {held}", "give another target, or remove it"),)
 
 
 def pull(source: str | Path, to: Path, trust: Trust | None = None) -> Checked:
@@ -148,7 +161,7 @@ def pull(source: str | Path, to: Path, trust: Trust | None = None) -> Checked:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        open_place(parse_target(source)).download(staging)
+        parse_target(source).open().download(staging)
         checked = check(staging, trust)
         staging.replace(to)
     finally:

@@ -1,15 +1,15 @@
-"""Samples of equal length put together, so that a model reads several at once."""
+"""Calibration samples put together, so that a model reads several at once."""
 
 from collections.abc import Iterator
 
 import torch
 
 BATCH_TOKENS = 4096
-"""Tokens that pass through a layer at a time."""
+"""Most tokens that pass through a layer at a time."""
 
 
 def equal_batches(samples: list[list[int]]) -> Iterator[torch.Tensor]:
-    """Samples of equal length together, (samples, tokens), up to `BATCH_TOKENS` at a time."""
+    """Yield samples of equal length together (samples, tokens), up to `BATCH_TOKENS` at a time, the shortest first."""
     by_length: dict[int, list[list[int]]] = {}
     for sample in samples:
         by_length.setdefault(len(sample), []).append(sample)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ArtifactFiles:
-    """Takes tensors in pieces and in any order; on a clean exit every byte must have been written."""
+    """The weight files while they are written, in pieces and in any order; on a clean exit every byte must be there."""
 
     def __init__(self, plan: CheckpointPlan, folder: Path) -> None:
         self._plan, self._folder = plan, folder
@@ -34,7 +34,7 @@ class ArtifactFiles:
         self._home[name].write(name, as_bytes(value), first_byte)
 
     def write_rows(self, module: Module, parts: "Mapping[str, torch.Tensor]", first: int = 0) -> None:
-        """Write the tensors of a module's rows from `first` on."""
+        """Write the tensors (suffix → value, CPU) of a module's rows from `first` on."""
         rows = module.shape[0]
         for suffix, part in parts.items():
             stored, shape = module.parts[suffix]
@@ -46,14 +46,14 @@ class ArtifactFiles:
             self.write(f"{module.name}.{suffix}", part, first * shape[0] // rows * row_bytes)
 
     def write_shape(self, module: Module) -> None:
-        """Write the shape that packed formats keep."""
+        """Write the shape of a module's weight, where its format stores one."""
         import torch
 
         if "weight_shape" in module.parts:
             self.write(f"{module.name}.weight_shape", torch.tensor(module.shape))
 
     def copy(self, tensor: TensorInfo, source: int) -> None:
-        """Copy a tensor from the open file `source`."""
+        """Copy a tensor from `source`, the descriptor of an open file."""
         self._home[tensor.name].copy(tensor.name, source, tensor.start)
 
     def __enter__(self) -> Self:
@@ -68,8 +68,8 @@ class ArtifactFiles:
             write_index(self._folder, {file: writer.sizes.items() for file, writer in self._writers.items()})
 
 
-def copy_kept(plan: CheckpointPlan, files: ArtifactFiles, but: frozenset[str] = frozenset()) -> None:
-    """Copy every tensor that is not quantized, but for those named."""
+def copy_kept(plan: CheckpointPlan, files: ArtifactFiles, but: Collection[str] = ()) -> None:
+    """Copy every tensor of the source that is not quantized, but for those named in `but`."""
     for file in plan.checkpoint.weight_files:
         source = os.open(plan.checkpoint.folder / file, os.O_RDONLY)
         try:
@@ -81,12 +81,13 @@ def copy_kept(plan: CheckpointPlan, files: ArtifactFiles, but: frozenset[str] = 
 
 
 def quantized_module(plan: CheckpointPlan, tensor: TensorInfo) -> Module | None:
-    """The quantized module whose weight `tensor` is."""
+    """Return the quantized module whose weight `tensor` is; None if it is kept."""
     name, _, parameter = tensor.name.rpartition(".")
     return plan.quantized.get(name) if parameter == "weight" else None
 
 
 def _outputs(plan: CheckpointPlan, sources: list[TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the tensors that become of `sources`: name → dtype and shape. Scales of a cache lie beside its keys."""
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in sources:
         if module := quantized_module(plan, tensor):
@@ -101,7 +102,11 @@ def _outputs(plan: CheckpointPlan, sources: list[TensorInfo]) -> dict[str, tuple
 
 
 def read_rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None = None) -> "torch.Tensor":
-    """Rows `first` to `last` of a stored tensor."""
+    """Return the rows `first` to `last` of a stored tensor, in the dtype it is stored in.
+
+    Raises:
+        QuantgateError: the file is shorter than its header says.
+    """
     import torch
 
     dtypes = {

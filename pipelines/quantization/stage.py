@@ -5,83 +5,24 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, assert_never, overload
 
-from pydantic import RootModel
-
-from pipelines.calibration.stage import CalibrationTokens, calibrate
+from pipelines.calibration.stage import calibrate
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
-from pipelines.core.cache import Result, digest, file_digest, folder_digests, keep
+from pipelines.core.cache import digest, file_digest, folder_digests, keep
+from pipelines.core.errors import bad_input
+from pipelines.core.records import read_record
 from pipelines.environments import isolated, llama_build
 from pipelines.environments.engines import ENGINES
-from pipelines.planning.gguf import file_name
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
+from pipelines.quantization.artifact import Artifact, CheckpointArtifact, GgufArtifact, KeptArtifact
 from pipelines.quantization.files import quantized_module
 from pipelines.quantization.written import Written, packed_config
-from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.generation import check_generation
-
-
-class QuantizedModel(Result):
-    """What artifacts of both kinds have: a quantized model, not yet judged."""
-
-    plan: Plan
-    written: Written
-    calibration: CalibrationTokens | None
-    files: dict[str, str]
-    """SHA-256 of each file of `checkpoint`."""
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder that runtimes load."""
-        return self.folder / "artifact"
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.plan.recipe
-
-    @property
-    def source(self) -> Checkpoint:
-        return self.plan.checkpoint
-
-
-class CheckpointArtifact(QuantizedModel):
-    """A quantized checkpoint, not yet judged."""
-
-    plan: CheckpointPlan
-
-    @property
-    def digest(self) -> str:
-        """Digest of what decides what the model computes."""
-        return read_checkpoint(self.checkpoint).digest
-
-
-class GgufArtifact(QuantizedModel):
-    """A GGUF, not yet judged."""
-
-    plan: GgufPlan
-
-    @property
-    def file(self) -> Path:
-        """The file that llama.cpp loads."""
-        return self.checkpoint / file_name(self.source, self.plan.method)
-
-    @property
-    def digest(self) -> str:
-        """Digest of what decides what the model computes."""
-        return file_digest(self.file)
-
-
-Artifact = CheckpointArtifact | GgufArtifact
-"""A quantized model of one of two kinds, which its plan has chosen."""
-
-
-class KeptArtifact(RootModel[Artifact]):
-    """An artifact of either kind, as a finished stage left it."""
-
 
 A = TypeVar("A", CheckpointArtifact, GgufArtifact)
 
@@ -141,7 +82,7 @@ def _keep(plan: Plan, tokens: CalibrationTokens | None, kind: type[A], write: Ca
 
 
 def engine_digest(plan: Plan) -> str:
-    """Digest of the code that writes the weights, so that a changed engine makes a new artifact."""
+    """Return the digest of the code that writes the weights, so that a changed engine makes a new artifact."""
     here = Path(__file__).parents[1]
     quantization = here / "quantization"
     if isinstance(plan, GgufPlan):
@@ -179,16 +120,16 @@ def _write_checkpoint(plan: CheckpointPlan, tokens: CalibrationTokens | None, fo
 
 
 def _write_weights(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    """Quantize, and repack where the recipe asks for another packing than the engine's."""
+    """Write the weight files into `folder`, repacked where the recipe asks for another packing than the engine's."""
     native = plan.recipe.engine_packing
     if plan.recipe.packing == native:
-        return _engine(plan, tokens, folder)
+        return _run_engine(plan, tokens, folder)
     from pipelines.formats.repack import repack
 
     inner = folder.parent / native
     inner.mkdir()
     before = plan.stored_as(native)
-    written = _engine(before, tokens, inner)
+    written = _run_engine(before, tokens, inner)
     write_companions(plan.checkpoint, written, inner)
     shapes = {module.name: module.shape for module in plan.quantized.values()}
     dtype = next(iter(plan.quantized.values())).dtype
@@ -200,15 +141,23 @@ def _write_weights(plan: CheckpointPlan, tokens: CalibrationTokens | None, folde
     return written.model_copy(update=config)
 
 
-def _engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    if plan.recipe.engine == "bitsandbytes":
-        from pipelines.quantization.engines import bitsandbytes
+def _run_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Let the plan's engine write the weight files into `folder`; engines import torch, and so are imported here."""
+    match plan.recipe.method.engine:
+        case "bitsandbytes":
+            from pipelines.quantization.engines import bitsandbytes
 
-        return bitsandbytes.quantize(plan, tokens, folder)
-    if plan.recipe.engine != "quantgate":
-        from pipelines.quantization.engines import other_projects
+            return bitsandbytes.quantize(plan, tokens, folder)
+        case "gptqmodel" | "modelopt" | "auto-gptq" | "autoawq":
+            from pipelines.quantization.engines import other_projects
 
-        return other_projects.quantize(plan, tokens, folder)
+            return other_projects.quantize(plan, tokens, folder)
+        case "quantgate":
+            return _run_own_engine(plan, tokens, folder)
+    assert_never(plan.recipe.method.engine)
+
+
+def _run_own_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     if tokens is None:
         from pipelines.quantization.engines import streaming
 
@@ -219,7 +168,7 @@ def _engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path
 
 
 def write_companions(source: Checkpoint, written: Written, folder: Path) -> None:
-    """Config with the quantization added, and tokenizer, chat template and generation config byte for byte."""
+    """Write the config with the quantization added; copy tokenizer, chat template and generation config as they are."""
     described = written.quantization_config
     config = {**source.config, **own_type(described), "quantization_config": described}
     for name, content in {"config.json": config, **written.configs}.items():
@@ -227,3 +176,16 @@ def write_companions(source: Checkpoint, written: Written, folder: Path) -> None
     for name in source.companions:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.folder / name, folder / name)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Return the artifact whose files are in `folder`, the one that `quantgate quantize` prints.
+
+    Raises:
+        BadInput: there is none, or this version of quantgate cannot read its record.
+    """
+    if not (folder.parent / "result.json").is_file():
+        what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
+        raise bad_input(folder, what, "give the folder that `run --to` published into, or that `quantize` printed")
+    made = read_record(folder.parent / "result.json", KeptArtifact, "an artifact").root
+    return made.model_copy(update={"folder": folder.parent.absolute()})

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pipelines.core.errors import BadInput, Problem, refuse
-from pipelines.core.strict_yaml import Document, fit, load, place, read
+from pipelines.core.strict_yaml import YamlFile, fit, load, place, read
 from pipelines.core.text_files import refusals
 from pipelines.recipe import library
 from pipelines.recipe.calibration_set import CalibrationSet, FileSource
@@ -90,7 +90,7 @@ def load_set(name: str | Path) -> CalibrationSet:
     return chosen
 
 
-def _unreadable(document: Document, source: FileSource) -> Iterator[Problem]:
+def _unreadable(document: YamlFile, source: FileSource) -> Iterator[Problem]:
     """Yield what keeps the files of a set from being read."""
     folder = document.path.parent
     for number, name in enumerate(source.paths):

@@ -270,4 +270,4 @@ class Gguf(Frozen):
 
 Method = Rtn | Gptq | Awq
 """Method that quantizes the modules of a checkpoint."""
-Quantize = Annotated[Rtn | Gptq | Awq | Gguf, Field(discriminator="method")]
+Quantize = Annotated[Method | Gguf, Field(discriminator="method")]

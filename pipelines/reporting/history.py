@@ -9,9 +9,9 @@ from typing import Any
 
 from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype, processor
-from pipelines.core.errors import BadInput, Problem, bad_input, refuse
+from pipelines.core.errors import Problems, bad_input, refuse
 from pipelines.core.strict_yaml import Frozen
-from pipelines.gating.power import Discordance, typical
+from pipelines.gating.power import Discordance, typical_discordance
 from pipelines.planning.plan import Plan
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.suite import Suite
@@ -19,7 +19,7 @@ from pipelines.reporting.record import RECORD, Manifest
 
 
 def finished() -> list[dict[str, Any]]:
-    """The records (`run.json`) of finished runs; those of other versions, too, whatever they hold."""
+    """Return the records (`run.json`) of finished runs; those of other versions, too, whatever they hold."""
     records = []
     for path in sorted((cache_dir() / "runs").glob("*/run.json")):
         try:
@@ -32,8 +32,9 @@ def finished() -> list[dict[str, Any]]:
 
 
 def discordance(recipe: Recipe) -> Discordance:
-    """How often answers changed in earlier runs of the recipe's schemes (of a GGUF, its file type), over all documents
-    they were judged on; what is typical where there were none.
+    """Return how often answers changed in earlier runs of the recipe's schemes (of a GGUF, its file type).
+
+    It is over all documents they were judged on, and what is typical where there were no such runs.
 
     Half a change is added: of one that was never seen, only that it is rare is known.
     """
@@ -53,17 +54,23 @@ def discordance(recipe: Recipe) -> Discordance:
         artifacts.add(what)
         documents += sum(count for count, _ in counts)
         changed += sum(count for _, count in counts)
-    return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical(recipe.loss_class)
+    return (
+        Discordance(share=changed / documents, runs=len(artifacts))
+        if artifacts
+        else typical_discordance(recipe.loss_class)
+    )
 
 
 BY_RECIPE = ("calibrate", "quantize", "verify")
-"""Stages that take as long as the recipe makes them; the others go with the suite."""
+"""Names of stages that take as long as the recipe makes them; the others go with the suite."""
 
 
 def seconds_of_runs(plan: Plan, suite: Suite, runtime: str, device: str) -> dict[str, float]:
-    """Stage → seconds that it is going to take: the median of finished runs, in proportion to the parameters of their
-    models; of runs on such a processor in the same dtype, of the same method and schemes or on the same suite, runtime
-    and device. What none had is left out.
+    """Return how many seconds each stage is going to take, by its name.
+
+    It is the median of finished runs, in proportion to the parameters of their models: of runs on such a processor in
+    the same dtype, of the same method and schemes or on the same suite, runtime and device. A stage that none had is
+    left out.
     """
     quantize = plan.recipe.quantize.model_dump(mode="json")
     kind, where = [quantize["method"], _kind(quantize)], [suite.model_dump(mode="json"), runtime, device]
@@ -95,7 +102,8 @@ class Ranked(Frozen):
 
     manifest: Manifest
     efficient: bool
-    """No other is smaller and keeps as much, or as small and keeps more: it is on the frontier of size and quality."""
+    """Whether it is on the frontier of size and quality: no other is smaller and keeps as much, or as small and keeps
+    more."""
 
 
 class Ranking(Frozen):
@@ -107,14 +115,16 @@ class Ranking(Frozen):
     device: str
     dtype: ComputeDtype | None
     runs: tuple[Ranked, ...]
-    """The smallest artifact first."""
+    """Runs in order, the smallest artifact first."""
     recommended: int | None
-    """Which of `runs` is the smallest that passed."""
+    """Index in `runs` of the smallest that passed; None where none did."""
 
 
 def compare(runs: Sequence[Manifest]) -> tuple[Ranking, ...]:
-    """Rank `runs` (what `read_run` returns), apart for each baseline: retentions of different baselines say nothing
-    about each other."""
+    """Return a ranking of `runs` (what `read_runs` returns) for each baseline.
+
+    Retentions of different baselines say nothing about each other.
+    """
     apart: dict[str, list[Manifest]] = defaultdict(list)
     for run in runs:
         judged = run.evaluation
@@ -149,19 +159,14 @@ def _beats(one: Manifest, other: Manifest) -> bool:
 
 
 def read_runs(places: Sequence[Path]) -> list[Manifest]:
-    """What each run came to: `places` are published artifacts, `run.json` files, or their folders.
+    """Return the record of each run; `places` are published artifacts, `run.json` files, or their folders.
 
     Raises:
         BadInput: some hold no finished run of this version; all are named.
     """
-    runs: list[Manifest] = []
-    problems: list[Problem] = []
-    for place in places:
-        try:
-            runs.append(_read(place))
-        except BadInput as error:
-            problems += error.problems
-    refuse(problems)
+    problems = Problems()
+    runs = [run for place in places if (run := problems.of(_read, place))]
+    refuse(problems.found)
     return runs
 
 

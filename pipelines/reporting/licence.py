@@ -7,11 +7,11 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 ON_HUB: Mapping[str, str] = {"bsd": "BSD-3-Clause", "lgpl": "LGPL-3.0-or-later", "unlicense": "Unlicense"}
 """Names of the Hub that are not SPDX's, where the Hub says what they mean."""
 SAYS_NOTHING = frozenset({"", "other", "unknown", "cc"})
-"""Of the Hub's names: a licence is meant, and nobody can tell which."""
+"""Names of the Hub by which a licence is meant, and nobody can tell which."""
 
 
 def spdx(declared: str | None) -> str | None:
-    """The SPDX expression of a card's `license` field, which may name several; None if it names no licence.
+    """Return the SPDX expression of a card's `license` field, which may name several; None if it names no licence.
 
     A name that SPDX does not know, like `llama3.1` or `gemma`, becomes `LicenseRef-llama3.1`, as SPDX asks.
     """

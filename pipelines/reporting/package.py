@@ -1,26 +1,26 @@
-"""The package stage: the record of a run and its card, for any verdict."""
+"""The package stage: the record of a run, for any verdict."""
 
 import os
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
+from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import Result, now, package_versions
 from pipelines.core.device import processor
 from pipelines.core.strict_yaml import Frozen
-from pipelines.evaluation.overlap import Overlap, measure_overlap
+from pipelines.evaluation.overlap import measure_overlap
 from pipelines.evaluation.scores import Evaluation
-from pipelines.gating.gate import Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.planning.needs import expected_memory
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.load import load_task
-from pipelines.reporting.card import card
 from pipelines.reporting.licence import spdx
 from pipelines.reporting.record import (
     CalibrationRecord,
@@ -37,33 +37,44 @@ from pipelines.reporting.record import (
 from pipelines.verification.results import Verification
 from pipelines.verification.stage import verify
 
-
-class Bundle(Frozen):
-    """What is published beside the artifact's own files."""
-
-    manifest: Manifest
-    card: str
+F = TypeVar("F", bound=Frozen)
 
 
-def package(
+def make_record(
     artifact: Artifact, verdict: Verdict, forced: str | None = None, verification: Verification | None = None
-) -> Bundle:
-    """The record and the card of `artifact`, whatever its verdict.
+) -> Manifest:
+    """Return the record of `artifact`, whatever its verdict.
 
     `forced` is the reason to publish without a PASS. `verification` is what the verify stage returned; without it the
     stage is asked again, and says that it reused what it had.
     """
-    candidate = verdict.evaluations[1]
+    _, candidate, *others = verdict.evaluations
     verification = verification or verify(artifact, candidate.device)
-    overlap = None
-    if artifact.calibration:
-        overlap = measure_overlap(artifact.calibration, artifact.source, candidate.suite)
-    manifest = _manifest(artifact, verdict, verification, overlap, forced)
-    return Bundle(manifest=manifest, card=card(manifest, artifact.source.left_behind))
+    versions = package_versions()
+    return Manifest(
+        created=now(),
+        quantgate=versions["quantgate"],
+        commit=_commit(),
+        model=_model(artifact.source),
+        recipe=artifact.recipe,
+        size=_fields(SizeRecord, verification),
+        modules=_modules(artifact.plan),
+        tensors=_tensors(artifact.plan),
+        gate=_fields(GateRecord, verdict, forced=forced),
+        evaluation=_evaluation(candidate, others),
+        calibration=_calibration(artifact, candidate),
+        verification=_fields(VerificationRecord, verification),
+        files=artifact.files,
+        stages=tuple(stage_record(name, results) for name, results in _costs(artifact, verdict, verification)),
+        expected_memory=expected_memory(artifact.plan),
+        versions=versions,
+        engine=artifact.written.engine,
+        hardware=_hardware(),
+    )
 
 
 def stage_record(name: str, results: tuple[Result, ...]) -> StageRecord:
-    """One line for one or several results (an evaluation is a result for each block of documents)."""
+    """Return the cost of a stage, which has one or several results (an evaluation has one for each block)."""
     return StageRecord(
         stage=name,
         seconds=sum(result.seconds for result in results),
@@ -73,55 +84,28 @@ def stage_record(name: str, results: tuple[Result, ...]) -> StageRecord:
     )
 
 
-def _manifest(
-    artifact: Artifact, verdict: Verdict, verification: Verification, overlap: Overlap | None, forced: str | None
-) -> Manifest:
-    source = artifact.source
+def _fields(record: type[F], source: Frozen, **others: Any) -> F:
+    """Return a `record` with the fields of the same names of `source`, and `others`."""
+    return record(**{name: getattr(source, name) for name in record.model_fields if name not in others}, **others)
+
+
+def _model(source: Checkpoint) -> ModelRecord:
+    return _fields(ModelRecord, source, spdx=spdx(source.licence), files=source.digests)
+
+
+def _costs(
+    artifact: Artifact, verdict: Verdict, verification: Verification
+) -> Iterator[tuple[str, tuple[Result, ...]]]:
+    """Yield each stage with its results."""
     baseline, candidate, *others = verdict.evaluations
-    costs: list[tuple[str, tuple[Result, ...]]] = [("quantize", (artifact,)), ("verify", (verification,))]
     if artifact.calibration:
-        costs.insert(0, ("calibrate", (artifact.calibration,)))
-    costs += [("evaluate baseline", baseline.results), ("evaluate artifact", candidate.results)]
-    costs += [("evaluate source in transformers", source.results) for source in others]
-    return Manifest(
-        created=now(),
-        quantgate=package_versions()["quantgate"],
-        commit=_commit(),
-        model=ModelRecord(
-            label=source.label,
-            hub_id=source.hub_id,
-            revision=source.revision,
-            licence=source.licence,
-            spdx=spdx(source.licence),
-            digest=source.digest,
-            files=source.digests,
-            parameters=source.parameters,
-            notes=source.notes,
-        ),
-        recipe=artifact.recipe,
-        size=SizeRecord(
-            bytes_before=verification.bytes_before,
-            bytes_after=verification.bytes_after,
-            bits_per_weight=verification.bits_per_weight,
-        ),
-        modules=_modules(artifact.plan),
-        tensors=_tensors(artifact.plan),
-        gate=GateRecord(forced=forced, **{name: getattr(verdict, name) for name in _GATE_FIELDS}),
-        evaluation=_evaluation(candidate, others),
-        calibration=_calibration(artifact, overlap),
-        verification=VerificationRecord(
-            **{name: getattr(verification, name) for name in VerificationRecord.model_fields}
-        ),
-        files=artifact.files,
-        stages=tuple(stage_record(name, results) for name, results in costs),
-        expected_memory=expected_memory(artifact.plan),
-        versions=package_versions(),
-        engine=artifact.written.engine,
-        hardware=_hardware(),
-    )
-
-
-_GATE_FIELDS = [name for name in GateRecord.model_fields if name != "forced"]
+        yield "calibrate", (artifact.calibration,)
+    yield "quantize", (artifact,)
+    yield "verify", (verification,)
+    yield "evaluate baseline", baseline.results
+    yield "evaluate artifact", candidate.results
+    for source in others:
+        yield "evaluate source in transformers", source.results
 
 
 def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
@@ -158,25 +142,19 @@ def _evaluation(candidate: Evaluation, others: Sequence[Evaluation]) -> Evaluati
     )
 
 
-def _calibration(artifact: Artifact, overlap: Overlap | None) -> CalibrationRecord | None:
+def _calibration(artifact: Artifact, candidate: Evaluation) -> CalibrationRecord | None:
+    """Return which text the method saw, and how much of the suite's text is in it; None where it saw none."""
     tokens = artifact.calibration
-    if tokens is None or overlap is None:
+    if tokens is None:
         return None
-    return CalibrationRecord(
-        set=tokens.set,
-        source=tokens.source,
-        revision=tokens.revision,
-        rows=tokens.rows,
-        samples=tokens.samples,
-        tokens=tokens.tokens,
-        digest=tokens.digest,
-        gate_documents=overlap.documents,
-        gate_documents_overlapping=overlap.overlapping,
+    overlap = measure_overlap(tokens, artifact.source, candidate.suite)
+    return _fields(
+        CalibrationRecord, tokens, gate_documents=overlap.documents, gate_documents_overlapping=overlap.overlapping
     )
 
 
 def _commit() -> str | None:
-    """The commit of a quantgate that runs from a checkout, with `+dirty` when it was edited."""
+    """Return the commit of a quantgate that runs from a checkout, with `+dirty` when it was edited."""
     here = Path(__file__).parents[1]
     try:
         options: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "timeout": 10}

@@ -12,8 +12,8 @@ from pipelines.core.device import ComputeDtype
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import TensorType
 from pipelines.formats.schemes import SchemeName
-from pipelines.gating.gate import TaskVerdict
 from pipelines.gating.measures import Measure
+from pipelines.gating.verdict import TaskVerdict
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.suite import HubDataset, Policy, Suite
 from pipelines.runtimes.distance import Distance
@@ -22,7 +22,7 @@ from pipelines.verification.results import LayerError
 
 SCHEMA_VERSION = 1
 RECORD = "quantgate.json"
-"""What the record of a published artifact is called."""
+"""File name of a published artifact's record."""
 REPORT = "report.html"
 CARD = "README.md"
 
@@ -34,9 +34,9 @@ class ModelRecord(Frozen):
     hub_id: str | None
     revision: str | None
     licence: str | None
-    """As its card declares it."""
+    """Licence as its card declares it."""
     spdx: str | None = None
-    """The same as an SPDX expression; None if it names no licence."""
+    """Licence as an SPDX expression; None if the card names none."""
     digest: str
     files: dict[str, str]
     parameters: int
@@ -44,7 +44,7 @@ class ModelRecord(Frozen):
 
 
 class SizeRecord(Frozen):
-    """Of all tensors."""
+    """Bytes of all tensors, before and after, and bits that each weight takes after."""
 
     bytes_before: int
     bytes_after: int
@@ -55,10 +55,10 @@ class ModulesRecord(Frozen):
     """Linear modules that became the same, for the same reason."""
 
     scheme: SchemeName | None
-    """None: kept in the source's precision."""
+    """Scheme that they became; None where they are kept in the source's precision."""
     group_size: int | None
     reason: str
-    """Why they are kept, or what was changed to quantize them; mostly empty."""
+    """Reason why they are kept, or what was changed to quantize them; mostly empty."""
     count: int
 
 
@@ -67,12 +67,12 @@ class TensorsRecord(Frozen):
 
     type: TensorType
     reason: str
-    """Why they are not of the type that the file type gives them; mostly empty."""
+    """Reason why they are not of the type that the file type gives them; mostly empty."""
     count: int
 
 
 class CalibrationRecord(Frozen):
-    """Which text the method saw."""
+    """The text that the method saw."""
 
     set: str
     source: dict[str, Any]
@@ -98,38 +98,38 @@ class GateRecord(Frozen):
     reasons: tuple[str, ...]
     more_documents: int | None
     confidence: float = 0.95
-    """Of each one-sided bound."""
+    """Confidence of each one-sided bound."""
     spared: int = 0
     """Documents of the suite that were not evaluated, because the verdict was shown without them."""
     measures: tuple[Measure, ...] = ()
     """Measures more sensitive than accuracy, with their bounds and the policy's limits."""
     forced: str | None = None
-    """Why the artifact was published without a PASS."""
+    """Reason given for publishing without a PASS; null where that was not done."""
     policy: Policy
     tasks: tuple[TaskVerdict, ...]
 
 
 class EvaluationRecord(Frozen):
-    """What the verdict rests on."""
+    """The evaluation that the verdict rests on."""
 
     suite: Suite
     runtime: str
     device: str
     dtype: ComputeDtype | None = None
-    """What baseline and artifact computed in; null where the runtime chooses for each product."""
+    """Type that baseline and artifact computed in; null where the runtime chooses for each product."""
     task_versions: dict[str, str]
     metrics: dict[str, str]
     shots: dict[str, int]
     splits: dict[str, str] = Field(default={})
     data: dict[str, str]
     datasets: dict[str, HubDataset] = Field(default={})
-    """What the hub calls the documents of a task, where that is known."""
+    """Names that the hub has for the documents of tasks, where they are known."""
     source_in_transformers: dict[str, float] = Field(default={})
     """Mean score of the source for each task, where baseline and artifact ran in llama.cpp."""
 
 
 class VerificationRecord(Frozen):
-    """What was measured on the artifact's files."""
+    """The measurements on the artifact's files."""
 
     quantized: int
     kept: int
@@ -140,13 +140,13 @@ class VerificationRecord(Frozen):
     continuation: str
     layers: tuple[LayerError, ...]
     distance: Distance | None = None
-    """From the source, on held-out text; of a GGUF, from the unquantized one."""
+    """Distance from the source on held-out text; of a GGUF, from the unquantized one."""
     reader: Reader | None = None
-    """What loaded it as its users will; null in records of earlier versions, which did not ask."""
+    """Program that loaded it as its users will; null in records of earlier versions, which did not ask."""
 
 
 class StageRecord(Frozen):
-    """What a stage cost when it ran."""
+    """The cost of a stage when it ran."""
 
     stage: str
     seconds: float
@@ -182,6 +182,11 @@ class Manifest(Frozen):
     hardware: dict[str, str]
 
     @property
+    def bits_per_weight_before(self) -> float:
+        """Bits that the source stores for each of its parameters; 0 where it has none."""
+        return self.size.bytes_before * 8 / self.model.parameters if self.model.parameters else 0.0
+
+    @property
     def artifact_digest(self) -> str:
-        """Over its files: what the card names, so that it cannot be another artifact's."""
+        """Digest over the artifact's files: the card names it, so that it cannot be another artifact's."""
         return digest(self.files)

@@ -10,7 +10,6 @@ from pipelines.core.text import duration, percent, size
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.recipe.load import as_yaml
 from pipelines.reporting import charts
-from pipelines.reporting.card import NO_LICENCE, bounds, changed, reader_line, verdict_name
 from pipelines.reporting.charts import Interval
 from pipelines.reporting.frontier import MARKS, Point, frontier
 from pipelines.reporting.heat import decibels, heat_map
@@ -34,6 +33,7 @@ from pipelines.reporting.pages import (
 from pipelines.reporting.pages import html as as_html
 from pipelines.reporting.pages import markdown as as_markdown
 from pipelines.reporting.record import GateRecord, Manifest, StageRecord
+from pipelines.reporting.sentences import NO_LICENCE, bounds, changed, reader_line, retained, verdict_name
 from pipelines.verification.results import LayerError
 
 WORST = 10
@@ -99,9 +99,6 @@ def _tally(runs: Sequence[Manifest], failed: Mapping[str, str]) -> str:
     return "; ".join(said) + "."
 
 
-# Several runs
-
-
 def _failed_parts(failed: Mapping[str, str]) -> Iterable[Section]:
     if failed:
         blocks = [block for name, error in failed.items() for block in (Note(f"Recipe {name}:"), Code(error))]
@@ -141,9 +138,6 @@ def _compared(ranked: Ranked, recommended: bool, runs: Sequence[Manifest]) -> tu
         marked(run.gate),
         Mark("recommended", "good") if recommended else "" if ranked.efficient else "another beats it",
     )
-
-
-# One run
 
 
 def _run_parts(run: Manifest, remedy: str | None, titled: bool = False) -> Iterable[Block | Section]:
@@ -403,9 +397,6 @@ def _data(run: Manifest) -> Table:
     return Table("Suite and its data", ("task", "version", "weight", "data"), rows, ("data",))
 
 
-# Words
-
-
 def _colour(gate: GateRecord) -> str:
     return MARKS[gate.verdict][0]
 
@@ -413,11 +404,6 @@ def _colour(gate: GateRecord) -> str:
 def marked(gate: GateRecord) -> Mark:
     """The verdict in its colour."""
     return Mark(verdict_name(gate), _colour(gate))
-
-
-def retained(retention: float | None) -> str:
-    """A retention, or a dash where none was measured."""
-    return "–" if retention is None else f"{retention:.2%}"
 
 
 def _share(share: float | None) -> str:

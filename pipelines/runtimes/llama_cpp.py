@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.errors import QuantgateError
-from pipelines.core.processes import Worker, clean_variables, run_logged
+from pipelines.core.processes import WorkerProcess, clean_variables, run_logged
 from pipelines.environments import isolated
 from pipelines.runtimes.distance import Distance
 from pipelines.runtimes.lm_eval import Ends, Question, Score, TokenLM, batches
@@ -34,7 +34,7 @@ def program(name: str) -> str:
     return str(isolated.make(isolated.LLAMA_CPP) / name)
 
 
-class LlamaProcess(Worker):
+class LlamaProcess(WorkerProcess):
     """llama.cpp with one GGUF loaded. Each method raises QuantgateError when it fails; the process is then over."""
 
     def __init__(self, file: Path, device: str = "cpu") -> None:

@@ -95,7 +95,7 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return results
 
     def _check_length(self, tokens: int) -> None:
-        """Refuse to cut what has to be read; `tasks.check_prompts` names its task before."""
+        """Refuse to cut what has to be read; `checks.check_prompts` names its task before."""
         if tokens > self.max_length:
             raise QuantgateError(f"a prompt takes {tokens} tokens, and the model reads {self.max_length}")
 

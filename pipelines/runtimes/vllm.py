@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype
-from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.isolated import serve
 from pipelines.formats.schemes import SchemeName
@@ -74,7 +74,7 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-class VllmProcess(Worker):
+class VllmProcess(WorkerProcess):
     """vLLM with one checkpoint loaded. Each method raises QuantgateError when vLLM does; the process is then over."""
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.calibration.stage import held_out
+from pipelines.calibration.held_out import held_out
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.checkpoint.limits import check_tokens, positions
 from pipelines.checkpoint.tokenizer import load_tokenizer
@@ -18,8 +18,8 @@ from pipelines.core.cache import keep
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import bad_input
 from pipelines.planning.plan import Module
+from pipelines.quantization.artifact import CheckpointArtifact
 from pipelines.quantization.files import read_rows
-from pipelines.quantization.stage import CheckpointArtifact
 from pipelines.quantization.written import read_smoothing, rows_at_a_time
 from pipelines.runtimes.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.runtimes.distance import Distance, chunks, measure_distance, write_logprobs

@@ -12,8 +12,8 @@ from pipelines.core import progress
 from pipelines.core.cache import keep
 from pipelines.environments import llama_build
 from pipelines.planning.gguf import GgufTensor
+from pipelines.quantization.artifact import GgufArtifact
 from pipelines.quantization.gguf.convert import convert, measure_divergence
-from pipelines.quantization.stage import GgufArtifact
 from pipelines.runtimes.llama_cpp import LlamaProcess
 from pipelines.runtimes.probe import CONTINUATION, PROMPT
 from pipelines.verification.reader import Reader

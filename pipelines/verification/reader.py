@@ -19,7 +19,7 @@ from pipelines.checkpoint.names import ONE_BY_ONE
 from pipelines.core.cache import file_digest
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
-from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments import isolated
 from pipelines.environments.isolated import serve
@@ -31,7 +31,7 @@ from pipelines.runtimes.loading import load_for_inference, unrounded
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.quantization.stage import CheckpointArtifact
+    from pipelines.quantization.artifact import CheckpointArtifact
     from pipelines.recipe.recipe import Recipe
 
 TOKENS = 96
@@ -145,7 +145,7 @@ def read(artifact: "CheckpointArtifact", ours: Evaluated, device: str, dtype: Co
         return Reading(reader=Reader(program=found.program, not_loaded=found.absent))
     _leave_gpu(device)
     log = scratch / "reader.log"
-    with Worker("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
+    with WorkerProcess("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
         comparison = _Comparison(artifact, ours, device, dtype, scratch, process)
         wrong: tuple[str, ...] = ()
         try:
@@ -182,7 +182,7 @@ class _Comparison:
     device: str
     dtype: ComputeDtype
     scratch: Path
-    process: Worker
+    process: WorkerProcess
 
     def load(self) -> dict[str, Any]:
         """Let the reader load the artifact; return what it says of its tensors, and its type."""

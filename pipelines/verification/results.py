@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pipelines.core.cache import Result
 from pipelines.core.errors import QuantgateError
 from pipelines.core.strict_yaml import Frozen
-from pipelines.quantization.stage import Artifact
+from pipelines.quantization.artifact import Artifact
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 

@@ -2,7 +2,7 @@
 
 from pipelines.checkpoint.dtypes import choose_dtype
 from pipelines.core.device import Dtype, choose_device
-from pipelines.quantization.stage import Artifact, CheckpointArtifact, GgufArtifact
+from pipelines.quantization.artifact import Artifact, CheckpointArtifact, GgufArtifact
 from pipelines.verification.results import Verification
 
 

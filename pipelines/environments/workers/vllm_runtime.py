@@ -20,7 +20,7 @@ Score = tuple[float, bool]
 """A token's log-probability in nats, and whether it was the most likely one."""
 
 
-class Worker:
+class LoadedModel:
     """One loaded model."""
 
     def __init__(self) -> None:
@@ -111,5 +111,5 @@ def commands(_: Report) -> dict[str, Callable[..., Any]]:
     """What can be asked of vLLM."""
     os.environ.update(SETTINGS)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
-    worker = Worker()
-    return {"load": worker.load, "logprobs": worker.logprobs, "generate": worker.generate}
+    model = LoadedModel()
+    return {"load": model.load, "logprobs": model.logprobs, "generate": model.generate}

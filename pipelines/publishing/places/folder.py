@@ -10,16 +10,43 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pipelines.core import progress
 from pipelines.core.cache import file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import NOT_OURS, SUMS, files_of
+from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, files_of, refuse_credentials
 
 REMEDY = "give another folder with TO= or --to"
 SUFFIX = ".partial"
 LOCK = "quantgate.lock"
-"""In a staging folder: locked as long as the process that made it lives."""
+"""Name of a file in a staging folder, locked as long as the process that made the folder lives."""
+
+
+class FolderTarget(Target):
+    """A folder of this machine."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self) -> "Folder":
+        return Folder(self.path)
+
+
+def parse(text: str) -> FolderTarget | None:
+    """Read a path, or a `file:` address with percent escapes."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return FolderTarget(path=Path(text).expanduser().absolute())
+    if scheme != "file":
+        return None
+    refuse_credentials(text)
+    return FolderTarget(path=Path(unquote(urlsplit(text).path)).absolute())
+
+
+KIND = Kind(form="a folder", parse=parse)
 
 
 class Folder:
@@ -33,21 +60,40 @@ class Folder:
             return (self._path / name).read_bytes()
         if _holds_something(self._path):
             raise bad_input(self._path, NOT_OURS, REMEDY)
-        self._check()
+        with self._making():
+            self._above()
         return None
 
-    def _check(self) -> None:
-        """Refuse a path that no folder could be renamed to, though nothing is there.
+    def try_out(self) -> None:
+        """Make a folder where this one is to be, unless there is something, and remove it: nothing but trying tells for
+        every user and file system. It leaves a trace, the time of change of the folder above.
+
+        Raises:
+            BadInput: none can be made.
+        """
+        if _holds_something(self._path):
+            return
+        with self._making():
+            above = self._above()
+            with tempfile.TemporaryDirectory(prefix=".quantgate.", suffix=SUFFIX, dir=above) as trial:
+                parent = Path(trial) / self._path.relative_to(above).parent
+                parent.mkdir(parents=True, exist_ok=True)
+                self._make_staging(parent)
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        """Turn what the file system says inside this block into `BadInput`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise bad_input(self._path, f"cannot be made: {_reason(error)}", REMEDY) from None
+
+    def _above(self) -> Path:
+        """Return the nearest folder above that is there; refuse a path that no folder could be renamed to.
 
         Raises:
             BadInput: with the reason.
         """
-        try:
-            self._try()
-        except (OSError, ValueError) as error:
-            raise bad_input(self._path, f"cannot be made: {_reason(error)}", REMEDY) from None
-
-    def _try(self) -> None:
         path = self._path
         if path.is_dir() and (path.is_symlink() or _is_mount(path)):
             kind = "a link" if path.is_symlink() else "a mount point"
@@ -62,11 +108,7 @@ class Folder:
         missing = path.relative_to(above)
         if ".." in missing.parts:
             raise bad_input(path, "cannot be made: it leads up out of a folder that is not there", REMEDY)
-        # nothing but trying tells it for every user and file system
-        with tempfile.TemporaryDirectory(prefix=".quantgate.", suffix=SUFFIX, dir=above) as trial:
-            parent = Path(trial) / missing.parent
-            parent.mkdir(parents=True, exist_ok=True)
-            self._make_staging(parent)
+        return above
 
     def upload(self, folder: Path) -> None:
         try:
@@ -79,7 +121,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[Path]:
-        """An empty folder beside the target, this process's own; what killed processes left there is removed."""
+        """Yield an empty folder beside the target, this process's own; what killed processes left there is removed."""
         self._remove_leftovers()
         own = self._make_staging(self._path.parent)
         try:
@@ -131,7 +173,7 @@ class Folder:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether there is a file, or a folder with content or one that may not be looked into."""
+    """Tell whether there is a file, or a folder with content or one that may not be looked into."""
     try:
         return any(path.iterdir())
     except (NotADirectoryError, PermissionError):
@@ -141,7 +183,10 @@ def _holds_something(path: Path) -> bool:
 
 
 def _is_mount(path: Path) -> bool:
-    """Linux tells of bind mounts within one file system too, which `Path.is_mount` does not see."""
+    """Tell whether `path` is a mount point.
+
+    Linux tells of bind mounts within one file system too, which `Path.is_mount` does not see.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
             point = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])

@@ -4,6 +4,7 @@ The token is huggingface_hub's: `HF_TOKEN`, or what `hf auth login` stored. Larg
 broke are kept by the hub and not sent again.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,42 @@ from typing import Any
 from pipelines.core import progress
 from pipelines.core.cache import file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import NOT_OURS, SUMS, HubTarget, asking, files_of, path_for
+from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, asking, files_of, path_for
 
 REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"
 HUBS_OWN = ".gitattributes"
-"""The hub puts it into every repository."""
+"""Name of a file that the hub puts into every repository."""
+NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+
+
+class HubTarget(Target):
+    """A branch of a repository of the Hugging Face hub, made private unless it exists."""
+
+    repository: str
+    branch: str
+
+    def __str__(self) -> str:
+        return f"hf://{self.repository}" + ("" if self.branch == "main" else f"@{self.branch}")
+
+    def open(self) -> "Hub":
+        return Hub(self)
+
+
+def parse(text: str) -> HubTarget | None:
+    """Read `hf://org/name`, with `@branch` or without."""
+    scheme, _, rest = text.partition("://")
+    if scheme != "hf":
+        return None
+    if not (found := NAME.fullmatch(rest.strip("/"))):
+        raise bad_input(text, f"is not a target of the form {KIND.form}")
+    return HubTarget(repository=found[1], branch=found[2] or "main")
+
+
+KIND = Kind(form="hf://org/name[@branch]", parse=parse)
 
 
 class Hub:
-    """The branch `target`."""
+    """The branch that a target names."""
 
     def __init__(self, target: HubTarget) -> None:
         from huggingface_hub import HfApi
@@ -39,7 +67,7 @@ class Hub:
             return self._fetch(name).read_bytes()
 
     def _files(self) -> dict[str, Any] | None:
-        """The files of the branch, by name; None where there is none."""
+        """Return the files of the branch, by name; None where there is no such branch."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
@@ -87,7 +115,7 @@ class Hub:
 
 
 def _digest(entry: Any) -> str:
-    """What the hub says of a file's content: SHA-256 of a large one, git's blob id of a small one."""
+    """Return the hub's digest of a file: SHA-256 of a large one, git's blob id of a small one."""
     return str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
 

@@ -11,13 +11,44 @@ from typing import Any
 from pipelines.core import progress
 from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import SUMS, FilesystemTarget, asking, files_of, path_for, sha256
+from pipelines.publishing.places.place import SUMS, Kind, Target, asking, files_of, path_for, refuse_credentials, sha256
 
 REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"
 
 
+class FilesystemTarget(Target):
+    """A prefix in a file system that fsspec knows: `s3://`, `gs://` and so on."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def open(self) -> "Filesystem":
+        return Filesystem(self)
+
+
+def parse(text: str) -> FilesystemTarget | None:
+    """Read an address of a file system that fsspec knows.
+
+    It knows the hub's and registries', too: so this kind is asked last.
+    """
+    from fsspec.registry import known_implementations
+
+    refuse_credentials(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in known_implementations:
+        return None
+    if not rest.strip("/") or ".." in rest.split("/"):
+        raise bad_input(text, "names no place for an artifact", f"for example {scheme}://bucket/{{model}}/{{recipe}}")
+    return FilesystemTarget(url=f"{scheme}://{rest.rstrip('/')}")
+
+
+KIND = Kind(form="s3://bucket/prefix (or another file system)", parse=parse)
+
+
 class Filesystem:
-    """The prefix `target`."""
+    """The prefix that a target names."""
 
     def __init__(self, target: FilesystemTarget) -> None:
         self._target = target
@@ -25,7 +56,7 @@ class Filesystem:
 
     @property
     def _root(self) -> tuple[Any, str]:
-        """The file system, and the prefix in it; no listing is remembered, others write there too."""
+        """Return the file system, and the prefix in it; no listing is remembered, others write there too."""
         if self._opened is None:
             import fsspec
 
@@ -62,11 +93,11 @@ class Filesystem:
                     raise QuantgateError(f"{self._target}/{name} did not arrive as it was sent\n    publish again")
 
     def _holds(self, folder: Path, name: str) -> bool:
-        """Whether the file there is the one of `folder`: what an upload that was cut off left is kept."""
+        """Tell whether the file there is the one of `folder`: what an upload that was cut off left is kept."""
         return sha256(self._chunks(name)) == file_digest(folder / name)
 
     def _names(self) -> set[str]:
-        """The files below the prefix."""
+        """Return the names of the files below the prefix."""
         fs, root = self._root
         try:
             found = fs.find(root)

@@ -1,65 +1,27 @@
-"""What all kinds of places have in common: their targets as data, and what a place can do."""
+"""What all kinds of places share: what a target is, what a place can do, and the helpers that their modules use."""
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from pipelines.core.errors import QuantgateError
+from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen
 
-T = TypeVar("T")
 SUMS = "SHA256SUMS"
 """Names and SHA-256 of all other files but the signature: the last file to appear."""
 NOT_OURS = "exists and is not an artifact of quantgate"
-
-
-class FolderTarget(Frozen):
-    """A folder of this machine."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-class HubTarget(Frozen):
-    """A repository of the Hugging Face hub, made private unless it exists."""
-
-    repository: str
-    branch: str
-
-    def __str__(self) -> str:
-        return f"hf://{self.repository}" + ("" if self.branch == "main" else f"@{self.branch}")
-
-
-class FilesystemTarget(Frozen):
-    """A prefix in a file system that fsspec knows: `s3://`, `gs://` and so on."""
-
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-
-class OciTarget(Frozen):
-    """A tag in a container registry."""
-
-    host: str
-    name: str
-    tag: str
-
-    def __str__(self) -> str:
-        return f"oci://{self.host}/{self.name}:{self.tag}"
 
 
 class Place(Protocol):
     """A target that can be read and written. Whatever a client library raises becomes one `QuantgateError`."""
 
     def read(self, name: str) -> bytes | None:
-        """A small file of what is published there; None where nothing is.
+        """Return a small file of what is published there; None where nothing is.
 
         Raises:
             BadInput: there is something that quantgate did not publish.
@@ -75,15 +37,54 @@ class Place(Protocol):
         ...
 
 
+class Target(Frozen, ABC):
+    """The name of a place, as data. `str` gives it as a user writes it after `--to`."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def open(self) -> Place:
+        """Return the place of that name; nothing is asked of it yet."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of place, and how a user names one."""
+
+    form: str
+    """Form of its targets, for help and messages."""
+    parse: Callable[[str], Target | None]
+    """Reader of what a user wrote: it returns None where that is of another kind, and raises `BadInput` where it is of
+    this kind and wrong."""
+
+
+def refuse_credentials(text: str) -> None:
+    """Refuse the target `text` if a user name or a password stands before its host.
+
+    Raises:
+        BadInput: it does; the credential is not repeated.
+    """
+    scheme, _, rest = text.partition("://")
+    _, separator, host = rest.split("/")[0].rpartition("@")
+    if separator:
+        what = "a target holds no credentials"
+        raise bad_input(f"{scheme}://…@{host}", what, "docs/publish.md says where each client looks")
+
+
 def files_of(folder: Path) -> list[str]:
-    """Every file below `folder`, by its relative path: weights first, what makes a reader look at them last."""
+    """Return the relative path of every file below `folder`, weights first and `SUMS` last, so that a reader who looks
+    for that sees all."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(names, key=lambda name: (name == SUMS, name.endswith(".json"), name))
 
 
 def path_for(name: str, folder: Path) -> Path:
-    """Where the file `name` is to be written, its own folder made, if it stays below `folder`: what a place says is
-    not trusted."""
+    """Return where the file `name` is to be written, and make its own folder.
+
+    Raises:
+        QuantgateError: it would leave `folder`: what a place says is not trusted.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
         raise QuantgateError(f"the published artifact has a file called {name!r}, which would leave its folder")
@@ -92,7 +93,7 @@ def path_for(name: str, folder: Path) -> Path:
 
 
 def sha256(chunks: Iterable[bytes]) -> str:
-    """Of bytes that come piece by piece, in hexadecimal."""
+    """Return the SHA-256, in hexadecimal, of bytes that come piece by piece."""
     state = hashlib.sha256()
     for chunk in chunks:
         state.update(chunk)
@@ -101,8 +102,11 @@ def sha256(chunks: Iterable[bytes]) -> str:
 
 @contextlib.contextmanager
 def asking(target: object, remedy: str) -> Iterator[None]:
-    """Turn what a client library raises into one error. Each library has exceptions of its own, and passes on those of
-    the layers below: naming them all would miss some, and a traceback may show a request's headers."""
+    """Turn whatever a client library raises in the `with` block into one `QuantgateError`.
+
+    Each library has exceptions of its own, and passes on those of the layers below: naming them all would miss some.
+    A traceback may show a request's headers.
+    """
     try:
         yield
     except (QuantgateError, KeyboardInterrupt):

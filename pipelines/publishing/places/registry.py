@@ -7,6 +7,7 @@ annotations: https://github.com/modelpack/model-spec (v1). Credentials are those
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ from urllib.parse import urlencode
 from pipelines.core import progress
 from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
-from pipelines.publishing.places.place import NOT_OURS, OciTarget, asking, files_of, path_for
-from pipelines.reporting.record import RECORD, Manifest
+from pipelines.publishing.places.place import NOT_OURS, Kind, Target, asking, files_of, path_for, refuse_credentials
 
 REMEDY = "is the registry there, and did you `docker login`? What arrived is kept, and not sent again"
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -27,14 +27,45 @@ WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
 DOC = "application/vnd.cncf.model.doc.v1.raw"
 FILE_PATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
-"""What `oras pull` calls a file."""
+"""Annotation with the name that `oras pull` gives a file."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Hosts that may speak plain HTTP, as Docker allows."""
 SCALES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+"""Units of ModelPack for a number of parameters, the largest first."""
+NAME = re.compile(r"([\w.-]+(?::\d+)?)/([a-z0-9]+(?:[._/-]+[a-z0-9]+)*):([\w][\w.-]{0,127})")
+
+
+class OciTarget(Target):
+    """A tag in a container registry."""
+
+    host: str
+    name: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"oci://{self.host}/{self.name}:{self.tag}"
+
+    def open(self) -> "Oci":
+        return Oci(self)
+
+
+def parse(text: str) -> OciTarget | None:
+    """Read `oci://host/name:tag`; a registry's names are lower case, a tag is as it was written."""
+    scheme, _, rest = text.partition("://")
+    if scheme != "oci":
+        return None
+    refuse_credentials(text)
+    name, separator, tag = rest.rpartition(":")
+    if not (found := NAME.fullmatch(f"{name.lower()}{separator}{tag}")):
+        raise bad_input(text, f"is not a target of the form {KIND.form}")
+    return OciTarget(host=found[1], name=found[2], tag=found[3])
+
+
+KIND = Kind(form="oci://host/name:tag", parse=parse)
 
 
 class Oci:
-    """The tag `target`."""
+    """The tag that a target names."""
 
     def __init__(self, target: OciTarget) -> None:
         from oras.container import Container
@@ -122,8 +153,10 @@ class Oci:
 
 
 def _registry(target: OciTarget, container: Any) -> Any:
-    """oras' client, with another way to be let in, and without its retries: they wait two minutes before they say that
-    a registry is not there."""
+    """Return oras' client, with another way to be let in, and without its retries.
+
+    Those wait two minutes before they say that a registry is not there.
+    """
     from oras.provider import Registry
 
     class Client(Registry):  # type: ignore[misc]
@@ -143,13 +176,13 @@ def _registry(target: OciTarget, container: Any) -> Any:
             return answer
 
         def _known(self) -> dict[str, str]:
-            """What let us in before: asking first without it would send a large blob twice."""
+            """Return the header that let us in before: asking first without it would send a large blob twice."""
             return {"Authorization": self._basic} if self._basic else dict(self.auth.get_auth_header())
 
         _basic = ""
 
         def _prove(self, answer: Any) -> dict[str, str]:
-            """The header that `answer` asks for: a token may have expired, or be for less than this request."""
+            """Return the header that `answer` asks for: a token may have expired, or be for less than this request."""
             if answer.headers.get("WWW-Authenticate", "").lower().startswith("basic"):
                 login = getattr(self.auth, "_basic_auth", None)
                 refused = bool(self._basic) or not login
@@ -166,7 +199,7 @@ def _registry(target: OciTarget, container: Any) -> Any:
 
 
 def _logins() -> list[str]:
-    """Where `docker login`, `podman login` and `oras login` were told to keep credentials; oras adds ~/.docker."""
+    """Return where `docker login`, `podman login` and `oras login` were told to keep logins; oras adds ~/.docker."""
     named = [Path(os.environ.get("DOCKER_CONFIG", "")) / "config.json", Path(os.environ.get("REGISTRY_AUTH_FILE", ""))]
     return [str(path) for path in named if path.is_absolute() and path.is_file()]
 
@@ -203,13 +236,15 @@ def _media_type(name: str) -> str:
 
 
 def _layers(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name → layer."""
+    """Return the layers by the names of their files."""
     named = ((layer.get("annotations", {}).get(FILE_PATH), layer) for layer in manifest.get("layers", []))
     return {name: layer for name, layer in named if name}
 
 
 def _config(folder: Path, layers: list[dict[str, Any]]) -> bytes:
-    """ModelPack's description of the model, from the record."""
+    """Return ModelPack's description of the model, from the record."""
+    from pipelines.reporting.record import RECORD, Manifest  # here, since a command's help names all places
+
     record = Manifest.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
     model = record.model
     scale, letter = next((pair for pair in SCALES if model.parameters >= pair[0]), (1, ""))

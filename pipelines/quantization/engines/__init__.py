@@ -1,4 +1,4 @@
-"""Engines turn a plan into weight files. Each is one module with one function:
+"""Engines, which turn a plan into weight files. An engine is a module with one function that others call:
 
     quantize(plan, tokens, folder) -> Written
 

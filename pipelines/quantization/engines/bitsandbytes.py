@@ -1,8 +1,8 @@
-"""bitsandbytes' NF4 (Dettmers et al. 2305.14314), as transformers stores it: rounded by bitsandbytes, file to file."""
+"""The engine bitsandbytes: NF4 (Dettmers et al. 2305.14314) as transformers stores it, rounded from file to file."""
 
 from pathlib import Path
 
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core import progress
 from pipelines.core.device import choose_device
 from pipelines.formats.packings import TORCH_NAMES, bitsandbytes_config

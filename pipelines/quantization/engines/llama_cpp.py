@@ -1,4 +1,4 @@
-"""GGUF by llama.cpp's own tools: its converter, its `llama-quantize`, and an importance matrix of our calibration text.
+"""The engine of GGUF recipes: llama.cpp's converter and `llama-quantize`, and an importance matrix of calibration text.
 
 llama.cpp decides the type of each tensor; the plan has predicted it, and `verify` compares.
 """
@@ -6,7 +6,7 @@ llama.cpp decides the type of each tensor; the plan has predicted it, and `verif
 import shutil
 from pathlib import Path
 
-from pipelines.calibration.stage import CalibrationTokens
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.cache import package_versions
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import run_logged
@@ -20,8 +20,9 @@ from pipelines.recipe.methods import Gguf
 from pipelines.runtimes import llama_cpp
 
 LICENCES = ("LICENSE", "NOTICE")
-LONGEST = 127
-"""Bytes of a text that llama-quantize writes into a file's metadata."""
+"""Beginnings of the names of licence files."""
+LONGEST_TEXT = 127
+"""Most bytes of a text that llama-quantize writes into a file's metadata."""
 
 
 def quantize(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
@@ -37,8 +38,13 @@ def quantize(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> 
 
 
 def run_tool(plan: GgufPlan, tokens: CalibrationTokens | None, source: Path, folder: Path) -> Path:
-    """Quantize the F16 GGUF `source` with the importance matrix that is in `folder`; returns the file."""
-    method = plan.method
+    """Quantize the F16 GGUF `source` with the importance matrix that is in `folder`, and return the file it became.
+
+    Raises:
+        QuantgateError: llama-quantize failed, or wrote no file.
+    """
+    method = plan.recipe.quantize
+    assert isinstance(method, Gguf)
     command = [llama_cpp.program("llama-quantize"), *_options(method), *_provenance(plan, tokens)]
     name, log = file_name(plan.checkpoint, method), folder.parent / "quantize.log"
     files = [str(source), name, method.type, str(llama_cpp.threads())]
@@ -49,6 +55,7 @@ def run_tool(plan: GgufPlan, tokens: CalibrationTokens | None, source: Path, fol
 
 
 def _options(method: Gguf) -> list[str]:
+    """Return llama-quantize's options for what a recipe says of tensors and their types."""
     options = ["--imatrix", IMATRIX] if method.imatrix else []
     if method.output:
         options += ["--output-tensor-type", method.output.lower()]
@@ -60,13 +67,13 @@ def _options(method: Gguf) -> list[str]:
 
 
 def _provenance(plan: GgufPlan, tokens: CalibrationTokens | None) -> list[str]:
-    """What the file says of how it was made."""
-    said = {
+    """Return llama-quantize's options that let the file say how it was made."""
+    facts = {
         "version": package_versions()["quantgate"],
         "recipe": plan.recipe.name,
         "source": plan.checkpoint.hub_id or plan.checkpoint.label,
         "source_digest": plan.checkpoint.digest,
         "calibration_digest": tokens.digest if tokens else "",
     }
-    pairs = [("--override-kv", f"quantgate.{key}=str:{value[:LONGEST]}") for key, value in said.items() if value]
+    pairs = [("--override-kv", f"quantgate.{key}=str:{value[:LONGEST_TEXT]}") for key, value in facts.items() if value]
     return [word for pair in pairs for word in pair]

@@ -1,4 +1,4 @@
-"""Engines of other projects, each in an environment of its own: asked through pipes, and taken at their numbers only.
+"""Engines of other projects, each in an environment of its own: asked through pipes, and only their numbers are taken.
 
 Of what they write, the quantized modules are kept, and norms and biases that smoothing changed. The rest comes from the
 source, byte for byte, so that no engine decides about tokenizer, config or the dtype of an embedding.
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo, read_checkpoint
 from pipelines.core import progress
 from pipelines.core.device import choose_device
 from pipelines.core.errors import QuantgateError
-from pipelines.core.processes import Worker, clean_variables
+from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.environments import isolated
 from pipelines.environments.engines import ENGINES, OtherEngine, Setting
 from pipelines.environments.isolated import serve
@@ -30,7 +30,7 @@ from pipelines.quantization.written import Written, named_kept, packed_config, w
 from pipelines.recipe.methods import Gptq
 
 FIT_ROUNDS = 4
-"""Of fitting the factors of columns and of rows in turn."""
+"""Number of times that the factors of columns and of rows are fitted in turn."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -47,33 +47,36 @@ def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Pat
     raw.mkdir()  # and the engine's current folder: some leave logs there
     handed = folder.parent / "tokens.json"
     handed.write_text(json.dumps(read_tokens(tokens)), encoding="utf-8")
-    said, peak = _ask(plan, handed, raw, folder.parent / "engine.log")
+    version, peak = _run_engine(plan, handed, raw, folder.parent / "engine.log")
     handed.unlink()
-    written = _take(plan, read_checkpoint(raw), folder)
+    written = _write_artifact(plan, read_checkpoint(raw), folder)
     shutil.rmtree(raw)
-    return written.model_copy(update={"engine": f"{plan.recipe.engine} {said['version']}", "peak_memory": peak})
+    return written.model_copy(update={"engine": f"{plan.recipe.engine} {version}", "peak_memory": peak})
 
 
-def _ask(plan: CheckpointPlan, tokens: Path, raw: Path, log: Path) -> tuple[dict[str, str], int]:
-    """What the engine answers when it wrote its checkpoint into `raw`, and its peak memory in bytes."""
+def _run_engine(plan: CheckpointPlan, tokens: Path, raw: Path, log: Path) -> tuple[str, int]:
+    """Let the engine write its checkpoint into `raw`; return its version, and its peak memory in bytes."""
     engine = ENGINES[plan.recipe.method.engine]
     python = isolated.make(engine.name)
     variables = {**clean_variables(), **OFFLINE}
     variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
-    job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
+    job: dict[str, Any] = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
     with progress.bar(None, engine.name, "step") as bar:
 
         def see(done: int, total: int, what: str) -> None:
             bar.reach(done, total)
             progress.note(what)
 
-        with Worker(engine.name, [str(python), *serve(engine.worker)], variables, log, see, folder=raw) as worker:
-            said: dict[str, str] = worker.ask("quantize", **job, **_settings(plan, engine), device=choose_device(None))
-            return said, worker.peak_memory
+        command = [str(python), *serve(engine.worker)]
+        with WorkerProcess(engine.name, command, variables, log, see, folder=raw) as worker:
+            answer: dict[str, str] = worker.ask(
+                "quantize", **job, **_settings(plan, engine), device=choose_device(None)
+            )
+            return answer["version"], worker.peak_memory
 
 
 def _settings(plan: CheckpointPlan, engine: OtherEngine) -> dict[str, Any]:
-    """Return what the engine's worker is told beside files and modules."""
+    """Return the arguments of the engine's worker besides files and device."""
     method, form = plan.recipe.method, plan.form
     known: dict[Setting, Any] = {
         "method": method.method,
@@ -88,29 +91,29 @@ def _settings(plan: CheckpointPlan, engine: OtherEngine) -> dict[str, Any]:
     return {name: known[name] for name in engine.settings if name in known}
 
 
-def _take(plan: CheckpointPlan, raw: Checkpoint, folder: Path) -> Written:
-    """Write the artifact from the engine's checkpoint `raw` and the source."""
+def _write_artifact(plan: CheckpointPlan, raw: Checkpoint, folder: Path) -> Written:
+    """Write the artifact's weight files from the engine's checkpoint `raw` and the source."""
     ours, theirs = ({tensor.name: tensor for tensor in each.tensors} for each in (plan.checkpoint, raw))
-    _check(plan, theirs)
-    changed = frozenset(_changed(plan, raw, theirs))
+    _check_parts(plan, theirs)
+    changed = frozenset(_changed_tensors(plan, raw, theirs))
     factors: dict[str, torch.Tensor] = {}
     with ArtifactFiles(plan, folder) as files:
         copy_kept(plan, files, changed)
         for name in changed:
             files.write(name, read_rows(raw.folder, theirs[name]).to(DTYPES[ours[name].dtype]))
         for module in progress.track(plan.quantized.values(), "take", "layer"):
-            parts = {suffix: _part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
+            parts = {suffix: _read_part(raw, theirs[f"{module.name}.{suffix}"]) for suffix in module.parts}
             for suffix, part in parts.items():
                 files.write(f"{module.name}.{suffix}", part)
             if changed or module.scales_input:
                 weight = read_rows(plan.checkpoint.folder, ours[f"{module.name}.weight"]).float()
-                factors |= _factors(module, weight, parts)
+                factors |= _fit_factors(module, weight, parts)
     if factors:
         write_smoothing(factors, folder)
-    return Written(**_described(plan, raw), rescaled=tuple(sorted(changed)))
+    return Written(**_config_fields(plan, raw), rescaled=tuple(sorted(changed)))
 
 
-def _check(plan: CheckpointPlan, theirs: dict[str, TensorInfo]) -> None:
+def _check_parts(plan: CheckpointPlan, theirs: dict[str, TensorInfo]) -> None:
     """Raise QuantgateError unless the engine wrote every part of every module as the plan says."""
     for module in plan.quantized.values():
         for suffix, part in module.parts.items():
@@ -124,12 +127,13 @@ def _check(plan: CheckpointPlan, theirs: dict[str, TensorInfo]) -> None:
 
 
 def _is_bfloat16_scale(tensor: TensorInfo) -> bool:
-    """GPTQModel's AWQ stores scales in the dtype of the model; AutoAWQ, whose layout it is, in float16."""
+    """Tell whether these are scales as GPTQModel's AWQ stores them, in the dtype of the model; AutoAWQ, whose layout
+    that is, has them in float16."""
     return tensor.dtype == "BF16" and tensor.name.endswith(".scales")
 
 
-def _part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
-    """A part of a module as the plan wants it, exactly."""
+def _read_part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
+    """Return a part of a module in the dtype that the plan says, which must hold it exactly."""
     stored = read_rows(raw.folder, tensor)
     if not _is_bfloat16_scale(tensor):
         return stored
@@ -137,21 +141,25 @@ def _part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
     return stored.half()
 
 
-def _changed(plan: CheckpointPlan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
-    """The norms and biases that the engine changed; a change of anything larger is an error."""
+def _changed_tensors(plan: CheckpointPlan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
+    """Yield the names of the norms and biases that the engine changed.
+
+    Raises:
+        QuantgateError: it changed anything larger that the plan keeps.
+    """
     for tensor in plan.checkpoint.tensors:
         if tensor.name not in theirs or quantized_module(plan, tensor):
             continue
-        ours, other = read_rows(plan.checkpoint.folder, tensor), read_rows(raw.folder, theirs[tensor.name])
-        if torch.equal(ours.to(other.dtype), other):  # an engine may store another dtype
+        before, after = read_rows(plan.checkpoint.folder, tensor), read_rows(raw.folder, theirs[tensor.name])
+        if torch.equal(before.to(after.dtype), after):  # an engine may store another dtype
             continue
-        if ours.dim() > 1:
+        if before.dim() > 1:
             raise QuantgateError(f"{plan.recipe.engine} changed {tensor.name}, which the plan keeps")
         yield tensor.name
 
 
-def _factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What smoothing did to a module's weight, for `verify`: fitted, since the engine does not tell.
+def _fit_factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the factors by which smoothing changed a module's weight, fitted since no engine says them; for `verify`.
 
     Least squares for the columns, then for the rows, in turn, of `columns * weight / rows` to the stored weight. What
     this attributes to smoothing is one number for each row and column, of a whole matrix of rounding errors. Where
@@ -171,13 +179,13 @@ def _factors(module: Module, weight: torch.Tensor, parts: dict[str, torch.Tensor
 
 
 def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    """Their quotient where it is a positive number, 1 elsewhere."""
-    found = above / below
-    return torch.where(found.isfinite() & (found > 0), found, torch.ones_like(found))
+    """Return `above` / `below` where that is a positive number, and 1 elsewhere."""
+    quotient = above / below
+    return torch.where(quotient.isfinite() & (quotient > 0), quotient, torch.ones_like(quotient))
 
 
-def _described(plan: CheckpointPlan, raw: Checkpoint) -> dict[str, Any]:
-    """The `quantization_config` of the artifact, and the files in which older readers look for it."""
+def _config_fields(plan: CheckpointPlan, raw: Checkpoint) -> dict[str, Any]:
+    """Return the fields of `Written` that say how weights are stored: for today's readers, and for older ones."""
     packing = plan.recipe.engine_packing
     if packing == "modelopt":
         beside = json.loads((raw.folder / "hf_quant_config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
-"""Round to nearest, straight from file to file: a block of rows at a time, so memory does not grow with the model.
+"""The data-free engine: rounding to nearest from file to file, a block of rows at a time, so that memory does not grow
+with the model.
 
 Each weight is rounded once, from a float32 quotient (one in bfloat16 would round it twice).
 """
@@ -20,11 +21,16 @@ from pipelines.quantization.files import ArtifactFiles, quantized_module
 from pipelines.quantization.written import Written, fused_names, rows_at_a_time
 
 BLOCK_ELEMENTS = 1 << 21
-"""Weights converted at a time: 8 MB in float32, small enough to stay in a core's cache."""
+"""Number of weights converted at a time: 8 MB in float32, small enough to stay in a core's cache."""
 
 
 def quantize(plan: CheckpointPlan, tokens: None, folder: Path) -> Written:
-    """Write the artifact's weight files, one for each of the source's, into `folder`."""
+    """Write the artifact's weight files, one for each of the source's, into `folder`.
+
+    Raises:
+        BadInput: a quantized weight of the source holds NaN or infinities.
+        QuantgateError: the source became shorter while it was read.
+    """
     assert tokens is None
     tensor_scales = _tensor_scales(plan)
     with (
@@ -60,7 +66,7 @@ def _convert(
 
 
 def _blocks(tensor: TensorInfo, module: Module, source: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """The rows of a weight, some at a time, each with the number of its first row. Valid until the next."""
+    """Yield blocks of a weight (rows, columns), each with the number of its first row, and valid until the next."""
     dtype = rounding.DTYPES[tensor.dtype]
     rows, columns = tensor.shape
     block = rows_at_a_time(module, BLOCK_ELEMENTS)
@@ -75,7 +81,7 @@ def _blocks(tensor: TensorInfo, module: Module, source: int) -> Iterator[tuple[i
 
 
 def _tensor_scales(plan: CheckpointPlan) -> dict[str, torch.Tensor]:
-    """NVFP4's scale of each module's whole weight; runtimes fuse modules, so those of a fused set share one."""
+    """Return module → NVFP4's scale (1,) of its whole weight; runtimes fuse modules, so that a fused set shares one."""
     wanted = [module for module in plan.modules if "weight_global_scale" in module.parts]
     if not wanted:
         return {}
@@ -92,7 +98,7 @@ def _tensor_scales(plan: CheckpointPlan) -> dict[str, torch.Tensor]:
         _check_finite(tensor, largest[module.name])
     together = fused_names(plan)
     return {
-        name: rounding.fp4_tensor_scale(torch.stack([largest[other] for other in together[name]]).amax())
+        name: rounding.fp4_tensor_scale(torch.stack([largest[sibling] for sibling in together[name]]).amax())
         for name in largest
     }
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.calibration.stage import CalibrationTokens, held_out
+from pipelines.calibration.held_out import held_out
+from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import INDEX, Checkpoint
 from pipelines.checkpoint.limits import check_tokens, language_config
@@ -42,12 +43,12 @@ TEXTS = (
     " leading and trailing spaces   ",
     "It wasn't theirs; they'll say we've 1234567890 reasons, and I'd agree.",
 )
-"""What both tokenizers must read alike, and both runtimes must find equally likely."""
+"""Texts that both tokenizers must read alike, and both runtimes must find equally likely."""
 TOLERANCE = 1e-3
-"""Relative difference of the perplexities: equal to three digits."""
+"""Largest relative difference of the two perplexities: they are equal to three digits."""
 
 F16, LOGITS = "f16.gguf", "logits.bin"
-"""The two large files, which `discard` removes."""
+"""Names of the two large files, which `discard` removes."""
 
 
 class Converted(Result):
@@ -56,10 +57,11 @@ class Converted(Result):
     perplexity_source: float
     perplexity_gguf: float
     tokens: int
-    """Scored for those."""
+    """Number of tokens that the perplexities are of."""
 
     @property
     def file(self) -> Path:
+        """Return the GGUF."""
         return self.folder / F16
 
 
@@ -68,21 +70,23 @@ class BaseLogits(Result):
 
     @property
     def file(self) -> Path:
+        """Return the log-probabilities, as llama-perplexity writes them."""
         return self.folder / LOGITS
 
     @property
     def text(self) -> Path:
+        """Return the text that they are of."""
         return self.folder / "text.txt"
 
 
 class Divergence(Result):
-    """How far an artifact is from the unquantized GGUF."""
+    """The distance of an artifact from the unquantized GGUF."""
 
     distance: Distance
 
 
 def convert(checkpoint: Checkpoint) -> Converted:
-    """The F16 GGUF of `checkpoint`, made with llama.cpp's converter and held against the checkpoint.
+    """Return the F16 GGUF of `checkpoint`, made with llama.cpp's converter and held against the checkpoint.
 
     Raises:
         BadInput: a tensor of the checkpoint holds NaN or infinities, or its tokenizer has tokens that it does not know.
@@ -124,7 +128,7 @@ def discard(checkpoint: Checkpoint) -> None:
 
 
 def measure_divergence(checkpoint: Checkpoint, file: Path, tokens: CalibrationTokens | None) -> Divergence:
-    """The distance of the GGUF `file` from that of `checkpoint` on text that it was not calibrated on."""
+    """Return the distance of the GGUF `file` from that of `checkpoint` on text that it was not calibrated on."""
     inputs = {"source": checkpoint.digest, "file": file_digest(file), "llama.cpp": llama_build.version()}
     inputs["calibration"] = tokens.digest if tokens else ""
 
@@ -137,6 +141,7 @@ def measure_divergence(checkpoint: Checkpoint, file: Path, tokens: CalibrationTo
 
 
 def _base_logits(checkpoint: Checkpoint, tokens: CalibrationTokens | None) -> BaseLogits:
+    """Return the logits of the unquantized GGUF on text that is held out of the calibration set."""
     text = held_out(tokens, 8 * DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -150,18 +155,26 @@ def _base_logits(checkpoint: Checkpoint, tokens: CalibrationTokens | None) -> Ba
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the file says of where it comes from, by llama.cpp's names."""
-    said: dict[str, Any] = {"general.name": checkpoint.label.rpartition("/")[2], "general.quantized_by": "quantgate"}
+    """Return what the file says of where it comes from, by llama.cpp's names."""
+    metadata: dict[str, Any] = {
+        "general.name": checkpoint.label.rpartition("/")[2],
+        "general.quantized_by": "quantgate",
+    }
     if checkpoint.licence:
-        said["general.license"] = checkpoint.licence
+        metadata["general.license"] = checkpoint.licence
     if checkpoint.hub_id:
         owner, _, name = checkpoint.hub_id.rpartition("/")
         base = {"name": name, "organization": owner, "repo_url": f"https://huggingface.co/{checkpoint.hub_id}"}
-        said["general.base_models"] = [base]
-    return said
+        metadata["general.base_models"] = [base]
+    return metadata
 
 
 def _run_converter(checkpoint: Checkpoint, file: Path) -> None:
+    """Let llama.cpp's converter write `file`, with its log and the metadata it was given beside it.
+
+    Raises:
+        QuantgateError: it does not take the checkpoint.
+    """
     metadata, log = file.with_name("metadata.json"), file.with_name("convert.log")
     metadata.write_text(json.dumps(_metadata(checkpoint)), encoding="utf-8")
     script = llama_build.source() / "convert_hf_to_gguf.py"
@@ -175,7 +188,7 @@ def _run_converter(checkpoint: Checkpoint, file: Path) -> None:
 
 
 def without_code(checkpoint: Checkpoint, scratch: Path) -> Path:
-    """A folder in `scratch` that holds `checkpoint`, but neither code nor what points to any.
+    """Return a folder in `scratch` that holds `checkpoint`, but neither code nor what points to any.
 
     llama.cpp's converter lets the tokenizers of some architectures, which a config may choose freely, run code.
 
@@ -189,19 +202,24 @@ def without_code(checkpoint: Checkpoint, scratch: Path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         if name.endswith("config.json"):
             try:
-                said = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
+                config = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
             except (ValueError, RecursionError) as error:
                 raise bad_input(checkpoint.folder / name, f"cannot be read as JSON: {error}", "copy it again") from None
-            if isinstance(said, dict):
-                said.pop("auto_map", None)
-            (folder / name).write_text(json.dumps(said), encoding="utf-8")
+            if isinstance(config, dict):
+                config.pop("auto_map", None)
+            (folder / name).write_text(json.dumps(config), encoding="utf-8")
         else:
             (folder / name).symlink_to(checkpoint.folder / name)
     return folder
 
 
 def _compare_tokens(checkpoint: Checkpoint, llama: LlamaProcess) -> list[list[int]]:
-    """The tokens of `TEXTS`, which both tokenizers agree on; each with a token before it."""
+    """Return the token ids of each of `TEXTS`, after the token that llama.cpp lets texts begin with.
+
+    Raises:
+        BadInput: the tokenizer has tokens that the checkpoint does not know.
+        QuantgateError: the two tokenizers do not agree.
+    """
     tokenizer = load_tokenizer(checkpoint)
     theirs = [list(tokenizer(text)["input_ids"]) for text in TEXTS]
     check_tokens(checkpoint.folder, tokenizer, itertools.chain.from_iterable(theirs), language_config(checkpoint))
@@ -215,7 +233,7 @@ def _compare_tokens(checkpoint: Checkpoint, llama: LlamaProcess) -> list[list[in
 
 
 def _source_scores(checkpoint: Checkpoint, texts: Sequence[list[int]]) -> list[float]:
-    """The log-probability of each token but the first of each text, computed by transformers in float32."""
+    """Return the log-probability of each token but the first of each text, computed by transformers in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 

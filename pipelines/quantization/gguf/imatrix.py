@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.calibration.stage import CalibrationTokens, read_tokens
+from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.core import progress
 from pipelines.planning.gguf import EXPERT, GgufTensor
 from pipelines.planning.plan import GgufPlan
@@ -43,10 +43,11 @@ def write_imatrix(plan: GgufPlan, tokens: CalibrationTokens, file: Path) -> None
 
 
 Squares = dict[str, tuple[torch.Tensor, int]]
-"""Weight's name in the checkpoint → sum of squares of its input (columns,) in float32, and the tokens it saw."""
+"""Weight's name in the checkpoint → sum of squares of its input (columns,) in float32, and number of tokens it saw."""
 
 
 def _measure(plan: GgufPlan, samples: list[list[int]]) -> Squares:
+    """Return the squares of what the plan's quantized tensors read while `samples` of token ids are computed."""
     from transformers import AutoModelForCausalLM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,7 +59,7 @@ def _measure(plan: GgufPlan, samples: list[list[int]]) -> Squares:
     wanted = [
         source.removesuffix(".weight") for tensor in plan.tensors if _measured(tensor) for source in tensor.sources
     ]
-    measures = {name: _Measure(linear[found]) for name, found in named_alike(wanted, linear).items()}
+    measures = {name: _SquareSum(linear[found]) for name, found in named_alike(wanted, linear).items()}
     batches = list(equal_batches(samples))
     with torch.inference_mode():
         for batch in progress.track(batches, "imatrix", "batch"):
@@ -67,12 +68,12 @@ def _measure(plan: GgufPlan, samples: list[list[int]]) -> Squares:
 
 
 def _measured(tensor: GgufTensor) -> bool:
-    """Whether llama.cpp weighs its rounding errors: neither the embedding nor the head is measured, as in its tool."""
+    """Tell whether llama.cpp weighs a tensor's rounding errors: not the embedding's, nor the head's, as in its tool."""
     return tensor.quantized and tensor.name not in ("token_embd.weight", "output.weight")
 
 
-class _Measure:
-    """The sum of squares of what a module reads."""
+class _SquareSum:
+    """The sum of squares of what a linear module reads."""
 
     def __init__(self, module: Any) -> None:
         self.total = torch.zeros(module.in_features, device=module.weight.device)

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2210.17323): round a weight column by column, each error made good by the columns to come."""
+"""GPTQ (Frantar et al. 2210.17323): rounding column by column, each error made good by the columns to come."""
 
 import functools
 from collections.abc import Sequence
@@ -8,13 +8,37 @@ import torch
 
 from pipelines.formats import rounding
 from pipelines.formats.schemes import Numbers
+from pipelines.quantization.methods.clipping import clip_few_bits
+from pipelines.quantization.methods.interface import CalibratedMethod
+from pipelines.quantization.methods.smoothquant import smoothquant
+from pipelines.quantization.methods.statistics import InputStatistics
+from pipelines.recipe.methods import Gptq
 
 LEAF = 16
 """Columns rounded one after the other before their errors are carried on in one matrix product."""
 
 
-def quantize(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
-    """The codes of `weight` (rows, columns) in float32, for inputs whose second moment is `hessian` (columns, columns).
+def gptq(settings: Gptq) -> CalibratedMethod:
+    """Return the method that clips and rounds by `round_weight`, after SmoothQuant where the recipe asks for it."""
+
+    def round_by_moments(weight: torch.Tensor, scales: rounding.Scales, inputs: InputStatistics) -> torch.Tensor:
+        return round_weight(weight, scales, inputs.hessian, settings.dampening)
+
+    return CalibratedMethod(
+        measures_moments=True,
+        follows_rounding=True,
+        smoothing=None if settings.smoothquant is None else smoothquant(settings.smoothquant),
+        choose_scales=clip_few_bits,
+        round=round_by_moments,
+    )
+
+
+def round_weight(
+    weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float
+) -> torch.Tensor:
+    """Return the codes of `weight` (rows, columns), float32, for inputs of second moment `hessian` (columns, columns).
+
+    `dampening` is the fraction of the moment's mean diagonal that is added to its diagonal.
 
     Columns are taken in the order of their inputs' energy (`actorder: weight`): the scales stay where they are, only
     the order of rounding differs, so that runtimes see nothing of it.
@@ -29,7 +53,7 @@ def quantize(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tenso
 
 
 class _State:
-    """Everything is (columns, rows), in the order of rounding, so that a column of the weight is contiguous."""
+    """A weight on its way to codes, (columns, rows) in the order of rounding: a column of the weight is contiguous."""
 
     def __init__(self, weight: torch.Tensor, scales: rounding.Scales, order: torch.Tensor, carry: torch.Tensor) -> None:
         self.numbers = scales.numbers
@@ -73,7 +97,7 @@ class _State:
 
 
 class _Leaf(NamedTuple):
-    """Columns that are rounded one after the other; all but `carry`, (columns, columns), is (columns, rows)."""
+    """Columns that are rounded one after the other: (columns, rows), but for `carry`, which is (columns, columns)."""
 
     weight: torch.Tensor
     step: Sequence[torch.Tensor]
@@ -99,8 +123,8 @@ def _round_columns(leaf: _Leaf, numbers: Numbers) -> None:
 
 
 class _Graph:
-    """`_round_columns` of `LEAF` columns as a CUDA graph: a GPU is done with a column before Python has asked for the
-    next, and so it asks for all of them at once."""
+    """The rounding of `LEAF` columns as a CUDA graph: a GPU is done with a column before Python has asked for the next,
+    and so it asks for all of them at once."""
 
     def __init__(self, rows: int, with_zero: bool, numbers: Numbers, device: torch.device) -> None:
         self._weight, self._step, self._zero, self._units, self._error = torch.ones(5, LEAF, rows, device=device)
@@ -113,7 +137,7 @@ class _Graph:
             _round_columns(own, numbers)
 
     def run(self, leaf: _Leaf) -> None:
-        """As `_round_columns`, but that it leaves the weight alone."""
+        """Fill the units and errors of a leaf's weight, and leave the weight alone."""
         self._weight.copy_(leaf.weight)
         self._carry.copy_(leaf.carry)
         torch.stack([*leaf.step], out=self._step)
@@ -125,11 +149,11 @@ class _Graph:
 
 
 _graph = functools.lru_cache(maxsize=8)(_Graph)
-"""One for each height: a model's matrices have few."""
+"""Function that returns the graph for a height of weights, of which a model has few."""
 
 
 def _inverse_factor(hessian: torch.Tensor, dampening: float) -> torch.Tensor:
-    """Upper triangular U with the inverse Hessian = U^T U, each row divided by its diagonal element.
+    """Return the upper triangular U with the inverse Hessian = U^T U, each row divided by its diagonal element.
 
     By one factorization from the far end: with H = R R^T, R upper triangular, U is R^-1. A moment that is not positive
     definite then is dampened more; an input that was always zero has no part in the others' errors. For wide inputs

@@ -5,40 +5,50 @@ divided, by the same positive factors: in exact arithmetic the model does not ch
 architecture is llmcompressor's knowledge (its AWQ mappings).
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from pipelines.formats import rounding
-from pipelines.quantization.methods.statistics import InputStatistics, bfloat16_products
+from pipelines.quantization.methods.statistics import InputStatistics
 from pipelines.runtimes.module_names import quietly
 
-GRID = 20
-"""Strengths that AWQ tries."""
-ROWS = 4096
-"""Of a weight at most, evenly spaced, that AWQ's candidates are tried on (512 of 1,536 raised the default model's KL
-divergence by 2 %)."""
-SHRINKS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Of the largest magnitude of a group, that AWQ's clipping tries besides the whole."""
+TOLERANCE = 0.03
+"""Share of what a layer adds to its input that smoothing may change: rounding, where a norm has an offset."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """`source` (a norm, or a linear module by the last of its output rows) writes what `readers` read."""
+    """A module that writes what others read, each by its name in the model."""
 
     source: str
+    """Norm, or linear module of which the last output rows are meant."""
     readers: tuple[str, ...]
+    """Linear modules whose input columns are multiplied."""
 
 
 Rounder = Callable[[torch.Tensor, str], torch.Tensor]
-"""A weight (rows, columns) in float32 and its module's name → what it would be after quantization."""
+"""Function from a weight (rows, columns) in float32 and its module's name to what it would be, rounded to nearest."""
+
+FindFactors = Callable[[Mapping[str, torch.Tensor], InputStatistics, int | None, Rounder], torch.Tensor]
+"""Function that returns positive factors (columns,) in float32 for the modules that read one input: from module →
+weight (rows, columns) in float32, the input's statistics, the modules' group size, and rounding to nearest."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """A way to choose factors, and where they may be used."""
+
+    find_factors: FindFactors
+    norms_only: bool
+    """Whether only norms are divided, and no linear modules."""
 
 
 def find_links(model: Any, names: Iterable[str], quantized: Mapping[str, torch.Tensor]) -> list[Link]:
-    """The links among modules `names` of one decoder layer whose readers are all in `quantized` (name → weight).
+    """Return the links among modules `names` of one decoder layer whose readers are all in `quantized` (name → weight).
 
     A norm that a router of experts reads too is left out: one factor for all experts sets them against each other.
     """
@@ -66,6 +76,7 @@ def _parent(name: str) -> str:
 
 
 def _fits(model: Any, source: str, readers: list[str], quantized: Mapping[str, torch.Tensor]) -> bool:
+    """Tell whether `source` writes as many features as each of `readers` reads."""
     columns = {quantized[name].shape[1] for name in readers}
     weight = getattr(model.get_submodule(source), "weight", None)  # an activation function has none
     if weight is None or len(columns) != 1:
@@ -76,81 +87,67 @@ def _fits(model: Any, source: str, readers: list[str], quantized: Mapping[str, t
     return source in quantized and weight.shape[0] == parts * columns.pop()
 
 
-def smoothquant_factors(weights: list[torch.Tensor], statistics: InputStatistics, strength: float) -> torch.Tensor:
-    """SmoothQuant (Xiao et al. 2211.10438, eq. 4): max|x|^a / max|w|^(1-a) for each input column (columns,)."""
-    of_weights = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
-    factors = statistics.largest.clamp(min=1e-5) ** strength / of_weights.clamp(min=1e-5) ** (1 - strength)
-    return torch.where(statistics.largest > 0, factors, torch.ones_like(factors))
+def harmless_links(
+    model: Any, links: list[Link], hidden: torch.Tensor, run_layer: Callable[[], torch.Tensor]
+) -> list[Link]:
+    """Return the links along which smoothing leaves the function of their decoder layer alone.
 
-
-def awq_factors(
-    weights: Mapping[str, torch.Tensor], statistics: InputStatistics, group_size: int | None, rounder: Rounder
-) -> torch.Tensor:
-    """AWQ (Lin et al. 2306.00978): the factors (columns,) that lose least among powers of the inputs' magnitude.
-
-    A loss is the energy that rounding adds to the modules' outputs, tr(E H E^T) for the error E of the weight and the
-    inputs' second moment H: over all calibration tokens, and without running the model again for each candidate.
+    `run_layer` returns what the layer makes of `hidden`. Tried out, because there are more architectures than tables
+    know: one reads a norm twice, another bends what a linear module writes. All links at once, and one by one only if
+    that fails.
     """
-    of_inputs = statistics.mean_magnitude.clamp(min=1e-6)
-    of_weights = _relative_magnitude(list(weights.values()), group_size)
-    stride = -(-max(map(len, weights.values())) // ROWS)
-    some = {name: weight[::stride] for name, weight in weights.items()}
-    best, least = torch.ones_like(of_inputs), float("inf")
-    for step in range(GRID + 1):
-        ratio = step / GRID
-        factors = (of_inputs**ratio / (of_weights ** (1 - ratio) + 1e-4)).clamp(min=1e-4)
-        factors = factors / (factors.max() * factors.min()).sqrt() if step else torch.ones_like(factors)
-        loss = sum(output_loss(rounder(w * factors, name) / factors - w, statistics) for name, w in some.items())
-        if loss < least:
-            best, least = factors, loss
-    return best
+    before = run_layer()
+
+    def are_harmless(some: list[Link]) -> bool:
+        with _doubled(model, some):
+            after = run_layer()
+        return bool((after - before).float().norm() <= TOLERANCE * (before - hidden).float().norm())
+
+    return links if are_harmless(links) else [link for link in links if are_harmless([link])]
 
 
-def output_loss(error: torch.Tensor, statistics: InputStatistics) -> float:
-    """tr(E H E^T) for a weight's error E (rows, columns); to three digits, which is enough to choose by."""
-    with bfloat16_products():
-        return float(((error @ statistics.hessian) * error).sum())
+@contextlib.contextmanager
+def _doubled(model: Any, links: list[Link]) -> Iterator[None]:
+    """Multiply every other column along `links` by 2 in the readers, and divide it by 2 in the source: no bit of a
+    plain weight is lost."""
+    modules = {name: model.get_submodule(name) for link in links for name in (link.source, *link.readers)}
+    saved = {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in modules.items()}
+    for link in links:
+        columns = modules[link.readers[0]].weight.shape[1]
+        factors = 1.0 + torch.arange(columns, device=modules[link.source].weight.device) % 2
+        divide_output(modules[link.source], factors, modules[link.source].weight.dtype)
+        for name in link.readers:
+            modules[name].weight.mul_(factors)
+    yield
+    for name, module in modules.items():
+        module.load_state_dict(saved[name])
 
 
-def _relative_magnitude(weights: list[torch.Tensor], group_size: int | None) -> torch.Tensor:
-    """Mean over all rows of each column's magnitude, relative to the largest of its group (columns,)."""
-    rows = torch.cat(weights).abs()
-    groups = rows.reshape(-1, group_size or rows.shape[1])
-    return (groups / (groups.amax(dim=1, keepdim=True) + 1e-6)).view_as(rows).mean(dim=0)
+def divide_output(module: Any, factors: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
+    """Divide what a norm, or a linear module in its last rows, writes by `factors`, and return the divisors it got.
 
-
-def clipped_scales(
-    weight: torch.Tensor, scales_at: Callable[[float], rounding.Scales], statistics: InputStatistics
-) -> rounding.Scales:
-    """Among scales for shrunken ranges, for each group those whose part of the modules' outputs loses the least energy.
-
-    That is e H e^T for the error e of a row's group and the second moment H of the inputs it meets. Clipping moves a
-    group's large weights the same way, so that what inputs have in common, which the diagonal of H leaves out, counts.
+    There is one divisor for each row, after rounding to the dtype that the module is `stored` in: 1 where so little
+    would be left of a norm's weight that it would round to nothing.
     """
-    best = scales_at(1.0)
-    moments = _diagonal_blocks(statistics.hessian, weight.shape[1] // best.scale.shape[1])
-    least = _lost_by_group(weight, best, moments)
-    for shrink in SHRINKS:
-        scales = scales_at(shrink)
-        loss = _lost_by_group(weight, scales, moments)
-        better = loss < least
-        least = torch.where(better, loss, least)
-        zero = None if best.zero is None or scales.zero is None else torch.where(better, scales.zero, best.zero)
-        best = rounding.Scales(
-            best.numbers, best.group_size, torch.where(better, scales.scale, best.scale), zero, best.tensor
-        )
-    return best
+    weight = module.weight
+    rows = torch.ones(len(weight), device=factors.device)
+    rows[-len(factors) :] = factors
+    if weight.ndim == 2:
+        weight.copy_(weight.float() / rows[:, None])
+    else:
+        offset = _offset(module)
+        before = weight.float() + offset
+        divided = (before / rows - offset).to(stored).to(weight.dtype)
+        after = divided.float() + offset
+        rows = torch.where(after == 0, 1.0, before / after)
+        weight.copy_(torch.where(after == 0, weight, divided))
+    if getattr(module, "bias", None) is not None:
+        module.bias.copy_((module.bias.float() / rows).to(stored))
+    return rows
 
 
-def _lost_by_group(weight: torch.Tensor, scales: rounding.Scales, moments: torch.Tensor) -> torch.Tensor:
-    """e H e^T (rows, groups), to three digits."""
-    error = rounding.dequantize(rounding.quantize(weight, scales), scales) - weight
-    by_group = error.view(len(weight), *moments.shape[:2]).transpose(0, 1)  # (groups, rows, columns of a group)
-    with bfloat16_products():
-        return ((by_group @ moments) * by_group).sum(dim=-1).T
-
-
-def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
-    """(columns, columns) → (columns / size, size, size)."""
-    blocks = len(matrix) // size
-    return matrix.view(blocks, size, blocks, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+def _offset(norm: Any) -> float:
+    """Return what a norm adds to its weight before it multiplies by it: 1 in Gemma, whose weight of zero is no zero."""
+    nothing = {name: torch.zeros_like(parameter) for name, parameter in norm.named_parameters()}
+    signs = 1 - 2 * (torch.arange(len(norm.weight), device=norm.weight.device) % 2)
+    return 1.0 if torch.func.functional_call(norm, nothing, (signs.to(norm.weight.dtype),)).any() else 0.0

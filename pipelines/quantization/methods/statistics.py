@@ -1,4 +1,4 @@
-"""What calibration measures of the inputs of linear modules."""
+"""Statistics of the inputs of linear modules, measured while calibration tokens pass through them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,29 +10,31 @@ import torch
 
 @dataclass
 class InputStatistics:
-    """Of one input that one or several modules read, over all calibration tokens; float32."""
+    """Statistics of one input that one or several modules read, over all calibration tokens; float32, on its device."""
 
     hessian: torch.Tensor
-    """Mean of x x^T, (columns, columns); empty when nobody needs it."""
+    """Second moment, the mean of x x^T: (columns, columns), or (0, 0) where the method does not need it."""
     largest: torch.Tensor
     """Largest magnitude of each column, (columns,)."""
     magnitude: torch.Tensor
     """Sum of magnitudes of each column, (columns,)."""
     tokens: int = 0
+    """Number of tokens seen."""
 
     @property
     def mean_magnitude(self) -> torch.Tensor:
+        """Return the mean magnitude of each column, (columns,)."""
         return self.magnitude / max(1, self.tokens)
 
     def divide(self, factors: torch.Tensor) -> None:
-        """Make them those of the input divided by `factors` (columns,)."""
+        """Change the statistics to those of the input divided by `factors` (columns,)."""
         self.hessian = self.hessian / factors / factors[:, None]
         self.largest = self.largest / factors
         self.magnitude = self.magnitude / factors
 
 
 class Collector:
-    """Hooks linear modules; modules that read the same tensor share what is measured of it."""
+    """Hooks on linear modules that measure what they read; modules that read the same tensor share its statistics."""
 
     def __init__(self, modules: dict[str, torch.nn.Module], with_hessian: bool) -> None:
         self._with_hessian = with_hessian
@@ -48,7 +50,7 @@ class Collector:
         return see
 
     def after_forward(self) -> None:
-        """Measure what the modules read in the forward pass that just ended."""
+        """Measure what the modules read in the forward pass that just ended, and let go of it."""
         owners: dict[tuple[Any, ...], str] = {}
         for name, x in self._seen:
             key = (x.data_ptr(), x.shape, x.stride())
@@ -61,6 +63,7 @@ class Collector:
         self._seen.clear()
 
     def _measure(self, owner: str, x: torch.Tensor) -> None:
+        """Add `x` (tokens, columns) to the statistics that module `owner` was the first to read the input of."""
         columns = x.shape[1]
         known = self._statistics.get(owner)
         if known is None:
@@ -80,14 +83,14 @@ class Collector:
         known.tokens += len(x)
 
     def close(self) -> dict[str, InputStatistics]:
-        """Remove the hooks; module → statistics of its input, the same object where the input is the same."""
+        """Remove the hooks, and return module → statistics of its input: one object for modules that read the same."""
         for hook in self._hooks:
             hook.remove()
         return {name: self._statistics[owner] for name, owner in self._owner.items()}
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
-    """x^T x (columns, columns) in float32 for x (tokens, columns).
+    """Return x^T x (columns, columns) in float32 for x (tokens, columns).
 
     Products of bfloat16 numbers are exact in float32, so that bfloat16 units may be used on them.
     """

@@ -1,0 +1,60 @@
+"""The release file: its schema, and loading it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.core.errors import Problem, refuse
+from pipelines.core.strict_yaml import Frozen, YamlFile, fit, place, read
+from pipelines.recipe.library import Name
+
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class Release(Frozen):
+    """A release file."""
+
+    version: Literal[1]
+    name: Name
+    """What `{release}` in a target stands for."""
+    summary: str = ""
+    models: Texts
+    """Hub ids (`org/name@revision`) or checkpoint folders, as seen from the file."""
+    recipes: Texts
+    """Names, or files as seen from the release file."""
+    targets: Texts
+    """Each gets every artifact that passed; `{release}`, `{model}` and `{recipe}` stand for names."""
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> "Release":
+        for what in ("models", "recipes", "targets"):
+            given = getattr(self, what)
+            if twice := [one for one in given if given.count(one) > 1]:
+                raise ValueError(f"{what} has {twice[0]} twice")
+        return self
+
+
+def load_release(file: Path) -> Release:
+    """The release that `file` describes.
+
+    Raises:
+        BadInput: with every problem, each with line and column; a path that leads out of the file's folder is one.
+    """
+    document = read(file)
+    release = fit(document, Release)
+    refuse([*_escapes(document, "recipes", release.recipes), *_escapes(document, "targets", release.targets)])
+    return release
+
+
+def _escapes(document: YamlFile, key: str, names: Sequence[str]) -> Iterator[Problem]:
+    """A file in a pull request must not say what is read and written elsewhere on the machine that runs it."""
+    folder = document.path.absolute().parent.resolve()
+    for number, name in enumerate(names):
+        path = Path(name.removeprefix("file://"))
+        local = "://" not in name or name.startswith("file:")
+        if local and (path.parts[:1] == ("~",) or not (folder / path).resolve().is_relative_to(folder)):
+            remedy = "give a path below the file; any is allowed to --to on the command line"
+            remedy = remedy if key == "targets" else "copy it there"
+            yield Problem(place(document, (key, number)), f"{name} leads out of the release file's folder", remedy)

@@ -1,0 +1,83 @@
+"""The verdict, as data: what the gate says, of the suite and of each task, and on what grounds."""
+
+from typing import Literal
+
+from pipelines.core.strict_yaml import Frozen
+from pipelines.evaluation.scores import Evaluation
+from pipelines.gating.measures import Measure
+from pipelines.recipe.suite import Policy
+
+
+class TaskVerdict(Frozen):
+    """One task, as the gate sees it."""
+
+    task: str
+    documents: int
+    clusters: int
+    """Number of groups of documents that share nothing."""
+    weight: float
+    """Share of the task in the suite."""
+    chance: float
+    """Mean score of guessing, in [0, 1]."""
+    baseline: float
+    """Mean score of the baseline, in [0, 1]."""
+    candidate: float
+    """Mean score of the artifact, in [0, 1]."""
+    retention: float | None
+    """Point estimate on this task; None where the baseline does not score above chance."""
+    lower_bound: float | None
+    """Lower one-sided bound of the retention; None where there is none."""
+    upper_bound: float | None
+    """Upper one-sided bound of the retention; None where there is none."""
+    lost: int
+    """Number of documents whose score fell."""
+    gained: int
+    """Number of documents whose score rose."""
+    below_floor: bool
+    """Whether the task is shown to keep less than the policy's floor."""
+
+
+class Verdict(Frozen):
+    """What the gate says, and on what grounds."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    certified: bool
+    """Whether the verdict is PASS because the data shows, at the stated confidence, that retention is above the target
+    and every limit is kept."""
+    shown: bool
+    """Whether the data shows the verdict at the stated confidence: no further document is needed."""
+    confidence: float
+    """Confidence of each one-sided bound: the policy's, less what earlier looks at the data used up."""
+    reasons: tuple[str, ...]
+    target: float
+    """Retention that the recipe asks for."""
+    retention: float | None
+    """Point estimate over the suite."""
+    lower_bound: float | None
+    """Lower one-sided bound of the retention; None where there is none."""
+    upper_bound: float | None
+    """Upper one-sided bound of the retention; None where there is none."""
+    more_documents: int | None
+    """Number of further documents of this kind that would decide, if the point estimate is right; None when decided."""
+    spared: int = 0
+    """Number of the suite's documents that were not evaluated, because the verdict was shown without them."""
+    tasks: tuple[TaskVerdict, ...]
+    measures: tuple[Measure, ...] = ()
+    policy: Policy
+    suite: str
+    baseline_digest: str = ""
+    """Digest of the baseline's files: a verdict belongs to exactly these bytes."""
+    candidate_digest: str = ""
+    """Digest of the artifact's files."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """Baseline and candidate, when the scores came from evaluations."""
+
+
+class Decision(Frozen):
+    """The word of a verdict, and its reasons."""
+
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    shown: bool = False
+    reasons: tuple[str, ...]
+    more: int | None = None
+    """Number of further documents that would decide."""
