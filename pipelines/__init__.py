@@ -23,7 +23,7 @@ __all__ = ["evaluate", "gate", "load_recipe", "make_plan", "publish", "quantize"
 MODULES = {
     "evaluate": "evaluation.stage",
     "gate": "gating.gate",
-    "load_recipe": "recipe.recipe",
+    "load_recipe": "recipe.load",
     "make_plan": "planning.stage",
     "publish": "publishing.stage",
     "quantize": "quantization.stage",
