@@ -97,7 +97,12 @@ def read(path: Path, overrides: Iterable[str] = ()) -> YamlFile:
 
 
 def fit(document: YamlFile, model: type[M]) -> M:
-    """`document` as a `model`."""
+    """Return `document` as a `model`.
+
+    Raises:
+        BadInput: with all that does not fit, each with its place.
+    """
+    refuse(_no_text(document))
     try:  # as JSON, whose strict mode knows that a list may become a tuple, but a string no number
         text = json.dumps(document.data, default=str)
     except ValueError:  # Python writes no integer of more digits than it would read
