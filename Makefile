@@ -72,7 +72,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --python
   --custom-compile-command 'make locks'
 
 locks: $(READY_DEV) ## resolve the locks of the engines' environments anew
-	$(foreach name,gptqmodel modelopt auto-gptq autoawq,$(LOCK) --upgrade --output-file pipelines/environments/locks/$(name).txt pipelines/environments/locks/$(name).in &&) true
+	$(foreach name,$(basename $(notdir $(wildcard pipelines/environments/locks/*.in))),$(LOCK) --upgrade --output-file pipelines/environments/locks/$(name).txt pipelines/environments/locks/$(name).in &&) true
 
 test-engines: $(READY_DEV) ## the tests that run other projects' engines (makes their environments: minutes, once)
 	$(BIN)/pytest -m engines

@@ -137,7 +137,8 @@ def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) ->
     from pipelines.core.cache import Meter
     from pipelines.evaluation.stage import evaluate
     from pipelines.evaluation.tasks import open_task
-    from pipelines.recipe.recipe import Suite, SuiteTask, load_task
+    from pipelines.recipe.load import load_task
+    from pipelines.recipe.suite import Suite, SuiteTask
 
     wanted = SuiteTask(task=name, limit=limit)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():

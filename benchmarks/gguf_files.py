@@ -22,12 +22,12 @@ from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.load import load_model
 from pipelines.environments import isolated, llama_build
 from pipelines.planning.gguf import IMATRIX
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import GgufPlan
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.engines.llama_cpp import run_tool
 from pipelines.quantization.gguf.convert import convert
 from pipelines.quantization.gguf.imatrix import write_imatrix
-from pipelines.recipe.recipe import Gguf, load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes import llama_cpp
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "iq3_m", "iq2_m")
@@ -42,12 +42,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "artifact"
         folder.mkdir()
+        assert isinstance(plan, GgufPlan)
         print_imatrix(plan, tokens, source, folder)
         print_types(tokens, source, folder)
         print_memory(Path(scratch))
 
 
-def print_imatrix(plan: Plan, tokens: CalibrationTokens, source: Path, folder: Path) -> None:
+def print_imatrix(plan: GgufPlan, tokens: CalibrationTokens, source: Path, folder: Path) -> None:
     """Seconds for the matrix; leaves ours in `folder`."""
     ours = timed(write_imatrix, plan, tokens, folder / IMATRIX)
     chunk = tokens.tokens // tokens.samples
@@ -64,8 +65,8 @@ def print_types(tokens: CalibrationTokens, source: Path, folder: Path) -> None:
     print("| recipe | time, relative to llama-quantize | tensors with the same bytes |\n|---|---|---|")
     for name in TYPES:
         plan = make_plan(load_recipe(f"gguf-{name}"), load_model())
-        method = plan.recipe.quantize
-        assert isinstance(method, Gguf)
+        assert isinstance(plan, GgufPlan)
+        method = plan.method
         options = ["--imatrix", str(folder / IMATRIX)] if method.imatrix else []
         command = [llama_cpp.program("llama-quantize"), *options, str(source), str(folder / "theirs.gguf")]
         theirs = timed(run, [*command, method.type, str(llama_cpp.threads())])

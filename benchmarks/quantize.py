@@ -162,12 +162,14 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
 def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
     """Our engine; plan and tokens are made before."""
     from pipelines.calibration.stage import calibrate
+    from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.engines import layerwise, streaming
     from pipelines.quantization.stage import write_companions
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
+    assert isinstance(plan, CheckpointPlan)
     target.mkdir()
 
     def work() -> None:
@@ -186,14 +188,16 @@ def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str])
     """Another project's engine, in an environment that is made before; its work tells its own peak memory in bytes."""
     from pipelines.calibration.stage import calibrate
     from pipelines.environments import isolated
+    from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.engines import other_projects
     from pipelines.quantization.stage import write_companions
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
+    assert isinstance(plan, CheckpointPlan)
     tokens = calibrate(plan)
-    isolated.make(plan.recipe.quantize.engine)
+    isolated.make(plan.recipe.engine)
     target.mkdir()
 
     def work() -> int:
@@ -219,7 +223,7 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
     from pipelines.calibration.stage import calibrate
     from pipelines.calibration.tokens import read_tokens
     from pipelines.planning.stage import make_plan
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     plan = make_plan(load_recipe(recipe, settings), source)
     samples = read_tokens(calibrate(plan)) if plan.recipe.calibrate else []
@@ -303,7 +307,7 @@ def held_out(settings: list[str]) -> Any:
     from pipelines.calibration.stage import calibrate
     from pipelines.calibration.tokens import read_tokens
     from pipelines.planning.stage import make_plan
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     return torch.tensor(read_tokens(calibrate(make_plan(load_recipe("int4-gptq", settings)))))
 

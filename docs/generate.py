@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from docs.tree import architecture_page
+from pipelines import recipe as recipe_package
 from pipelines.calibration.tokenizing import SHORTEST
 from pipelines.cli import main as cli
 from pipelines.cli.options import full_help
@@ -27,19 +28,9 @@ from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.formats.packings import Packing, hardware, layout
 from pipelines.formats.schemes import FAMILIES, SCHEMES, SMALLEST_GROUP, SchemeName
 from pipelines.recipe import library
-from pipelines.recipe.recipe import (
-    Calibrate,
-    Gate,
-    Gguf,
-    Gptq,
-    Method,
-    Recipe,
-    Rtn,
-    Rule,
-    load_recipe,
-    load_set,
-    load_suite,
-)
+from pipelines.recipe.load import load_recipe, load_set, load_suite
+from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
+from pipelines.recipe.recipe import Calibrate, Gate, Recipe
 from pipelines.reporting.card import listed
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.serving import loader, vllm_line
@@ -373,7 +364,7 @@ def _calibration(recipe: Recipe) -> str:
 
 
 def _hardware(recipe: Recipe) -> list[str]:
-    places = {name: hardware(recipe.packing, name) for name in recipe.quantize.schemes}
+    places = {name: hardware(recipe.packing, name) for name in recipe.schemes}
     if len({*places.values()}) == 1:
         return [f"- hardware: {next(iter(places.values()))}"]
     return [f"- hardware for `{name}`: {place}" for name, place in places.items()]
@@ -409,11 +400,15 @@ def _rows(model: type[BaseModel], prefix: str, names: Any, note: str = "") -> It
         yield f"| `{prefix}{name}` | {kind} | {_default(field.default)} | {note}{documented.get(name, '')} |"
 
 
+RECIPE = f"{recipe_package.__name__}."
+"""Beginning of the names of modules whose docstrings are documentation."""
+
+
 def _docs(model: type[BaseModel]) -> dict[str, str]:
     """Field → the docstring below it, those of the base classes too."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
-        if not issubclass(base, BaseModel) or base.__module__ != Recipe.__module__:
+        if not issubclass(base, BaseModel) or not base.__module__.startswith(RECIPE):
             continue
         (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
         for field, below in itertools.pairwise(body):

@@ -207,13 +207,14 @@ def outcome(kind: str, scratch: Path) -> Outcome:
 def attempt(recipe: str, folder: Path, scratch: Path) -> str:
     """Return `yes` for an artifact that transformers loads with logits near the source's, or why there is none."""
     from pipelines import make_plan, quantize
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.planning.plan import GgufPlan
+    from pipelines.recipe.load import load_recipe
     from pipelines.verification.stage import verify
 
     settings = ["quantize.on_indivisible=skip", f"calibrate={{set: {calibration(scratch)}, samples: 4, seq_len: 32}}"]
     try:
         plan = make_plan(load_recipe(recipe, settings if recipe == "int4-gptq" else []), folder)
-        if plan.tensors:
+        if isinstance(plan, GgufPlan):
             return "yes"
         artifact = quantize(plan)
         verify(artifact, "cpu")

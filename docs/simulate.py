@@ -20,7 +20,8 @@ from pipelines.evaluation.looks import LOOKS, blocks_by_look, look_confidence
 from pipelines.gating.gate import decide
 from pipelines.gating.statistic import PairedMoments, combine, tasks_below_floor
 from pipelines.gating.verdict import TaskVerdict
-from pipelines.recipe.recipe import Policy, Suite, SuiteTask, load_suite, load_task
+from pipelines.recipe.load import load_suite, load_task
+from pipelines.recipe.suite import Policy, Suite, SuiteTask
 from pipelines.reporting import charts
 
 HERE = Path(__file__).parent

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pipelines.planning.stage import make_plan
     from pipelines.publishing.stage import publish
     from pipelines.quantization.stage import quantize
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
 __all__ = ["evaluate", "gate", "load_recipe", "make_plan", "publish", "quantize", "run", "run_all"]
 
 MODULES = {
     "evaluate": "evaluation.stage",
     "gate": "gating.gate",
-    "load_recipe": "recipe.recipe",
+    "load_recipe": "recipe.load",
     "make_plan": "planning.stage",
     "publish": "publishing.stage",
     "quantize": "quantization.stage",

@@ -4,7 +4,7 @@ from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.checkpoint.names import is_linear
 from pipelines.core.cache import cache_dir
 from pipelines.planning.anatomy import Anatomy, Kind, Place, examine
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.planning.rehearsal import unreadable
 from pipelines.planning.trial import Trial
 
@@ -17,7 +17,7 @@ def is_fake(checkpoint: Checkpoint) -> bool:
 UNTRIED = Trial(unused=(), refused="", clash="", retyped=(), bound={})
 
 
-def unreadable_unless_fake(plan: Plan) -> str:
+def unreadable_unless_fake(plan: CheckpointPlan) -> str:
     """What transformers says of an artifact; of one of headers alone, which it could not load, nothing."""
     return "" if is_fake(plan.checkpoint) else unreadable(plan)
 
@@ -31,7 +31,7 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
     return Anatomy(
         stage="anatomy", key="", inputs={}, versions={}, seconds=0, peak_memory=0, folder=cache_dir(),
         family="AutoModelForCausalLM", architecture="LlamaForCausalLM", places=places, missing=(), unexpected=(),
-        mismatched=(), trial=UNTRIED, head="lm_head", head_is_embedding=tied,
+        mismatched=(), trial=UNTRIED, inseparable=(), head="lm_head", head_is_embedding=tied,
     )  # fmt: skip
 
 

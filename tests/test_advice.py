@@ -11,10 +11,10 @@ import yaml
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, Problem
 from pipelines.planning.needs import disk_lacks
-from pipelines.planning.plan import Need, Part, Plan
-from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import load_recipe
+from pipelines.planning.plan import CheckpointPlan, Need, Part
+from pipelines.recipe.load import load_recipe
 from tests.conftest import edit_json, make_tiny
+from tests.plans import plan_checkpoint, plan_gguf
 from tests.test_plan import EVEN, ODD, bf16, experts_of, fake
 
 pytestmark = pytest.mark.usefixtures("fakes")
@@ -31,12 +31,12 @@ def options(problem: Problem) -> list[list[str]]:
 
 def refused(name: str, model: Checkpoint, *settings: str) -> tuple[Problem, ...]:
     with pytest.raises(BadInput) as caught:
-        make_plan(load_recipe(name, settings), model)
+        plan_checkpoint(load_recipe(name, settings), model)
     return caught.value.problems
 
 
-def quantized(name: str, model: Checkpoint, *settings: str) -> Plan:
-    plan = make_plan(load_recipe(name, settings), model)
+def quantized(name: str, model: Checkpoint, *settings: str) -> CheckpointPlan:
+    plan = plan_checkpoint(load_recipe(name, settings), model)
     assert plan.quantized
     return plan
 
@@ -86,7 +86,7 @@ def test_skip_is_not_advised_where_nothing_would_be_left(tmp_path: Path) -> None
     assert every_way("int4-gptq", model, *W4A16) == [["quantize.group_size=32"], ["quantize.on_indivisible=shrink"]]
 
 
-def test_skip_is_not_advised_where_it_would_tear_what_is_loaded_as_one(tmp_path: Path) -> None:
+def test_skip_is_not_advised_where_it_would_divide_what_is_loaded_as_one(tmp_path: Path) -> None:
     attention = {f"model.layers.0.self_attn.{name}_proj.weight": ("BF16", (rows, 256)) for name, rows in
                  (("q", 256), ("k", 64), ("v", 64), ("o", 256))}  # fmt: skip
     block = "quantize={method: rtn, scheme: FP8_BLOCK}"
@@ -147,7 +147,7 @@ def test_modules_outside_of_the_layers_are_advised_to_be_ignored(tmp_path: Path)
         "quantize.rules=[{match: [v_proj], scheme: W4A16}, {match: [o_proj], scheme: W8A8}]",
     ],
 )
-def test_what_is_torn_is_told_how_to_be_treated_alike(tmp_path: Path, settings: str) -> None:
+def test_what_is_treated_differently_is_told_how_to_be_treated_alike(tmp_path: Path, settings: str) -> None:
     names = [f"model.layers.{n}.self_attn.{which}_proj" for n in (0, 1) for which in "qkvo"]
     names += [f"model.layers.{n}.mlp.{which}_proj" for n in (0, 1) for which in ("gate", "up", "down")]
     names += [name for which in ("w1", "w2", "w3") for name in experts_of(which, "block_sparse_moe")]
@@ -155,7 +155,7 @@ def test_what_is_torn_is_told_how_to_be_treated_alike(tmp_path: Path, settings: 
     every_way("int8-weight-only", model, *(["quantize.ignore=[]"] if "rules" in settings else []), settings)
 
 
-def test_what_skip_has_torn_is_shrunk(tmp_path: Path) -> None:
+def test_what_skip_has_divided_is_shrunk(tmp_path: Path) -> None:
     attention = {f"model.layers.0.self_attn.{name}_proj.weight": ("BF16", (rows, 256)) for name, rows in
                  (("q", 256), ("k", 64), ("v", 64), ("o", 256))}  # fmt: skip
     block = "quantize={method: rtn, scheme: FP8_BLOCK, on_indivisible: skip}"
@@ -222,7 +222,7 @@ def disk(where: str, parts: dict[Part, int]) -> Need:
 def test_the_advice_names_what_fills_the_disk(
     tiny: Path, parts: dict[Part, int], move_cache: bool, move_artifact: bool
 ) -> None:
-    plan = make_plan("fp8", tiny).model_copy(update={"needs": (disk("/x", parts),)})
+    plan = plan_checkpoint("fp8", tiny).model_copy(update={"needs": (disk("/x", parts),)})
     (problem,) = disk_lacks([plan])
     assert ("QUANTGATE_CACHE" in problem.remedy, "--to" in problem.remedy) == (move_cache, move_artifact)
     both = " and " in problem.remedy
@@ -241,12 +241,12 @@ def test_what_is_published_elsewhere_needs_no_room_here(
     monkeypatch.setattr("pipelines.planning.needs._disk", lambda folder: int(folder == full))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 if Path(path) == full else usage.free))
     with pytest.raises(BadInput) as caught:
-        make_plan("fp8", tiny, full)
+        plan_checkpoint("fp8", tiny, full)
     (problem,) = caught.value.problems
     assert problem.where == str(full)
     assert "publish to another disk" in problem.remedy
     assert "QUANTGATE_CACHE" not in problem.remedy
-    assert make_plan("fp8", tiny, tmp_path / "other").quantized
+    assert plan_checkpoint("fp8", tiny, tmp_path / "other").quantized
 
 
 # GGUF
@@ -260,7 +260,7 @@ def test_an_embedding_that_its_type_does_not_divide_gets_another(
     model = read_checkpoint(make_tiny(tmp_path / "model", smollm2, hidden_size=hidden, **heads))
     (problem,) = refused("gguf-q4_0", model, "quantize.embedding=Q4_K")
     assert options(problem) == [[f"quantize.embedding={way}"]]
-    assert make_plan(load_recipe("gguf-q4_0", options(problem)[0]), model).tensors
+    assert plan_gguf(load_recipe("gguf-q4_0", options(problem)[0]), model).tensors
 
 
 def test_what_no_gguf_is_made_of_has_other_recipes(tiny_copy: Path) -> None:

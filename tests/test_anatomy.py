@@ -16,15 +16,15 @@ from docs.models import build, write_tokenizer
 from pipelines.checkpoint.headers import read_checkpoint
 from pipelines.core.errors import BadInput
 from pipelines.planning.anatomy import examine
-from pipelines.planning.plan import Plan
-from pipelines.planning.stage import make_plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.distance import measure_distance, write_logprobs
 from pipelines.runtimes.generation import generate
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
+from tests.plans import plan_checkpoint
 from tests.test_families import EXPERTS, UNTIED, Make, make, text
 
 assert all((make, text))  # fixtures
@@ -41,12 +41,12 @@ def changed(source: Path, folder: Path, change: Callable[[Weights], Weights]) ->
 
 def told(recipe: str, model: Path, *overrides: str) -> str:
     with pytest.raises(BadInput) as caught:
-        make_plan(load_recipe(recipe, overrides), model)
+        plan_checkpoint(load_recipe(recipe, overrides), model)
     return str(caught.value)
 
 
-def plan_of(recipe: str, model: Path, *overrides: str) -> Plan:
-    return make_plan(load_recipe(recipe, overrides), model)
+def plan_of(recipe: str, model: Path, *overrides: str) -> CheckpointPlan:
+    return plan_checkpoint(load_recipe(recipe, overrides), model)
 
 
 def stock_distance(source: Path, artifact: Path) -> float:
@@ -213,7 +213,9 @@ def test_a_mixture_is_refused_where_transformers_would_misread_it(
     [
         ("xlnet", "fp8", "cannot compute with the model in bfloat16: transformer.layer.0.rel_attn multiplies bfloat16"),
         ("xlstm", "fp8", "in bfloat16: backbone.blocks.0.mlstm_layer.mlstm_backend multiplies bfloat16 by float32"),
+        ("reformer", "fp8", "in bfloat16: reformer.encoder.layers.0.attention.layer_norm scales float32 by bfloat16"),
         ("ctrl", "fp8", "the model replaces transformer.pos_encoding by one in bfloat16 while it computes"),
+        ("longcat_flash", "fp8", "and model.layers.1.mlp.experts cannot be taken apart into such"),
         ("hy_v4", "fp8", "compute with weights of two types, because it widens model.layers.1.self_attn.q_a_proj.we"),
         ("hy_v4", "int4-gptq", "and those of a HYV4ForCausalLM read more of a text than hidden states"),
         ("zamba2", "int4-gptq", "and those of a Zamba2ForCausalLM read more of a text than hidden states"),
@@ -229,6 +231,14 @@ def test_a_model_that_would_fail_later_is_refused(
     assert says in told(recipe, tmp_path / kind, *overrides)
 
 
+def test_experts_that_cannot_be_taken_apart_are_kept_as_advised(tmp_path: Path) -> None:
+    build("longcat_flash", tmp_path / "model")
+    way = r'quantize.ignore=["lm_head", "layer:0", "layer:-1", "re:.*\\.experts\\."]'
+    assert f"use --set '{way}'" in told("fp8", tmp_path / "model")
+    artifact = quantize(plan_of("fp8", tmp_path / "model", way))
+    verify(artifact, "cpu")
+
+
 def test_what_a_class_says_of_any_text_is_told(tmp_path: Path) -> None:
     build("xmod", tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", default_language=None)
@@ -242,7 +252,7 @@ def test_a_type_that_no_model_computes_in_is_refused(tmp_path: Path) -> None:
     assert '"dtype" is float64, which no model here computes in' in told("fp8", tmp_path / "model")
 
 
-@pytest.mark.parametrize("kind", ["ctrl", "xlnet"])
+@pytest.mark.parametrize("kind", ["ctrl", "reformer", "xlnet"])
 def test_a_model_that_computes_in_float32_only_says_so(tmp_path: Path, kind: str) -> None:
     build(kind, tmp_path / kind)
     assert 'set "dtype": "float32" in it' in told("fp8", tmp_path / kind)

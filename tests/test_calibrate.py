@@ -18,7 +18,7 @@ from pipelines.core.errors import BadInput
 from pipelines.evaluation.overlap import measure_overlap
 from pipelines.planning.plan import Plan
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import load_recipe, load_suite
+from pipelines.recipe.load import load_recipe, load_suite
 from tests.conftest import BEAMS, edit_json, make_tiny, spoil, with_token
 
 WORDS = (

@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.cli.tables.lists import FAMILIES
 from pipelines.recipe import library
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from tests.conftest import PLAIN, Cli
 from tests.test_checkpoint import LINEAR, LLAMA, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
 from tests.test_plan import sparse_checkpoint
@@ -302,9 +302,9 @@ def test_a_task_that_lm_eval_does_not_know_is_refused_before_the_work(cli: Cli, 
 
 
 def test_a_group_size_that_divides_nothing_is_refused(cli: Cli, tmp_path: Path, model: Path) -> None:
-    overrides = ["--set", "quantize.scheme=W4A16", "--set", "quantize.group_size=12"]
+    overrides = ["--set", "quantize.scheme=W4A16", "--set", "quantize.group_size=16"]
     told = refused(cli, tmp_path, "run", "int8", "--model", model, *overrides)
-    assert told.startswith("error: recipe int8: group size 12 does not divide the width 8 of ")
+    assert told.startswith("error: recipe int8: group size 16 does not divide the width 8 of ")
     assert "like model.layers.0.mlp.gate_proj\n" in told
 
 

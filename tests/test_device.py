@@ -12,7 +12,7 @@ from pipelines.core.errors import BadInput
 from pipelines.evaluation.stage import evaluate
 from pipelines.gating.gate import gate
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import Suite, SuiteTask
+from pipelines.recipe.suite import Suite, SuiteTask
 from tests.conftest import PLAIN, Cli, edit_json
 
 FEW = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=8),))

@@ -21,21 +21,22 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.environments import isolated
+from pipelines.environments.engines import ENGINES as DESCRIBED
+from pipelines.environments.engines import Engine
 from pipelines.environments.isolated import serve
 from pipelines.formats.repack import unpack
 from pipelines.formats.rounding import dequantize
-from pipelines.planning.engines import KNOWN_MODELS
-from pipelines.planning.stage import make_plan
-from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.artifact import CheckpointArtifact
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import VOCABULARY, Cli, edit_json, make_tiny
+from tests.plans import plan_checkpoint
 from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 
 ENGINES = ("gptqmodel", "modelopt", "auto-gptq", "autoawq")
-ENGINE_OF = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}
+ENGINE_OF: dict[str, Engine] = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}
 SMALL_GROUPS = ("quantize.group_size=32",)
 RECIPES: dict[str, tuple[str, ...]] = {
     "gptq-gptqmodel": SMALL_GROUPS,
@@ -170,13 +171,13 @@ def test_locks_hold_a_digest_for_every_package_and_no_torch() -> None:
 
 def test_what_gptqmodels_awq_would_stumble_over_is_refused(tiny: Path) -> None:
     with pytest.raises(BadInput, match=r"clips 64 output features at a time, and .* has 32"):
-        make_plan(load_recipe("awq-gptqmodel", ["quantize.group_size=32"]), tiny)
+        plan_checkpoint(load_recipe("awq-gptqmodel", ["quantize.group_size=32"]), tiny)
 
 
 @pytest.mark.parametrize(("overrides", "copies"), [([], 3), (["export=autoawq"], 4)])
 def test_the_plan_counts_what_lies_on_disk_on_the_way(tiny: Path, overrides: list[str], copies: int) -> None:
     """The artifact in the cache and where it is published, what the engine wrote, and what is not repacked yet."""
-    plan = make_plan(load_recipe("gptq-gptqmodel", ["quantize.group_size=32", *overrides]), tiny)
+    plan = plan_checkpoint(load_recipe("gptq-gptqmodel", ["quantize.group_size=32", *overrides]), tiny)
     logprobs = 8 * 512 // 2 * VOCABULARY * 2  # of held-out text, two bytes each
     needed = sum(need.needed for need in plan.needs if need.resource == "disk")
     assert needed == copies * plan.bytes_after + logprobs
@@ -198,11 +199,11 @@ def test_auto_gptq_without_cuda_is_refused_with_a_way_on(wide: Path, cli: Cli) -
 
 def test_engines_without_maintainers_are_refused_what_they_do_not_do(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"autoawq quantizes every linear module of every layer, and .*layers\.0"):
-        make_plan(load_recipe("awq-autoawq", [*SMALL_GROUPS, "quantize.ignore=[lm_head, 'layer:0']"]), wide)
+        plan_checkpoint(load_recipe("awq-autoawq", [*SMALL_GROUPS, "quantize.ignore=[lm_head, 'layer:0']"]), wide)
     other = Path(shutil.copytree(wide, tmp_path / "olmo"))
     edit_json(other / "config.json", model_type="olmo")
     with pytest.raises(BadInput, match="is a olmo model"):
-        make_plan(load_recipe("awq-autoawq", SMALL_GROUPS), other)
+        plan_checkpoint(load_recipe("awq-autoawq", SMALL_GROUPS), other)
 
 
 @pytest.mark.parametrize(("scheme", "engine"), [("NF4", "bitsandbytes"), ("W8A8_STATIC", "modelopt")])
@@ -215,11 +216,11 @@ def test_a_scheme_of_one_engine_names_it(scheme: str, engine: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def nf4(wide: Path) -> Artifact:
-    return quantize(make_plan(load_recipe("bnb-nf4", ["quantize.ignore=[lm_head, 'layer:0']"]), wide))
+def nf4(wide: Path) -> CheckpointArtifact:
+    return quantize(plan_checkpoint(load_recipe("bnb-nf4", ["quantize.ignore=[lm_head, 'layer:0']"]), wide))
 
 
-def test_nf4_is_what_the_plan_says(nf4: Artifact) -> None:
+def test_nf4_is_what_the_plan_says(nf4: CheckpointArtifact) -> None:
     seen = verify(nf4, "cpu")
     assert seen.quantized == 21
     assert seen.bytes_after == nf4.plan.bytes_after
@@ -227,7 +228,7 @@ def test_nf4_is_what_the_plan_says(nf4: Artifact) -> None:
     assert nf4.written.engine == f"bitsandbytes {version('bitsandbytes')}"
 
 
-def test_transformers_loads_nf4_as_it_is(nf4: Artifact) -> None:
+def test_transformers_loads_nf4_as_it_is(nf4: CheckpointArtifact) -> None:
     """Its own reading of the file, with bitsandbytes' layers, against ours: the same weights, multiplied its way."""
     ids = torch.arange(5, 45)[None]
     theirs = AutoModelForCausalLM.from_pretrained(nf4.checkpoint, dtype="auto", device_map="cpu")
@@ -270,9 +271,9 @@ def engines(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (cache / "environments").symlink_to(own / "environments")
 
 
-def made(recipe: str, model: Path, *overrides: str) -> Artifact:
+def made(recipe: str, model: Path, *overrides: str) -> CheckpointArtifact:
     chosen = load_recipe(recipe, ["calibrate.samples=8", "calibrate.seq_len=128", *overrides])
-    return quantize(make_plan(chosen, model))
+    return quantize(plan_checkpoint(chosen, model))
 
 
 @pytest.mark.engines
@@ -286,7 +287,7 @@ def test_an_engine_makes_what_the_plan_says(recipe: str, wide: Path) -> None:
     assert seen.quantized == (21 if "layer:0" in left else 28)
     assert seen.bytes_after == artifact.plan.bytes_after
     assert min(layer.sqnr for layer in seen.layers) > (25 if "fp8" in recipe else 12)
-    assert artifact.written.engine.startswith(artifact.recipe.quantize.engine)
+    assert artifact.written.engine.startswith(artifact.recipe.engine)
     config = json.loads((artifact.checkpoint / "config.json").read_text())["quantization_config"]
     assert "/" not in json.dumps(config.get("meta", {})), "no path of this machine travels with it"
     assert not (artifact.folder / "raw").exists()
@@ -295,7 +296,7 @@ def test_an_engine_makes_what_the_plan_says(recipe: str, wide: Path) -> None:
 @pytest.mark.engines
 @pytest.mark.parametrize(
     ("recipe", "kind"),
-    [(recipe, kind) for recipe in ("gptq-autogptq", "awq-autoawq") for kind in KNOWN_MODELS[ENGINE_OF[recipe]]],
+    [(recipe, kind) for recipe, engine in ENGINE_OF.items() for kind in DESCRIBED[engine].known_models],
 )
 @pytest.mark.usefixtures("engines")
 def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(
@@ -303,7 +304,7 @@ def test_engines_without_maintainers_quantize_the_models_the_plan_lets_them(
 ) -> None:
     settings = {**ALL_HEADS, **(UNTIED if kind == "llama" else {})}
     model = write_model(tmp_path / kind, kind, "bfloat16", None, **settings)
-    artifact = quantize(make_plan(load_recipe(recipe, [*RECIPES[recipe], *write_text(tmp_path)]), model))
+    artifact = quantize(plan_checkpoint(load_recipe(recipe, [*RECIPES[recipe], *write_text(tmp_path)]), model))
     seen = verify(artifact, "cpu")
     assert seen.quantized == 21
     assert min(layer.sqnr for layer in seen.layers) > 12

@@ -13,7 +13,8 @@ from pipelines.flow import estimate
 from pipelines.flow.estimate import Finished, expected_times, probe
 from pipelines.flow.forecast import forecast_plan
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import Suite, SuiteTask, load_recipe, load_suite, task_documents
+from pipelines.recipe.load import load_recipe, load_suite, task_documents
+from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.verification import reader
 from tests.conftest import EASY, Cli, own_cache
 from tests.test_progress import Heard

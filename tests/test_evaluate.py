@@ -14,7 +14,8 @@ from pipelines.evaluation.looks import look_confidence
 from pipelines.evaluation.stage import evaluate, looks
 from pipelines.gating.gate import gate
 from pipelines.recipe import library
-from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_suite, load_task
+from pipelines.recipe.load import load_suite, load_task
+from pipelines.recipe.suite import Suite, SuiteTask, Task
 
 
 def suite(*tasks: SuiteTask) -> Suite:

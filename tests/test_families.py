@@ -16,15 +16,16 @@ from safetensors import safe_open
 from docs.models import write_tokenizer
 from pipelines.checkpoint.limits import positions
 from pipelines.core.errors import BadInput
-from pipelines.planning.plan import Plan
-from pipelines.planning.stage import make_plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.engines.loading import load_for_calibration
 from pipelines.quantization.engines.stream import Stream
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
+from tests.plans import plan_checkpoint
 
 COMMON = {
     "vocab_size": 258,
@@ -222,7 +223,7 @@ def test_from_checkpoint_to_logits(
     overrides: tuple[str, ...],
 ) -> None:
     source = make(kind, dtype, shards, **settings)
-    plan = make_plan(recipe_for(name, text, overrides), source)
+    plan = plan_checkpoint(recipe_for(name, text, overrides), source)
     artifact = quantize(plan)
     assert (len(plan.checkpoint.weight_files) > 1) == bool(shards)
     done = verify(artifact)
@@ -261,14 +262,14 @@ def test_what_transformers_cannot_do_with_a_family_is_refused(
     make: Make, text: tuple[str, ...], kind: str, settings: dict[str, Any], name: str, told: str
 ) -> None:
     with pytest.raises(BadInput, match=told):
-        make_plan(recipe_for(name, text, GROUPS if name == "int4-gptq" else ()), make(kind, **settings))
+        plan_checkpoint(recipe_for(name, text, GROUPS if name == "int4-gptq" else ()), make(kind, **settings))
 
 
 def test_arguments_of_layers_are_those_of_the_batch(make: Make, text: tuple[str, ...]) -> None:
     """Batches of several lengths and sizes, of a model whose layers get a row for each head of each sample."""
     source = make("bloom", "float32", **BLOOM)
     with torch.inference_mode():
-        model = load_for_calibration(make_plan(recipe_for("int8", text), source)).model
+        model = load_for_calibration(plan_checkpoint(recipe_for("int8", text), source)).model
         batches = [torch.randint(2, 258, shape) for shape in ((5, 24), (2, 24), (1, 24), (4, 7))]
         stream = Stream(model, list(model.transformer.h), batches, torch.device("cpu"))
         for number in range(len(model.transformer.h)):
@@ -282,7 +283,7 @@ def test_arguments_of_layers_are_those_of_the_batch(make: Make, text: tuple[str,
 # Mixtures of experts
 
 
-def linear_experts(plan: Plan) -> set[str]:
+def linear_experts(plan: CheckpointPlan) -> set[str]:
     return {name for name in plan.quantized if ".experts." in name}
 
 
@@ -301,7 +302,7 @@ def test_every_expert_is_quantized_and_measured(
     source = make(kind, **{**settings, **count})
     gate, down, up = ("w1", "w2", "w3") if kind == "mixtral" else ("gate_proj", "down_proj", "up_proj")
     few = (*EVERY_LAYER, *text, "calibrate.samples=1", "calibrate.seq_len=8")
-    plan = make_plan(load_recipe("fp8-static", few), source)
+    plan = plan_checkpoint(load_recipe("fp8-static", few), source)
     expected = {
         f"model.layers.{layer}.{inside.format(expert, projection)}"
         for layer in range(3)
@@ -350,7 +351,7 @@ def test_experts_in_formats_that_transformers_reads(
     make: Make, text: tuple[str, ...], name: str, overrides: tuple[str, ...], sqnr: float, allowed: float
 ) -> None:
     source = make("qwen3_moe", **EXPERTS)
-    artifact = quantize(make_plan(recipe_for(name, text, (*EVERY_LAYER, *overrides)), source))
+    artifact = quantize(plan_checkpoint(recipe_for(name, text, (*EVERY_LAYER, *overrides)), source))
     done = verify(artifact)
     assert linear_experts(artifact.plan) < {layer.module for layer in done.layers}
     assert min(layer.sqnr for layer in done.layers) > sqnr
@@ -362,7 +363,7 @@ def test_inputs_of_experts_are_rounded(make: Make, text: tuple[str, ...]) -> Non
     from pipelines.formats.fp8 import round_tokens
 
     source = make("qwen3_moe", **EXPERTS)
-    artifact = quantize(make_plan(recipe_for("fp8", text, EVERY_LAYER), source))
+    artifact = quantize(plan_checkpoint(recipe_for("fp8", text, EVERY_LAYER), source))
     model = load_for_inference(artifact.checkpoint, "cpu")
     found = [m for name, m in model.named_modules() if ".experts." in name and isinstance(m, torch.nn.Linear)]
     assert len(found) == len(linear_experts(artifact.plan))
@@ -403,7 +404,7 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["int8", "fp8", "int4-gptq", "fp8-kv"])
 def test_what_sees_is_kept_and_what_reads_is_quantized(gemma3: Path, text: tuple[str, ...], name: str) -> None:
     """Towers stay as they are, byte for byte, under the hub's names, which are not those of the model in memory."""
-    plan = make_plan(recipe_for(name, text), gemma3)
+    plan = plan_checkpoint(recipe_for(name, text), gemma3)
     assert all(name.startswith("language_model.model.layers.") for name in plan.quantized)
     beside = [module for module in plan.modules if module.name.startswith("vision_tower.")]
     assert len(beside) == 3 * 6 + 3 and not any(module.quantized for module in beside)

@@ -12,7 +12,7 @@ from pipelines.core.errors import BadInput
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.gguf import convert
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from tests.conftest import Cli, spoil
 
 NAN, INFINITE = float("nan"), float("inf")

@@ -25,7 +25,7 @@ from pipelines.formats import rounding
 from pipelines.formats.description import Scales
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from tests import warm
 from tests.conftest import EASY, PLAIN, Cli, make_tiny, own_cache

@@ -24,7 +24,7 @@ from pipelines.gating.gate import decide, judge
 from pipelines.gating.power import Discordance, analyze_power, typical_discordance
 from pipelines.gating.statistic import PairedMoments, Statistic, combine, tasks_below_floor
 from pipelines.gating.verdict import Verdict
-from pipelines.recipe.recipe import Policy, Suite, SuiteTask
+from pipelines.recipe.suite import Policy, Suite, SuiteTask
 
 ALPHA = 0.05
 TARGET = 0.99

@@ -26,7 +26,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from pipelines.evaluation.scores import Document
 from pipelines.gating.power import analyze_power, typical_discordance
 from pipelines.gating.statistic import PairedMoments, Statistic, combine, paired_moments
-from pipelines.recipe.recipe import Policy
+from pipelines.recipe.suite import Policy
 from tests.make_paired_results import main as make_paired_results
 from tests.test_gate import (
     CERTIFIED,

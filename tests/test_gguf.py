@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from pipelines.calibration.held_out import held_out
 from pipelines.calibration.stage import calibrate
@@ -25,18 +26,18 @@ from pipelines.environments import llama_build
 from pipelines.evaluation.stage import evaluate
 from pipelines.formats.gguf_types import BLOCKS
 from pipelines.planning.gguf import IMATRIX
-from pipelines.planning.plan import Plan
-from pipelines.planning.stage import make_plan
+from pipelines.planning.plan import GgufPlan, Plan
 from pipelines.quantization.gguf.convert import _in_float32, _run_converter, convert, discard
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe, load_suite
+from pipelines.recipe.load import load_recipe, load_suite
 from pipelines.reporting.record import Manifest
 from pipelines.runtimes import llama_cpp
 from pipelines.runtimes.probe import PROMPT
 from pipelines.verification.gguf import _plain
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
+from tests.plans import plan_gguf
 from tests.test_families import write_model
 from tests.test_flow import little, sums_hold
 
@@ -59,7 +60,7 @@ SHORT = ("calibrate.samples=4", "calibrate.seq_len=64")
     ],
 )
 def test_true_types_and_bits_are_planned(name: str, bits: float, types: dict[str, int], smollm2: Checkpoint) -> None:
-    plan = make_plan(f"gguf-{name}", smollm2)
+    plan = plan_gguf(f"gguf-{name}", smollm2)
     assert Counter(tensor.type for tensor in plan.tensors) == {**types, "F32": 61}
     assert plan.bits_per_weight == pytest.approx(bits, abs=0.005)
     short = next(tensor for tensor in plan.tensors if tensor.name == "blk.0.attn_q.weight")
@@ -69,20 +70,33 @@ def test_true_types_and_bits_are_planned(name: str, bits: float, types: dict[str
 
 
 def test_the_plan_counts_the_temporary_file(smollm2: Checkpoint) -> None:
-    plan = make_plan("gguf-q8_0", smollm2)
+    plan = plan_gguf("gguf-q8_0", smollm2)
     disk = sum(need.needed for need in plan.needs if need.resource == "disk")
     assert disk > 2 * smollm2.parameters + 2 * plan.bytes_after
 
 
 def test_overrides_change_single_tensors(smollm2: Checkpoint) -> None:
     plain, changed = (
-        {tensor.name: tensor.type for tensor in make_plan(load_recipe("gguf-q4_k_m", extra), smollm2).tensors}
+        {tensor.name: tensor.type for tensor in plan_gguf(load_recipe("gguf-q4_k_m", extra), smollm2).tensors}
         for extra in ((), ("quantize.embedding=Q5_0", "quantize.tensors={'ffn_down': Q8_0, '\\.0\\.attn_v': Q5_1}"))
     )
     differing = {name for name in plain if plain[name] != changed[name]}
     assert changed["token_embd.weight"] == "Q5_0" and changed["blk.0.attn_v.weight"] == "Q5_1"
     assert {changed[f"blk.{n}.ffn_down.weight"] for n in range(30)} == {"Q8_0"}
     assert {name for name in differing if "ffn_down" not in name} >= {"token_embd.weight", "blk.0.attn_v.weight"}
+
+
+def test_a_plan_of_a_gguf_survives_json(smollm2: Checkpoint) -> None:
+    """A kept result says by what it holds which kind of plan it is."""
+    plan = plan_gguf("gguf-q4_0", smollm2)
+    assert TypeAdapter(Plan).validate_json(plan.model_dump_json()) == plan
+
+
+def test_the_command_prints_the_same_keys_for_both_kinds_of_plan(cli: Cli, smollm2: Checkpoint) -> None:
+    file, checkpoint = (json.loads(cli("plan", name, "--json").stdout) for name in ("gguf-q8_0", "fp8"))
+    assert file.keys() == checkpoint.keys()
+    assert (file["modules"], file["attentions"], checkpoint["tensors"]) == ([], [], [])
+    assert len(file["tensors"]) == len(plan_gguf("gguf-q8_0", smollm2).tensors)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +124,13 @@ def test_a_recipe_that_cannot_be_is_refused(overrides: list[str], told: str) -> 
 )
 def test_a_recipe_that_does_not_fit_the_model_is_refused(overrides: list[str], told: str, smollm2: Checkpoint) -> None:
     with pytest.raises(BadInput, match=told):
-        make_plan(load_recipe("gguf-q4_k_m", overrides), smollm2)
+        plan_gguf(load_recipe("gguf-q4_k_m", overrides), smollm2)
 
 
 def test_an_architecture_that_is_not_known_is_refused(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "config.json", architectures=["MambaForCausalLM"])
     with pytest.raises(BadInput, match="MambaForCausalLM is not one that quantgate converts to GGUF"):
-        make_plan("gguf-q8_0", tiny_copy)
+        plan_gguf("gguf-q8_0", tiny_copy)
 
 
 def test_runtimes_that_cannot_load_it_are_refused(cli: Cli, tiny: Path) -> None:
@@ -149,7 +163,7 @@ def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
 def test_the_importance_matrix_is_the_mean_square_of_inputs(tiny: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    plan = make_plan(load_recipe("gguf-q4_0", SHORT), tiny)
+    plan = plan_gguf(load_recipe("gguf-q4_0", SHORT), tiny)
     tokens = calibrate(plan)
     write_imatrix(plan, tokens, tmp_path / IMATRIX)
     stored = matrix(tmp_path / IMATRIX)
@@ -174,7 +188,7 @@ def matrix(file: Path) -> dict[str, Any]:
 
 
 def test_held_out_text_is_not_what_was_calibrated_on(smollm2: Checkpoint) -> None:
-    tokens = calibrate(make_plan(load_recipe("gguf-q4_0", SHORT), smollm2))
+    tokens = calibrate(plan_gguf(load_recipe("gguf-q4_0", SHORT), smollm2))
     text = held_out(tokens, 20_000)
     everything = held_out(tokens.model_copy(update={"rows": ()}), 20_000)
     taken = everything.split("\n\n")[:3]
@@ -185,7 +199,8 @@ def test_held_out_text_is_not_what_was_calibrated_on(smollm2: Checkpoint) -> Non
 
 def first_rows(count: int) -> list[str]:
     from pipelines.calibration.sources import source_rows
-    from pipelines.recipe.recipe import Calibrate, load_set
+    from pipelines.recipe.load import load_set
+    from pipelines.recipe.recipe import Calibrate
 
     rows, _ = source_rows(load_set("passages"), Calibrate(set="passages", seed=7))
     return [next(rows)[0] for _ in range(count)]
@@ -277,7 +292,7 @@ def test_the_converted_file_computes_what_the_checkpoint_does(
     sample = [1, *(int(token) for token in np.random.default_rng(0).integers(100, 40_000, 95))]
     differences = np.abs(np.subtract(in_llama_cpp(file, sample), in_transformers(checkpoint, sample)))
     assert differences.mean() < 0.01
-    assert planned(make_plan("gguf-q8_0", checkpoint), f16=True) == stored(file)
+    assert planned(plan_gguf("gguf-q8_0", checkpoint), f16=True) == stored(file)
 
 
 def in_llama_cpp(file: Path, sample: list[int]) -> list[float]:
@@ -296,7 +311,7 @@ def in_transformers(checkpoint: Checkpoint, sample: list[int]) -> list[float]:
     return found
 
 
-def planned(plan: Plan, f16: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
+def planned(plan: GgufPlan, f16: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {t.name: ("F16" if f16 and t.quantized else t.type, _plain(t.shape)) for t in plan.tensors}
 
 
@@ -310,19 +325,19 @@ def stored(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 def test_llama_cpp_chooses_the_types_that_were_planned(
     kind: str, family: Any, smollm2: Checkpoint, tmp_path: Path, llama_cpp: Path
 ) -> None:
-    checkpoint, tokens = family(kind), calibrate(make_plan(load_recipe("gguf-q4_0", SHORT), smollm2))
+    checkpoint, tokens = family(kind), calibrate(plan_gguf(load_recipe("gguf-q4_0", SHORT), smollm2))
     _run_converter(checkpoint, tmp_path / "f16.gguf")
     changed = "quantize.tensors={'ffn_down': Q5_0, '\\.[02]\\.attn_(v|qkv)': Q8_0, 'attn_output': Q6_K}"
     for overrides in ([], [changed]):
         for name in ("q5_k_m", "q4_0") if overrides else TYPES:
             recipe = load_recipe(f"gguf-{name}", [*overrides, *(SHORT if name != "q8_0" else ())])
-            plan = make_plan(recipe, checkpoint)
+            plan = plan_gguf(recipe, checkpoint)
             if name == "q6_k":  # one matrix serves all
                 write_imatrix(plan, tokens, tmp_path / IMATRIX)
             assert planned(plan) == stored(by_hand(llama_cpp, plan, tmp_path)), (name, overrides)
 
 
-def by_hand(programs: Path, plan: Plan, folder: Path) -> Path:
+def by_hand(programs: Path, plan: GgufPlan, folder: Path) -> Path:
     """What one writes with llama.cpp's own tool."""
     method: Any = plan.recipe.quantize
     options = ["--imatrix", IMATRIX] if method.imatrix else []
@@ -350,7 +365,7 @@ def test_the_importance_matrix_is_llama_cpps_own(kind: str, family: Any, tmp_pat
     saved = save_tokens(
         [ids[n * chunk : (n + 1) * chunk] for n in range(8)], tmp_path / "tokens" / "tokens.safetensors"
     )
-    plan = make_plan(load_recipe("gguf-q4_0", SHORT), checkpoint)
+    plan = plan_gguf(load_recipe("gguf-q4_0", SHORT), checkpoint)
     tokens = calibrate(plan).model_copy(update={"folder": tmp_path / "tokens", **saved})
     write_imatrix(plan, CalibrationTokens.model_validate(tokens.model_dump()), tmp_path / "ours.gguf")
     ours, theirs = matrix(tmp_path / "ours.gguf"), matrix(tmp_path / "theirs.gguf")
@@ -458,9 +473,9 @@ def serve_and_ask(programs: Path, file: Path) -> None:
 def test_verify_finds_what_is_wrong_with_a_file(tiny: Path, llama_cpp: Path) -> None:
     assert llama_cpp
     checkpoint = read_checkpoint(tiny)
-    artifact = quantize(make_plan("gguf-q8_0", checkpoint))
+    artifact = quantize(plan_gguf("gguf-q8_0", checkpoint))
     assert verify(artifact).quantized == 4 * 7 + 1
-    other = make_plan(load_recipe("gguf-q4_0", SHORT), checkpoint).tensors
+    other = plan_gguf(load_recipe("gguf-q4_0", SHORT), checkpoint).tensors
     wrong = artifact.model_copy(
         update={"plan": artifact.plan.model_copy(update={"tensors": other}), "files": {"a": "b"}}
     )

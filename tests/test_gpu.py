@@ -17,16 +17,16 @@ from pipelines.formats import fp8, int8, nvfp4, rounding
 from pipelines.formats.activations import input_rounder
 from pipelines.formats.description import Scales
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
-from pipelines.planning.stage import make_plan
 from pipelines.quantization.engines import layerwise
 from pipelines.quantization.methods import gptq
 from pipelines.quantization.stage import write_companions
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from pipelines.runtimes.distance import chunks, measure_distance, write_logprobs
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.runtimes.transformers_lm import TransformersLM
 from tests.conftest import EASY, PLAIN, Cli
+from tests.plans import plan_checkpoint
 from tests.test_layerwise import DAMPENING, energy, inputs, moment, scales_of
 from tests.test_runtime import IDS, ROUNDED, activations, artifact, linear
 from tests.test_transformers_lm import requests
@@ -94,7 +94,7 @@ def test_a_calibrated_artifact_is_as_near_to_its_source_as_a_cpus(
     recipe: str, smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the same one: the order of sums decides roundings, which decide others."""
-    plan = make_plan(load_recipe(recipe, ["calibrate.samples=8", "calibrate.seq_len=256"]), smollm2)
+    plan = plan_checkpoint(load_recipe(recipe, ["calibrate.samples=8", "calibrate.seq_len=256"]), smollm2)
     tokens = calibrate(plan)
     text = chunks(load_tokenizer(smollm2)(held_out(tokens, 32_000))["input_ids"], None)
     write_logprobs(load_for_inference(smollm2.folder, "cuda"), text, tmp_path / "logprobs")
@@ -114,7 +114,7 @@ def test_hidden_states_that_do_not_fit_the_gpu_wait_in_memory(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The artifact is the same; the GPU's free memory is made little here."""
-    plan = make_plan(load_recipe("int4-gptq", ["calibrate.samples=8", "calibrate.seq_len=64"]), tiny)
+    plan = plan_checkpoint(load_recipe("int4-gptq", ["calibrate.samples=8", "calibrate.seq_len=64"]), tiny)
     made = []
     for name, free in (("there", torch.cuda.mem_get_info()[0]), ("here", 0)):
         folder = tmp_path / name

@@ -11,7 +11,7 @@ from pipelines.core.errors import BadInput
 from pipelines.flow.journal import Run
 from pipelines.flow.run import run
 from pipelines.gating.power import Discordance
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.history import compare, discordance, read_runs
 from pipelines.reporting.record import Manifest
 from tests.conftest import Cli

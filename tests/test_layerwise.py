@@ -18,8 +18,7 @@ from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.formats import nvfp4, rounding
 from pipelines.formats.description import Scales
 from pipelines.formats.schemes import SCHEMES, SchemeName, config_group
-from pipelines.planning.plan import Module, Plan
-from pipelines.planning.stage import make_plan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.engines import layerwise
 from pipelines.quantization.engines.layer import Layer
 from pipelines.quantization.engines.layerwise import LayerQuantizer
@@ -30,9 +29,10 @@ from pipelines.quantization.methods import awq, clipping, gptq, smoothing
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
 from pipelines.quantization.stage import quantize
 from pipelines.quantization.written import read_smoothing
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from tests.conftest import edit_json
+from tests.plans import plan_checkpoint
 from tests.test_families import ALL_HEADS, EXPERTS, GEMMA, MIXTRAL, TEXT, tensors, write_model
 
 DAMPENING = 0.01
@@ -194,7 +194,7 @@ def ragged(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"calibrate={{set: {folder / 'set.yaml'}, samples: 20, seq_len: 48, pack: false}}"
 
 
-Prepare = Callable[..., tuple[Plan, CalibrationTokens]]
+Prepare = Callable[..., tuple[CheckpointPlan, CalibrationTokens]]
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +207,13 @@ def prepare(tmp_path_factory: pytest.TempPathFactory, ragged: str) -> Prepare:
         key = f"{kind} {dtype} {settings}"
         if key not in made:
             made[key] = write_model(root / str(len(made)), kind, dtype, None, **settings)
-        planned = make_plan(load_recipe("int8", (f"quantize={{{how}}}", ragged)), made[key])
+        planned = plan_checkpoint(load_recipe("int8", (f"quantize={{{how}}}", ragged)), made[key])
         return planned, calibrate(planned)
 
     return plan
 
 
-def run(plan: Plan, tokens: CalibrationTokens, stage: Path) -> Path:
+def run(plan: CheckpointPlan, tokens: CalibrationTokens, stage: Path) -> Path:
     """The artifact's weight files, made anew."""
     (stage / "artifact").mkdir(parents=True)
     layerwise.quantize(plan, tokens, stage / "artifact")
@@ -368,7 +368,7 @@ def test_what_overflows_is_not_the_sources_fault(
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     said = rf"layers.1.mlp.{told} holds or reads NaN or infinite numbers in float16; try --dtype float32"
     with pytest.raises(QuantgateError, match=said):
-        run(make_plan(plan.recipe, broken, dtype="float16"), tokens, tmp_path)
+        run(plan_checkpoint(plan.recipe, broken, dtype="float16"), tokens, tmp_path)
 
 
 def test_layers_that_read_more_than_hidden_states_are_refused(prepare: Prepare) -> None:
@@ -531,7 +531,7 @@ def test_each_method_beats_rounding_to_nearest_in_the_same_format(
     assert lost[0] < share * lost[1]
 
 
-def errors_by_module(plan: Plan, tokens: CalibrationTokens, stage: Path) -> dict[str, float]:
+def errors_by_module(plan: CheckpointPlan, tokens: CalibrationTokens, stage: Path) -> dict[str, float]:
     """Module → energy of the error of its outputs, relative to that of the outputs, for the source's inputs."""
     stored, factors = tensors(run(plan, tokens, stage)), read_smoothing(stage)
     restored = {}
@@ -546,7 +546,9 @@ def errors_by_module(plan: Plan, tokens: CalibrationTokens, stage: Path) -> dict
     return output_errors(plan, tokens, restored)
 
 
-def output_errors(plan: Plan, tokens: CalibrationTokens, restored: dict[str, torch.Tensor]) -> dict[str, float]:
+def output_errors(
+    plan: CheckpointPlan, tokens: CalibrationTokens, restored: dict[str, torch.Tensor]
+) -> dict[str, float]:
     weights = tensors(plan.checkpoint.folder)
     moments = Measured(plan.checkpoint.folder, tokens).moments
     errors = {}
@@ -592,7 +594,7 @@ def test_gptq_loses_no_more_than_llmcompressors(shortened: Callable[[int, int], 
 
     source = shortened(4, 30)
     few = ["calibrate.samples=16", "calibrate.seq_len=256"]
-    plan = make_plan(load_recipe("int4-gptq", ["quantize.group_size=64", *few]), source)
+    plan = plan_checkpoint(load_recipe("int4-gptq", ["quantize.group_size=64", *few]), source)
     tokens = calibrate(plan)
     ours = errors_by_module(plan, tokens, tmp_path)
     samples = read_tokens(tokens)
@@ -620,11 +622,13 @@ def test_int4_methods_keep_closer_to_the_source_than_rounding_to_nearest(
     """By the divergence of the predictions on text that calibration has not seen, at the same size."""
     source = shortened(*cut)
     few = ["calibrate.samples=16", "calibrate.seq_len=256"]
-    plan = make_plan(load_recipe(name, few), source)
+    plan = plan_checkpoint(load_recipe(name, few), source)
     simple = f"quantize={{method: rtn, scheme: {scheme}, on_indivisible: shrink}}"
-    nearest = make_plan(load_recipe("int8-weight-only", [simple]), source)
+    nearest = plan_checkpoint(load_recipe("int8-weight-only", [simple]), source)
     assert plan.bytes_after == nearest.bytes_after
-    unseen = calibrate(make_plan(load_recipe(name, ["calibrate.samples=8", *few[1:], "calibrate.seed=7"]), source))
+    unseen = calibrate(
+        plan_checkpoint(load_recipe(name, ["calibrate.samples=8", *few[1:], "calibrate.seed=7"]), source)
+    )
     ours, theirs = (divergence(source, quantize(way).checkpoint, unseen) for way in (plan, nearest))
     assert ours < 0.75 * theirs
 

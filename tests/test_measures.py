@@ -16,7 +16,7 @@ from pipelines.gating.gate import judge
 from pipelines.gating.measures import Measure, Name, measure
 from pipelines.gating.pairs import Pairs
 from pipelines.gating.verdict import Verdict
-from pipelines.recipe.recipe import Limits, Policy
+from pipelines.recipe.suite import Limits, Policy
 from pipelines.runtimes.distance import Distance
 from tests.test_gate import documents, suite, within_alpha
 

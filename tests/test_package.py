@@ -16,7 +16,9 @@ from pipelines.core.errors import BadInput
 from pipelines.core.exit_codes import EXIT_CODES, EXITS
 from pipelines.flow.run import run
 from pipelines.formats.schemes import SCHEMES
-from pipelines.recipe.recipe import CalibrationSet, Recipe, load_recipe
+from pipelines.recipe.calibration_set import CalibrationSet
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.serving import serve_line
@@ -54,7 +56,7 @@ def test_the_page_has_every_recipe_scheme_and_key() -> None:
         recipe = load_recipe(path)
         assert page.count(f"\n### {recipe.name}\n\n{recipe.summary}\n") == 1
         section = page.partition(f"\n### {recipe.name}\n")[2].partition("\n#")[0]
-        for scheme in recipe.quantize.schemes:
+        for scheme in recipe.schemes:
             ours = recipe.packing == "compressed-tensors"
             stored = f" (compressed-tensors `{SCHEMES[scheme].format}`)" if ours else ""
             assert f"`{scheme}`{stored}\n    - weights: " in section

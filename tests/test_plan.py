@@ -20,10 +20,13 @@ from pipelines.core.cache import digest
 from pipelines.core.errors import BadInput
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
 from pipelines.planning.needs import disk_lacks
-from pipelines.planning.plan import Need, Plan
+from pipelines.planning.plan import CheckpointPlan, Need
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import Calibrate, Gptq, OnIndivisible, Quantize, Recipe, Rtn, Rule, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.methods import Gptq, OnIndivisible, Quantize, Rtn, Rule
+from pipelines.recipe.recipe import Calibrate, Recipe
 from tests.conftest import PLAIN, Cli
+from tests.plans import plan_checkpoint
 from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("fakes")
@@ -62,7 +65,7 @@ def fake(folder: Path, tensors: Tensors, **config: object) -> Checkpoint:
 
 def told(quantize: Quantize, model: Checkpoint) -> list[str]:
     with pytest.raises(BadInput) as caught:
-        make_plan(recipe(quantize), model)
+        plan_checkpoint(recipe(quantize), model)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -70,7 +73,7 @@ def bf16(shape: tuple[int, ...], *names: str) -> dict[str, tuple[str, tuple[int,
     return dict.fromkeys(names, ("BF16", shape))
 
 
-def decisions(plan: Plan) -> dict[str, str]:
+def decisions(plan: CheckpointPlan) -> dict[str, str]:
     """What becomes of each module: its scheme, or why it is kept."""
     return {module.name: module.scheme or module.reason for module in plan.modules}
 
@@ -79,7 +82,7 @@ def decisions(plan: Plan) -> dict[str, str]:
 
 
 def test_smollm2_has_210_linear_modules_and_keeps_its_embedding(smollm2: Checkpoint) -> None:
-    plan = make_plan(recipe(FP8), smollm2)
+    plan = plan_checkpoint(recipe(FP8), smollm2)
     names = {f"model.layers.{layer}.{module}": shape for layer in range(LAYERS) for module, shape in SHAPES.items()}
     assert len(names) == 210
     assert {name: module.shape for name, module in plan.quantized.items()} == names
@@ -101,7 +104,7 @@ def test_smollm2_has_210_linear_modules_and_keeps_its_embedding(smollm2: Checkpo
 def test_the_size_of_the_artifact_is_exact_arithmetic(
     smollm2: Checkpoint, quantize: Quantize, bytes_of_linear: int
 ) -> None:
-    plan = make_plan(recipe(quantize), smollm2)
+    plan = plan_checkpoint(recipe(quantize), smollm2)
     assert plan.bytes_before == 2 * PARAMETERS == 269_030_016
     assert plan.bytes_after == bytes_of_linear + 2 * OTHER_WEIGHTS
 
@@ -110,7 +113,7 @@ def test_the_plan_of_each_recipe_is_as_large_as_docs_results_says(smollm2: Check
     """These sizes were read off artifacts."""
     page = (Path(__file__).parents[1] / "docs" / "results.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w-]+)`[^|]*\|(?:[^|]* \|)? ([\d.]+) MB \| ([\d.]+) \|", page, re.MULTILINE)
-    sizes = {name: (size, bits) for name, size, bits in rows if load_recipe(name).quantize.engine != "auto-gptq"}
+    sizes = {name: (size, bits) for name, size, bits in rows if load_recipe(name).engine != "auto-gptq"}
     assert len(sizes) > 25
     for name, published in sizes.items():
         plan = make_plan(name, smollm2)
@@ -120,7 +123,7 @@ def test_the_plan_of_each_recipe_is_as_large_as_docs_results_says(smollm2: Check
 @pytest.mark.parametrize(("dtype", "size"), [("F32", 4), ("BF16", 2), ("F16", 2)])
 def test_scales_have_the_dtype_of_the_source(tmp_path: Path, dtype: str, size: int) -> None:
     model = fake(tmp_path, {"model.layers.0.mlp.up_proj.weight": (dtype, (48, 32))})
-    (module,) = make_plan(recipe(FP8), model).modules
+    (module,) = plan_checkpoint(recipe(FP8), model).modules
     assert (module.dtype, module.bytes_before, module.bytes_after) == (dtype, 48 * 32 * size, 48 * 32 + 48 * size)
 
 
@@ -166,7 +169,7 @@ def test_scheme_and_width_come_to_a_group_size_or_to_none(
     model = fake(tmp_path, {f"{ODD}.weight": ("BF16", shape), **EVEN})
 
     def decided(action: OnIndivisible) -> tuple[str | None, int | None, str]:
-        plan = make_plan(recipe(rtn(name, group_size if known.resizable else None, action)), model)
+        plan = plan_checkpoint(recipe(rtn(name, group_size if known.resizable else None, action)), model)
         module = next(module for module in plan.modules if module.name == ODD)
         return module.scheme, module.group_size, module.reason
 
@@ -198,7 +201,7 @@ def test_a_group_size_that_does_not_divide_is_refused_with_one_that_does(tmp_pat
 
 def test_the_group_size_that_is_proposed_works(smollm2: Checkpoint) -> None:
     assert all("use --set quantize.group_size=64, or" in problem for problem in told(w4a16(128), smollm2))
-    assert len(make_plan(recipe(w4a16(64)), smollm2).quantized) == 210
+    assert len(plan_checkpoint(recipe(w4a16(64)), smollm2).quantized) == 210
 
 
 def test_modules_of_one_width_are_one_problem(smollm2: Checkpoint) -> None:
@@ -208,7 +211,7 @@ def test_modules_of_one_width_are_one_problem(smollm2: Checkpoint) -> None:
 
 
 def test_on_indivisible_skip_keeps_those_modules_and_says_so(smollm2: Checkpoint) -> None:
-    plan = make_plan(recipe(w4a16(128, "skip")), smollm2)
+    plan = plan_checkpoint(recipe(w4a16(128, "skip")), smollm2)
     assert Counter((module.quantized, module.group_size, module.reason) for module in plan.modules) == {
         (True, 128, ""): 30,
         (False, None, "group size 128 does not divide 576"): 180,
@@ -218,7 +221,7 @@ def test_on_indivisible_skip_keeps_those_modules_and_says_so(smollm2: Checkpoint
 
 
 def test_on_indivisible_shrink_takes_the_largest_power_of_two_and_says_so(smollm2: Checkpoint) -> None:
-    plan = make_plan(recipe(w4a16(128, "shrink")), smollm2)
+    plan = plan_checkpoint(recipe(w4a16(128, "shrink")), smollm2)
     assert Counter((module.quantized, module.group_size, module.reason) for module in plan.modules) == {
         (True, 128, ""): 30,
         (True, 64, "group size 64: 128 does not divide 576"): 180,
@@ -234,7 +237,7 @@ def test_on_indivisible_shrink_takes_the_largest_power_of_two_and_says_so(smollm
 def test_full_names_and_regular_expressions_keep_what_they_match(smollm2: Checkpoint) -> None:
     ignore = ("lm_head", "model.layers.3.self_attn.o_proj", r"re:model\.layers\.(0|29)\.", "re:.*down_proj$")
     quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=ignore)
-    plan = make_plan(recipe(quantize), smollm2)
+    plan = plan_checkpoint(recipe(quantize), smollm2)
     kept = {module.name for module in plan.modules if not module.quantized}
     assert kept == {
         f"model.layers.{layer}.{module}"
@@ -271,25 +274,25 @@ def test_a_recipe_that_leaves_nothing_to_quantize_is_refused(smollm2: Checkpoint
 def test_a_tied_head_can_be_ignored_though_it_has_no_tensor(smollm2: Checkpoint) -> None:
     assert smollm2.config["tie_word_embeddings"] is True
     assert "lm_head.weight" not in {tensor.name for tensor in smollm2.tensors}
-    plan = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=("lm_head",))), smollm2)
+    plan = plan_checkpoint(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=("lm_head",))), smollm2)
     assert "lm_head" not in {module.name for module in plan.modules}
     assert len(plan.quantized) == 210
 
 
 def test_a_tied_head_is_kept_though_the_checkpoint_holds_a_copy(tmp_path: Path) -> None:
     tensors = bf16((64, 32), "model.embed_tokens.weight", "lm_head.weight", f"{ODD}.weight")
-    plan = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), fake(tmp_path, tensors))
+    plan = plan_checkpoint(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), fake(tmp_path, tensors))
     assert decisions(plan) == {"lm_head": "is tied to the embedding", ODD: "FP8_DYNAMIC"}
 
 
 def test_an_untied_head_is_kept_when_ignored_and_quantized_when_not(tmp_path: Path) -> None:
     tensors: Tensors = {"lm_head.weight": ("BF16", (VOCABULARY, 64)), f"{ODD}.weight": ("BF16", (32, 64))}
     model = fake(tmp_path, tensors, tie_word_embeddings=False)
-    kept = make_plan(recipe(FP8), model)
+    kept = plan_checkpoint(recipe(FP8), model)
     assert {module.name: module.reason for module in kept.modules if not module.quantized} == {
         "lm_head": "ignored by the recipe"
     }
-    taken = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), model)
+    taken = plan_checkpoint(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), model)
     assert taken.quantized["lm_head"].shape == (VOCABULARY, 64)
     assert kept.bytes_after - taken.bytes_after == VOCABULARY * 64 - 2 * VOCABULARY
     (problem,) = told(Gptq(method="gptq", scheme="W8A8", ignore=()), model)
@@ -312,7 +315,7 @@ def test_routers_are_kept_whatever_the_recipe_says(tmp_path: Path) -> None:
     )
     ours: Tensors = {**experts, "model.layers.0.mlp.gate_proj.weight": ("BF16", (32, 16))}
     model = fake(tmp_path, {**ours, **{f"{name}.weight": ("BF16", (2, 16)) for name in routers}})
-    plan = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), model)
+    plan = plan_checkpoint(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=())), model)
     kept = {module.name: module.reason for module in plan.modules if not module.quantized}
     assert kept == dict.fromkeys(routers, "routes tokens to experts")
     assert set(plan.quantized) == {name.removesuffix(".weight") for name in ours}
@@ -331,7 +334,7 @@ def test_only_two_dimensional_weights_of_linear_modules_are_modules(tmp_path: Pa
         "model.conv.weight": ("BF16", (16, 16, 3)),
     }
     model = fake(tmp_path, {**others, "model.layers.0.mlp.up_proj.weight": ("BF16", (32, 16))})
-    plan = make_plan(recipe(FP8), model)
+    plan = plan_checkpoint(recipe(FP8), model)
     assert [module.name for module in plan.modules] == ["model.layers.0.mlp.up_proj"]
     assert plan.bytes_after == plan.bytes_before - 2 * 32 * 16 + 32 * 16 + 2 * 32
 
@@ -441,7 +444,7 @@ def build(folder: Path, name: str) -> Checkpoint:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_module_of_an_architecture_is_quantized_or_kept_for_a_reason(name: str, tmp_path: Path) -> None:
     model = build(tmp_path, name)
-    plan = make_plan(recipe(FP8), model)
+    plan = plan_checkpoint(recipe(FP8), model)
     assert decisions(plan) == ARCHITECTURES[name][1]
     taken = [module for module in plan.modules if module.quantized]
     assert plan.bytes_after == model.weight_bytes - sum(module.bytes_before - module.bytes_after for module in taken)
@@ -451,14 +454,14 @@ def test_each_module_of_an_architecture_is_quantized_or_kept_for_a_reason(name: 
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "deepseek_v3", "qwen3_next"])
 def test_the_last_layer_is_the_last_of_the_language_model(name: str, tmp_path: Path) -> None:
     quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=("layer:-1",), scheme="W8A16"),))
-    plan = make_plan(recipe(quantize), build(tmp_path, name))
+    plan = plan_checkpoint(recipe(quantize), build(tmp_path, name))
     ruled = {module.name for module in plan.modules if module.scheme == "W8A16"}
     assert ruled == {name for name, why in ARCHITECTURES[name][1].items() if "layers.1." in name and "FP8" in why}
 
 
 def test_a_module_that_is_not_floating_point_is_kept(tmp_path: Path) -> None:
     tensors: Tensors = {"a.weight": ("I8", (32, 16)), "b.weight": ("BF16", (32, 16))}
-    plan = make_plan(recipe(FP8), fake(tmp_path, tensors))
+    plan = plan_checkpoint(recipe(FP8), fake(tmp_path, tensors))
     assert [(module.name, module.quantized, module.reason) for module in plan.modules] == [
         ("a", False, "is I8"),
         ("b", True, ""),
@@ -474,7 +477,7 @@ def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_config_with_nulls_can_be_planned(tmp_path: Path) -> None:
     model = fake(tmp_path, {f"{ODD}.weight": ("BF16", (32, 64))}, hidden_size=None, num_hidden_layers=None)
-    assert len(make_plan(recipe(w4a16(64)), model).quantized) == 1
+    assert len(plan_checkpoint(recipe(w4a16(64)), model).quantized) == 1
 
 
 # Needs
@@ -483,7 +486,7 @@ def test_a_config_with_nulls_can_be_planned(tmp_path: Path) -> None:
 def test_what_each_stage_needs_is_listed_against_what_there_is(
     smollm2: Checkpoint, cache: Path, tmp_path: Path
 ) -> None:
-    plan = make_plan(recipe(FP8), smollm2, tmp_path / "not" / "there" / "yet")
+    plan = plan_checkpoint(recipe(FP8), smollm2, tmp_path / "not" / "there" / "yet")
     stages = [(need.stage, need.resource) for need in plan.needs]
     assert stages[:3] == [("quantize", "memory"), ("evaluate", "memory"), ("quantize and publish", "disk")]
     assert all(0 < need.needed < need.available for need in plan.needs)
@@ -495,7 +498,7 @@ def test_what_each_stage_needs_is_listed_against_what_there_is(
 
 
 def test_calibration_needs_memory_for_its_text(smollm2: Checkpoint) -> None:
-    few, many = (make_plan(recipe(w4a16(64), samples), smollm2, device="cpu").needs[0] for samples in (8, 16))
+    few, many = (plan_checkpoint(recipe(w4a16(64), samples), smollm2, device="cpu").needs[0] for samples in (8, 16))
     assert many.needed - few.needed == 2 * 8 * 64 * HIDDEN * 4  # a layer's inputs and outputs, in float32
 
 
@@ -565,7 +568,7 @@ def test_several_artifacts_share_the_disk(tmp_path: Path) -> None:
         parts={"cache": free // 3},
     )
     memory = Need(stage="quantize", resource="memory", needed=free, available=free)
-    plan = make_plan(
+    plan = plan_checkpoint(
         recipe(FP8), fake(tmp_path, bf16((64, 64), *(f"model.layers.{n}.mlp.down_proj.weight" for n in range(3))))
     )
     plan = plan.model_copy(update={"needs": (memory, need)})
@@ -577,7 +580,7 @@ def test_several_artifacts_share_the_disk(tmp_path: Path) -> None:
 
 def test_a_plan_is_a_function_of_recipe_and_checkpoint(smollm2: Checkpoint) -> None:
     def decided() -> dict[str, object]:
-        plan = make_plan(recipe(w4a16(128, "shrink")), read_checkpoint(smollm2.folder))
+        plan = plan_checkpoint(recipe(w4a16(128, "shrink")), read_checkpoint(smollm2.folder))
         return {**plan.model_dump(mode="json", exclude={"needs"}), "needs": [need.needed for need in plan.needs]}
 
     first, second = decided(), decided()
@@ -587,18 +590,18 @@ def test_a_plan_is_a_function_of_recipe_and_checkpoint(smollm2: Checkpoint) -> N
 
 def test_the_quantized_modules_are_gathered_once(smollm2: Checkpoint) -> None:
     """They are asked for at every tensor: of a large mixture of experts, tens of thousands of times."""
-    plan = make_plan(recipe(FP8), smollm2)
+    plan = plan_checkpoint(recipe(FP8), smollm2)
     assert plan.quantized is plan.quantized
 
 
 def test_a_plan_survives_json(smollm2: Checkpoint) -> None:
-    plan = make_plan(recipe(w4a16(64)), smollm2)
-    assert Plan.model_validate_json(plan.model_dump_json()) == plan
-    assert Plan.model_validate(json.loads(json.dumps(plan.model_dump(mode="json")))) == plan
+    plan = plan_checkpoint(recipe(w4a16(64)), smollm2)
+    assert CheckpointPlan.model_validate_json(plan.model_dump_json()) == plan
+    assert CheckpointPlan.model_validate(json.loads(json.dumps(plan.model_dump(mode="json")))) == plan
 
 
 def test_a_plan_takes_names_as_well(tiny: Path) -> None:
-    by_name, by_value = make_plan("fp8", str(tiny)), make_plan("fp8", read_checkpoint(tiny))
+    by_name, by_value = plan_checkpoint("fp8", str(tiny)), plan_checkpoint("fp8", read_checkpoint(tiny))
     assert by_name.modules == by_value.modules
     assert by_name.recipe.name == "fp8"
 
@@ -607,12 +610,12 @@ def test_the_command_prints_the_plan_as_json(cli: Cli, smollm2: Checkpoint) -> N
     done = cli("plan", "fp8", "--json")
     assert (done.returncode, done.stderr) == (0, "planning the default model with fp8\n")
     printed = json.loads(done.stdout)
-    plan = make_plan("fp8", smollm2)
+    plan = plan_checkpoint("fp8", smollm2)
     assert printed["bytes_before"] == plan.bytes_before
     assert printed["bytes_after"] == plan.bytes_after
     assert printed["bits_per_weight"] == plan.bits_per_weight
     assert {"recipe", "checkpoint", "modules", "needs", "sight"} <= printed.keys()
-    again = Plan.model_validate({name: printed[name] for name in Plan.model_fields})
+    again = CheckpointPlan.model_validate({name: printed[name] for name in CheckpointPlan.model_fields})
     assert (again.recipe, again.modules) == (plan.recipe, plan.modules)
     assert again.checkpoint.tensors == smollm2.tensors
 
@@ -622,7 +625,7 @@ def test_the_command_prints_the_plan_for_people(cli: Cli, smollm2: Checkpoint) -
     assert (done.returncode, done.stderr) == (0, "planning the default model with fp8\n")
     assert "fp8 on SmolLM2-135M-Instruct" in done.stdout
     assert all(f"model.layers.*.{name}" in done.stdout for name in SHAPES)
-    plan = make_plan("fp8", smollm2)
+    plan = plan_checkpoint("fp8", smollm2)
     after = f"{plan.bytes_after / 1e6:.1f} MB, bits per weight 16.00 → {plan.bits_per_weight:.2f}"
     assert f"weights: 269.0 MB → {after}" in done.stdout
     assert "of memory" in done.stdout
@@ -637,7 +640,7 @@ def test_the_command_says_what_the_artifact_will_not_get(cli: Cli, tiny_copy: Pa
 
 
 def test_planning_again_imports_neither_torch_nor_transformers(tiny: Path) -> None:
-    make_plan("int8", tiny)  # for which transformers is asked about the model
+    plan_checkpoint("int8", tiny)  # for which transformers is asked about the model
     program = """
 import sys
 from pipelines import make_plan
@@ -668,7 +671,7 @@ def test_the_first_rule_that_matches_decides(
     smollm2: Checkpoint, rules: list[tuple[str, SchemeName]], expected: dict[str, str]
 ) -> None:
     given = tuple(Rule(match=(pattern,), scheme=name) for pattern, name in rules)
-    plan = make_plan(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=given)), smollm2)
+    plan = plan_checkpoint(recipe(Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=given)), smollm2)
     for name, module in plan.quantized.items():
         parts = [known for part, known in expected.items() if part in name]
         assert module.scheme == (parts[-1] if parts else "FP8_DYNAMIC"), name
@@ -679,7 +682,9 @@ def test_rules_have_group_sizes_of_their_own_and_ignore_comes_before_them(smollm
     quantize = Rtn(
         method="rtn", scheme="W4A16", group_size=64, rules=(small,), ignore=("lm_head", "model.layers.0.mlp.down_proj")
     )
-    found = Counter((m.name.endswith("down_proj"), m.group_size) for m in make_plan(recipe(quantize), smollm2).modules)
+    found = Counter(
+        (m.name.endswith("down_proj"), m.group_size) for m in plan_checkpoint(recipe(quantize), smollm2).modules
+    )
     assert found == {(False, 64): 180, (True, 32): 29, (True, None): 1}
 
 
@@ -698,7 +703,7 @@ def experts_of(name: str, block: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("torn", "scheme", "says"),
+    ("pattern", "scheme", "says"),
     [
         ("k_proj", None, "q_proj, k_proj, v_proj of model.layers.0.self_attn"),
         ("v_proj", "W4A16", "q_proj, k_proj, v_proj of model.layers.0.self_attn"),
@@ -713,17 +718,17 @@ def experts_of(name: str, block: str) -> list[str]:
     ],
 )
 def test_what_runtimes_load_as_one_matrix_is_treated_alike(
-    torn: str, scheme: SchemeName | None, says: str, tmp_path: Path
+    pattern: str, scheme: SchemeName | None, says: str, tmp_path: Path
 ) -> None:
     names = [f"model.layers.0.{name}" for name in (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
     names += [name for which in ("w1", "w2", "w3") for name in experts_of(which, "block_sparse_moe")]
     model = fake(tmp_path, {f"{name}.weight": ("BF16", (128, 128)) for name in names})
     if scheme is None:
-        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=(torn,))
+        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=(pattern,))
     else:
-        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=(torn,), scheme=scheme),))
+        quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", rules=(Rule(match=(pattern,), scheme=scheme),))
     if not says:
-        assert any(module.scheme == scheme for module in make_plan(recipe(quantize), model).modules)
+        assert any(module.scheme == scheme for module in plan_checkpoint(recipe(quantize), model).modules)
         return
     (problem,) = told(quantize, model)
     assert problem.startswith(f"recipe mine: {says} are not treated alike")
@@ -744,7 +749,9 @@ def test_what_is_loaded_as_one_is_shrunk_to_one_group_size(tmp_path: Path) -> No
 
 def decided(quantize: Quantize, model: Checkpoint) -> dict[str, int | None]:
     """The end of each module's name → its group size."""
-    return {module.name.rpartition(".")[2]: module.group_size for module in make_plan(recipe(quantize), model).modules}
+    return {
+        module.name.rpartition(".")[2]: module.group_size for module in plan_checkpoint(recipe(quantize), model).modules
+    }
 
 
 def test_models_with_transposed_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
@@ -755,16 +762,16 @@ def test_models_with_transposed_weights_are_refused(tiny: Path, tmp_path: Path) 
     assert "is a GPT2LMHeadModel, which keeps its weights transposed (Conv1D)" in problem
 
 
-def test_torn_layers_are_one_problem(smollm2: Checkpoint) -> None:
-    torn = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
+def test_all_fused_sets_treated_differently_are_one_problem(smollm2: Checkpoint) -> None:
+    recipe = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
     with pytest.raises(BadInput, match=r"of model.layers.0.self_attn are not treated alike \(30 such groups\)"):
-        make_plan(torn, smollm2)
+        plan_checkpoint(recipe, smollm2)
 
 
 # Bytes of every scheme, and of the cache
 
 
-def write(plan: Plan, folder: Path) -> None:
+def write(plan: CheckpointPlan, folder: Path) -> None:
     """An artifact of `plan`: by the engine, or of zeros where it would need a calibration set."""
     from pipelines.quantization.engines import streaming
     from pipelines.quantization.files import ArtifactFiles, copy_kept
@@ -795,7 +802,7 @@ def test_the_plan_knows_every_byte_that_is_written(
     quantize = Rtn(
         method="rtn", scheme=name, group_size=size, kv_cache=kv_cache, ignore=("model.layers.0.mlp.up_proj",)
     )
-    plan = make_plan(recipe(quantize), model)
+    plan = plan_checkpoint(recipe(quantize), model)
     write(plan, tmp_path / "artifact")
     stored = {tensor.name: tensor for tensor in read_checkpoint(tmp_path / "artifact").tensors}
     assert plan.bytes_after == sum(tensor.bytes for tensor in stored.values())
@@ -815,7 +822,10 @@ def test_the_cache_is_that_of_the_decoders_attention(tmp_path: Path) -> None:
     )  # fmt: skip
     model = fake(tmp_path, bf16((32, 32), *(f"{name}.weight" for name in names)), num_hidden_layers=2)
     quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", kv_cache="FP8")
-    assert make_plan(recipe(quantize), model).attentions == ("model.layers.0.self_attn", "model.layers.1.self_attn")
+    assert plan_checkpoint(recipe(quantize), model).attentions == (
+        "model.layers.0.self_attn",
+        "model.layers.1.self_attn",
+    )
 
 
 def test_a_cache_that_no_known_module_fills_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from pipelines.publishing.signature import Signer, Trust
 from pipelines.publishing.stage import check_published, make_bundle, publish, published, pull
 from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest
 from tests import hub_server, servers

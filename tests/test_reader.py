@@ -14,17 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import isolated
-from pipelines.planning import modules, quantization_config, stage
+from pipelines.planning import checks, quantization_config, stage
 from pipelines.planning.quantization_config import written_config
-from pipelines.planning.stage import make_plan
 from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.sentences import reader_line
 from pipelines.verification import reader as reading
 from pipelines.verification.reader import Reader
 from pipelines.verification.stage import verify
 from tests.conftest import edit_json
+from tests.plans import plan_checkpoint
 from tests.test_families import EXPERTS, MIXTRAL, UNTIED, write_model, write_text
 
 NEMOTRON: dict[str, Any] = {
@@ -124,7 +125,7 @@ def test_artifacts_are_near_their_source_in_plain_transformers(
     sources: Sources, kind: str, dtype: str, overrides: tuple[str, ...], allowed: float
 ) -> None:
     source = sources(kind, dtype)
-    artifact = quantize(make_plan(recipe(*overrides), source))
+    artifact = quantize(plan_checkpoint(recipe(*overrides), source))
     reader = verify(artifact).reader
     assert (reader.program, reader.not_loaded) == ("transformers", "")
     narrowed = dtype != "bfloat16" and {scheme for scheme, _ in artifact.plan.formats} & {"NVFP4A16", "MXFP4"}
@@ -160,11 +161,11 @@ def test_what_transformers_misreads_is_refused_by_the_plan(
 ) -> None:
     """With a remedy that works."""
     with pytest.raises(BadInput) as caught:
-        make_plan(recipe(*overrides), sources(kind, dtype))
+        plan_checkpoint(recipe(*overrides), sources(kind, dtype))
     (problem,) = caught.value.problems
     assert says in problem.what
     assert problem.remedy == "recipe fp8 can"
-    assert make_plan("fp8", sources(kind, dtype)).quantized
+    assert plan_checkpoint("fp8", sources(kind, dtype)).quantized
 
 
 # Behind the plan
@@ -185,9 +186,9 @@ def test_what_transformers_misreads_is_refused_by_the_plan(
 def test_what_is_misread_is_not_verified_whatever_the_plan_says(
     sources: Sources, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], says: str
 ) -> None:
-    monkeypatch.setattr(modules, "misread", lambda *_: [])
+    monkeypatch.setattr(checks, "misread", lambda *_: [])
     monkeypatch.setattr(stage, "unreadable", lambda _: "")
-    artifact = quantize(make_plan(recipe(*overrides), sources("qwen3_moe")))
+    artifact = quantize(plan_checkpoint(recipe(*overrides), sources("qwen3_moe")))
     with pytest.raises(QuantgateError, match=says) as caught:
         verify(artifact)
     assert "Traceback" not in str(caught.value)
@@ -196,17 +197,17 @@ def test_what_is_misread_is_not_verified_whatever_the_plan_says(
 def test_modules_are_addressed_by_the_names_of_transformers_and_of_the_checkpoint(
     sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ignored = written_config(make_plan("fp8", sources("nemotron_h")))["ignore"]
+    ignored = written_config(plan_checkpoint("fp8", sources("nemotron_h")))["ignore"]
     assert {"backbone.layers.0.mixer.q_proj", "model.layers.0.mixer.q_proj"} < set(ignored)
     monkeypatch.setattr(stage, "unreadable", lambda _: "")
     monkeypatch.setattr(quantization_config, "_addresses", lambda plan: {m.name: {m.name} for m in plan.modules})
     with pytest.raises(QuantgateError, match=r"finds no model\.layers\.0\.mixer\.k_proj\.weight_scale"):
-        verify(quantize(make_plan(recipe("quantize.ignore=[lm_head,'layer:0']"), sources("nemotron_h"))))
+        verify(quantize(plan_checkpoint(recipe("quantize.ignore=[lm_head,'layer:0']"), sources("nemotron_h"))))
 
 
 def test_kept_experts_are_addressed_together(sources: Sources) -> None:
     """For vLLM calls them otherwise than the checkpoint does."""
-    ignored = written_config(make_plan("fp8", sources("mixtral")))["ignore"]
+    ignored = written_config(plan_checkpoint("fp8", sources("mixtral")))["ignore"]
     assert [pattern for pattern in ignored if "expert" in pattern] == [
         rf"re:(.*\.)?layers\.{layer}\.(.*\.)?experts\..*" for layer in (0, 2)
     ]
@@ -241,7 +242,7 @@ def misnamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_damaged_tensors_are_found_by_the_names_of_their_modules(
     sources: Sources, damage: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], says: str
 ) -> None:
-    artifact = quantize(make_plan(recipe("quantize.ignore=[lm_head]"), sources("llama")))
+    artifact = quantize(plan_checkpoint(recipe("quantize.ignore=[lm_head]"), sources("llama")))
     with pytest.raises(QuantgateError, match=says):
         verify(edit_tensors(artifact, damage))
 
@@ -254,7 +255,7 @@ def test_damaged_tensors_are_found_by_the_names_of_their_modules(
     ],
 )
 def test_a_wrong_list_of_kept_modules_is_found(sources: Sources, ignored: list[str], says: str) -> None:
-    artifact = quantize(make_plan("fp8", sources("llama")))
+    artifact = quantize(plan_checkpoint("fp8", sources("llama")))
     config = json.loads((artifact.checkpoint / "config.json").read_text())
     described = {**config["quantization_config"], "ignore": ignored}
     edit_json(artifact.checkpoint / "config.json", quantization_config=described)
@@ -265,7 +266,7 @@ def test_a_wrong_list_of_kept_modules_is_found(sources: Sources, ignored: list[s
 def test_a_format_of_experts_that_only_the_reader_mistakes_is_found(sources: Sources) -> None:
     """It takes the first format for theirs unless they are meant by a pattern."""
     rules = "quantize.rules=[{match: ['re:.*experts'], scheme: MXFP4}]"
-    artifact = quantize(make_plan(recipe(*W4, "quantize.ignore=[lm_head]", rules), sources("qwen3_moe")))
+    artifact = quantize(plan_checkpoint(recipe(*W4, "quantize.ignore=[lm_head]", rules), sources("qwen3_moe")))
     described = json.loads((artifact.checkpoint / "config.json").read_text())["quantization_config"]
     packed, experts = described["config_groups"]["group_1"], described["config_groups"]["group_0"]
     assert experts["format"] == "mxfp4-pack-quantized"
@@ -286,7 +287,7 @@ def test_the_reader_runs_where_nothing_of_ours_is_found(
     (tmp_path / "transformers.py").write_text("raise SystemError('taken from PYTHONPATH')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(reading, "command", COMMAND)
-    reader = verify(quantize(make_plan(recipe(*W4), sources("llama")))).reader
+    reader = verify(quantize(plan_checkpoint(recipe(*W4), sources("llama")))).reader
     assert reader.weights_error is not None and reader.weights_error < 1e-5
     folder, name = isolated.serve("transformers_reader")
     code = f"import sys; sys.path.insert(0, {folder!r}); import {name}; {name}.commands(None); import pipelines"
@@ -300,7 +301,7 @@ def test_the_reader_runs_where_nothing_of_ours_is_found(
 @pytest.mark.parametrize("export", ["autogptq", "autoawq"])
 def test_what_cannot_be_loaded_here_says_so(sources: Sources, tmp_path: Path, export: str) -> None:
     overrides = (f"export={export}", "quantize.group_size=32", *write_text(tmp_path))
-    reader = verify(quantize(make_plan(load_recipe("int4-gptq", overrides), sources("llama")))).reader
+    reader = verify(quantize(plan_checkpoint(load_recipe("int4-gptq", overrides), sources("llama")))).reader
     assert (reader.version, reader.median_error) == (None, None)
     assert reader_line(reader).startswith("not loaded here: transformers needs the package gptqmodel for it, which")
 

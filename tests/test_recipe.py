@@ -10,24 +10,11 @@ from pipelines.core.strict_yaml import MAX_FILE_BYTES, load
 from pipelines.core.wheels import PINNED
 from pipelines.formats.schemes import SCHEMES
 from pipelines.recipe import library
-from pipelines.recipe.recipe import (
-    Calibrate,
-    CalibrationSet,
-    Gate,
-    Gguf,
-    Gptq,
-    Method,
-    PackageSource,
-    Recipe,
-    Rtn,
-    Rule,
-    Suite,
-    Task,
-    load_recipe,
-    load_set,
-    load_suite,
-    load_task,
-)
+from pipelines.recipe.calibration_set import CalibrationSet, PackageSource
+from pipelines.recipe.load import load_recipe, load_set, load_suite, load_task
+from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
+from pipelines.recipe.recipe import Calibrate, Gate, Recipe
+from pipelines.recipe.suite import Suite, Task
 
 RTN = """\
 version: 1
@@ -179,12 +166,12 @@ def test_w4a16_has_groups_of_128_when_made_in_python_too() -> None:
 def test_rules_keep_their_order_and_say_which_schemes_there_are(tmp_path: Path) -> None:
     more = "    - {match: ['re:.*up_proj'], scheme: FP8_DYNAMIC}\n    - {match: [o_proj], scheme: W8A16}\n"
     recipe = load(write(tmp_path, RULED.replace("calibrate:", f"{more}calibrate:")), Recipe)
-    assert recipe.quantize.rules == (
+    assert recipe.method.rules == (
         Rule(match=("down_proj", "layer:-1"), scheme="W4A16", group_size=128),
         Rule(match=("re:.*up_proj",), scheme="FP8_DYNAMIC"),
         Rule(match=("o_proj",), scheme="W8A16"),
     )
-    assert recipe.quantize.schemes == ("W8A16", "W4A16", "FP8_DYNAMIC")
+    assert recipe.schemes == ("W8A16", "W4A16", "FP8_DYNAMIC")
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
@@ -344,6 +331,19 @@ def test_a_recipe_has_a_calibration_set_when_it_needs_one_and_only_then(
             "missing ), unterminated subpattern at position 0",
         ),
         (RTN + "name: again\n", "mine.yaml:5:1: key 'name' is given twice"),
+        (
+            RTN.replace("FP8_DYNAMIC", "FP8_DYNAMIC, ignore: [lm_head, '']"),
+            "mine.yaml:4:46: quantize.ignore: a pattern is empty and means no module; leave it out, or name one, for "
+            "example lm_head",
+        ),
+        (
+            RTN.replace("FP8_DYNAMIC", "W4A16, group_size: 3"),
+            "mine.yaml:4:1: quantize: group_size 3 is no multiple of 16; give one, for example 32, 64 or 128",
+        ),
+        (
+            RTN.replace("FP8_DYNAMIC", 'FP8_DYNAMIC, ignore: ["\\ud800"]'),
+            "mine.yaml:4:55: holds half a character (a lone surrogate), which is no text\n    write the text in UTF-8",
+        ),
         (
             RULED.replace("match", "macth"),
             {
@@ -581,7 +581,7 @@ def test_overrides_are_applied_in_order_and_parsed_as_yaml(tmp_path: Path) -> No
     ]
     recipe = load(write(tmp_path, GPTQ), Recipe, overrides)
     assert recipe.summary == "second"
-    assert recipe.quantize.ignore == ("lm_head", "re:.*down_proj")
+    assert recipe.method.ignore == ("lm_head", "re:.*down_proj")
     assert recipe.calibrate == Calibrate(set="self", samples=64, pack=False)
     assert recipe.gate == Gate(retention=0.95)
 
@@ -720,3 +720,10 @@ def test_a_path_to_no_file_is_told_as_such(tmp_path: Path) -> None:
     write(tmp_path, RTN)
     with pytest.raises(BadInput, match=r"no such recipe file\n    did you mean .*mine\.yaml\?"):
         load_recipe(tmp_path / "mne.yaml")
+
+
+@pytest.mark.parametrize("setting", ["summary=a\udced\udca0", 'summary="\\ud800"', "sum\ud800mary=a"])
+def test_half_a_character_in_an_override_is_blamed_on_it(tmp_path: Path, setting: str) -> None:
+    (problem,) = problems(write(tmp_path, RTN), Recipe, setting)
+    key = setting.partition("=")[0]
+    assert problem.startswith(f"--set {key}: holds half a character (a lone surrogate), which is no text\n")

@@ -12,11 +12,11 @@ from pipelines.flow.journal import Run
 from pipelines.flow.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
 from pipelines.flow.repair import repair
 from pipelines.flow.run import run
-from pipelines.planning.stage import make_plan
-from pipelines.recipe.as_yaml import as_yaml
-from pipelines.recipe.recipe import Recipe, load_recipe
+from pipelines.recipe.load import as_yaml, load_recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
 from pipelines.verification.results import LayerError
+from tests.plans import plan_checkpoint, plan_gguf
 from tests.test_flow import little
 
 
@@ -45,7 +45,7 @@ def failed(done: Run, recipe: Recipe | None = None, **sqnr: float) -> Manifest:
 
 def test_what_lost_most_for_its_bytes_comes_first_and_what_runtimes_fuse_stays_together(done: Run, tiny: Path) -> None:
     record = failed(done, down_proj=10.0, v_proj=15.0)
-    order = ranked(record, make_plan(record.recipe, read_checkpoint(tiny)))
+    order = ranked(record, plan_checkpoint(record.recipe, read_checkpoint(tiny)))
     assert [{name.rpartition(".")[2] for name in unit} for unit in order[:4]] == [{"down_proj"}] * 4
     assert {name.rpartition(".")[2] for name in order[4]} == {"q_proj", "k_proj", "v_proj"}
     assert sum(map(len, order)) == len(record.verification.layers)
@@ -55,29 +55,29 @@ def test_attempts_grow_and_stay_within_the_budget(done: Run, tiny: Path) -> None
     model = read_checkpoint(tiny)
     record = failed(done, down_proj=10.0)
     tried = list(recipes(record, model))
-    sizes = [make_plan(recipe, model).bytes_after for recipe in tried]
+    sizes = [plan_checkpoint(recipe, model).bytes_after for recipe in tried]
     assert 1 < len(tried) <= ATTEMPTS
     assert sizes == sorted(set(sizes))
     assert sizes[0] > record.size.bytes_after
     budget = (sizes[0] + sizes[-1]) // 2
-    assert all(make_plan(recipe, model).bytes_after <= budget for recipe in recipes(record, model, budget))
+    assert all(plan_checkpoint(recipe, model).bytes_after <= budget for recipe in recipes(record, model, budget))
     assert list(recipes(record, model, record.size.bytes_after)) == []
-    everything = make_plan(tried[-1], model)
+    everything = plan_checkpoint(tried[-1], model)
     assert {module.scheme for module in everything.quantized.values()} == {"W8A16"}
 
 
 def test_eight_bit_layers_are_left_in_sixteen(done: Run, tiny: Path) -> None:
     record = failed(done, load_recipe("fp8"), down_proj=10.0)
     first = next(recipes(record, read_checkpoint(tiny)))
-    plan = make_plan(first, read_checkpoint(tiny))
+    plan = plan_checkpoint(first, read_checkpoint(tiny))
     kept = {module.name for module in plan.modules if module.scheme is None and "down_proj" in module.name}
     assert kept
-    assert first.quantize.rules == ()
+    assert first.method.rules == ()
 
 
 def test_gguf_tensors_become_q8_0(smollm2: Checkpoint, done: Run) -> None:
     recipe = load_recipe("gguf-iq4_xs")
-    plan = make_plan(recipe, smollm2)
+    plan = plan_gguf(recipe, smollm2)
     layers = tuple(
         LayerError(module=tensor.name, sqnr=10.0 if "ffn_down" in tensor.name else 30.0)
         for tensor in plan.tensors
@@ -86,7 +86,7 @@ def test_gguf_tensors_become_q8_0(smollm2: Checkpoint, done: Run) -> None:
     verification = done.manifest.verification.model_copy(update={"layers": layers})
     size = done.manifest.size.model_copy(update={"bytes_after": plan.bytes_after})
     record = failed(done, recipe).model_copy(update={"verification": verification, "size": size})
-    first = make_plan(next(recipes(record, smollm2)), smollm2)
+    first = plan_gguf(next(recipes(record, smollm2)), smollm2)
     raised = {tensor.name for tensor in first.tensors if tensor.type == "Q8_0"}
     was = {tensor.name for tensor in plan.tensors if tensor.type == "Q8_0"}
     assert raised - was
@@ -100,7 +100,7 @@ def test_a_suggestion_is_a_recipe_ready_to_run(done: Run, tiny: Path, tmp_path: 
     assert text is not None
     (tmp_path / "try.yaml").write_text(text)
     recipe = load_recipe(str(tmp_path / "try.yaml"))
-    assert make_plan(recipe, read_checkpoint(tiny)).bytes_after > record.size.bytes_after
+    assert plan_checkpoint(recipe, read_checkpoint(tiny)).bytes_after > record.size.bytes_after
     assert recipe.gate == record.recipe.gate
     assert re.search(r"re:model\\\.layers\\\.\(0\|1\|2\|3\)\\\.mlp\\\.down_proj\$", text)
     assert remedies([record, done.manifest.model_copy(update={"gate": passed(done)})]) == {record.artifact_digest: text}

@@ -19,7 +19,7 @@ from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import edit_json

@@ -12,7 +12,7 @@ import pytest
 from pipelines.flow.journal import Run
 from pipelines.flow.run import run
 from pipelines.gating.measures import Measure
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.report import html, markdown
 from pipelines.reporting.sentences import verdict_line
@@ -167,3 +167,10 @@ def luminance(colour: str) -> float:
     channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(share * c for share, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_a_gguf_is_by_llama_cpp(done: Run) -> None:
+    """Records of earlier versions name no engine."""
+    record = told(done, "file").model_copy(update={"recipe": load_recipe("gguf-q8_0"), "engine": ""})
+    assert re.search(r"engine\W+llama\.cpp", markdown([record]).replace("\\", ""))
+    assert "quantgate" not in re.findall(r"\| engine \| (.*?) \|", markdown([record]))

@@ -7,7 +7,7 @@ import pytest
 from docs import results
 from pipelines.flow.journal import Run
 from pipelines.flow.run import run
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import RECORD
 from tests.test_flow import little
 from tests.test_history import with_result

@@ -15,11 +15,12 @@ from pipelines.formats import nvfp4, rounding
 from pipelines.formats.activations import input_rounder
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from pipelines.planning.quantization_config import written_config
-from pipelines.planning.stage import make_plan
 from pipelines.quantization.written import fused_names
-from pipelines.recipe.recipe import Calibrate, Recipe, Rtn
+from pipelines.recipe.methods import Rtn
+from pipelines.recipe.recipe import Calibrate, Recipe
 from pipelines.runtimes.loading import load_for_inference, unrounded
 from tests.conftest import edit_json
+from tests.plans import plan_checkpoint
 
 ROUNDED: list[SchemeName] = [name for name in OWN_SCHEMES if SCHEMES[name].activations]
 DTYPES = list(rounding.DTYPES.values())
@@ -97,7 +98,7 @@ def artifact(name: SchemeName, source: Path, folder: Path) -> Path:
     size = 32 if SCHEMES[name].resizable else None
     chosen = Rtn(method="rtn", scheme=name, group_size=size)
     calibrate = Calibrate(set="self") if chosen.measures_activations else None
-    plan = make_plan(Recipe(version=1, name="mine", summary="", quantize=chosen, calibrate=calibrate), source)
+    plan = plan_checkpoint(Recipe(version=1, name="mine", summary="", quantize=chosen, calibrate=calibrate), source)
     folder.mkdir()
     tensors = load_file(source / "model.safetensors")
     together = fused_names(plan)

@@ -33,7 +33,8 @@ from pipelines.flow.run import run
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.gguf.convert import without_code
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Recipe, load_recipe, load_suite
+from pipelines.recipe.load import load_recipe, load_suite
+from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
 from tests.conftest import edit_json
 

@@ -20,8 +20,9 @@ from pipelines.flow import judging
 from pipelines.flow.prepare import Job
 from pipelines.gating.gate import judge
 from pipelines.gating.verdict import Verdict
-from pipelines.planning.plan import Plan
-from pipelines.recipe.recipe import Policy, Suite, load_recipe
+from pipelines.planning.plan import CheckpointPlan
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.suite import Policy, Suite
 from tests.test_gate import documents, within_alpha
 
 TIMES = 2000
@@ -117,7 +118,7 @@ def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
             shown=shown[candidate], confidence=confidence, spared=0, reasons=(str(candidate),), retention=None
         )
 
-    plan = Plan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
+    plan = CheckpointPlan.model_construct(recipe=load_recipe("fp8"), checkpoint=cast(Any, "baseline"), dtype="float32")
     job = Job.model_construct(
         plan=plan, suite=CORE, targets=(), device="cpu", dtype="auto", runtime="transformers", full=full
     )

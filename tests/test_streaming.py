@@ -16,15 +16,16 @@ from pipelines.checkpoint.headers import INDEX, Checkpoint, read_checkpoint, rea
 from pipelines.core.errors import QuantgateError
 from pipelines.formats import nvfp4, rounding
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
-from pipelines.planning.plan import Plan
-from pipelines.planning.stage import make_plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.engines import streaming
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Recipe, Rtn, Rule
+from pipelines.recipe.methods import Rtn, Rule
+from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification import checkpoint as checkpoint_verification
 from pipelines.verification.stage import verify
 from tests.conftest import edit_json, make_tiny
+from tests.plans import plan_checkpoint
 from tests.test_checkpoint import split, write_checkpoint
 
 DATA_FREE: list[SchemeName] = [name for name in OWN_SCHEMES if not SCHEMES[name].calibrated]
@@ -35,12 +36,14 @@ every_scheme = pytest.mark.parametrize("name", DATA_FREE)
 every_dtype = pytest.mark.parametrize("dtype", rounding.DTYPES)
 
 
-def plan_for(name: SchemeName, model: Path | Checkpoint, group_size: int = 32, ignore: tuple[str, ...] = ()) -> Plan:
+def plan_for(
+    name: SchemeName, model: Path | Checkpoint, group_size: int = 32, ignore: tuple[str, ...] = ()
+) -> CheckpointPlan:
     chosen = Rtn(method="rtn", scheme=name, ignore=ignore, group_size=group_size if SCHEMES[name].resizable else None)
-    return make_plan(Recipe(version=1, name="mine", summary="", quantize=chosen), model)
+    return plan_checkpoint(Recipe(version=1, name="mine", summary="", quantize=chosen), model)
 
 
-def stream(plan: Plan, folder: Path) -> Tensors:
+def stream(plan: CheckpointPlan, folder: Path) -> Tensors:
     """The tensors that the engine writes into `folder`."""
     folder.mkdir()
     streaming.quantize(plan, None, folder)
@@ -148,7 +151,9 @@ def test_an_artifact_of_several_schemes_loads_in_transformers(sources: Sources) 
         Rule(match=("o_proj",), scheme="FP8_DYNAMIC"),
     )
     chosen = Rtn(method="rtn", scheme="W4A16", group_size=32, rules=rules, ignore=ignore)
-    artifact = quantize(make_plan(Recipe(version=1, name="mine", summary="", quantize=chosen), sources("BF16 tied")))
+    artifact = quantize(
+        plan_checkpoint(Recipe(version=1, name="mine", summary="", quantize=chosen), sources("BF16 tied"))
+    )
     assert Counter(module.scheme for module in artifact.plan.modules) == {
         None: 3, "W8A16": 4, "W4A16": 5, "NVFP4A16": 1, "FP8_DYNAMIC": 1,
     }  # fmt: skip
@@ -259,7 +264,7 @@ def test_shards_stay_shards(tmp_path: Path, smollm2: Checkpoint) -> None:
 
     source = make_tiny(tmp_path / "source", smollm2)
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
-    plan = make_plan("fp8", tmp_path / "sharded")
+    plan = plan_checkpoint("fp8", tmp_path / "sharded")
     assert len(plan.checkpoint.weight_files) > 1
     stream(plan, tmp_path / "ours")
     written = {path.name for path in (tmp_path / "ours").iterdir()}
@@ -287,7 +292,7 @@ import pipelines.planning.stage
 from pipelines.formats import rounding
 from pipelines.quantization.engines import streaming
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.recipe import load_recipe
+from pipelines.recipe.load import load_recipe
 from tests.fakes import anatomy_of
 pipelines.planning.stage.examine, pipelines.planning.stage.unreadable = anatomy_of, lambda _: ""
 recipe = load_recipe("fp8", ["quantize.scheme=" + sys.argv[3], "quantize.ignore=[lm_head]"])

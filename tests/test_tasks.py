@@ -20,7 +20,8 @@ from pipelines.evaluation.task import LmEvalTask
 from pipelines.evaluation.tasks import check_tasks, open_task, opener
 from pipelines.flow.prepare import Job, prepare
 from pipelines.recipe import library
-from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_recipe, load_suite, load_task
+from pipelines.recipe.load import load_recipe, load_suite, load_task
+from pipelines.recipe.suite import Suite, SuiteTask, Task
 from pipelines.runtimes import transformers_lm
 from tests.conftest import PLAIN, Cli, edit_json, own_cache
 

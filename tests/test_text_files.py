@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from pipelines.core.errors import BadInput
 from pipelines.core.text_files import READERS, Row, read_rows
-from pipelines.recipe.recipe import load_recipe, load_set
+from pipelines.recipe.load import load_recipe, load_set
 from tests.conftest import Cli
 
 SET = "{{version: 1, name: mine, summary: of the test, source: {{kind: files, paths: [{}]}}}}\n"

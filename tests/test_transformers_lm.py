@@ -12,7 +12,8 @@ from pipelines.evaluation import looks
 from pipelines.evaluation.patches import patched
 from pipelines.evaluation.stage import evaluate
 from pipelines.evaluation.tasks import open_task
-from pipelines.recipe.recipe import Suite, SuiteTask, load_task
+from pipelines.recipe.load import load_task
+from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.runtimes import transformers_lm
 from pipelines.runtimes.prefixes import Ask, Row, lay_out, shared
 from pipelines.runtimes.transformers_lm import TransformersLM, _fitting

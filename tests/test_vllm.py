@@ -23,7 +23,7 @@ from pipelines.environments import isolated
 from pipelines.environments.isolated import Build, Distribution, Environment
 from pipelines.evaluation.stage import evaluate
 from pipelines.formats.schemes import SchemeName
-from pipelines.recipe.recipe import Suite, SuiteTask
+from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.runtimes import vllm
 from pipelines.runtimes.probe import PROMPT
 from tests.conftest import edit_json

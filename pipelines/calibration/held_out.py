@@ -6,7 +6,8 @@ from functools import cache
 from pipelines.calibration.sources import source_rows
 from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.text_files import Row
-from pipelines.recipe.recipe import Calibrate, load_set
+from pipelines.recipe.load import load_set
+from pipelines.recipe.recipe import Calibrate
 from pipelines.runtimes.amounts import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 
 HELD_OUT = "passages"

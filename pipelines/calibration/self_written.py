@@ -8,7 +8,8 @@ from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core import progress
 from pipelines.core.errors import bad_input
 from pipelines.planning.plan import Plan
-from pipelines.recipe.recipe import Calibrate, SelfSource
+from pipelines.recipe.calibration_set import SelfSource
+from pipelines.recipe.recipe import Calibrate
 from pipelines.runtimes.generation import check_generation, use_own_settings
 
 GENERATION_BATCH = 32

@@ -12,7 +12,8 @@ from pipelines.core.cache import digest, file_digest
 from pipelines.core.errors import bad_input, brief
 from pipelines.core.text_files import Row, content_of, read_jsonl, read_rows
 from pipelines.recipe import library
-from pipelines.recipe.recipe import Calibrate, CalibrationSet, FileSource, HubSource, PackageSource, SelfSource
+from pipelines.recipe.calibration_set import CalibrationSet, FileSource, HubSource, PackageSource, SelfSource
+from pipelines.recipe.recipe import Calibrate
 
 FIELD = re.compile(r"\w+(\[[^][]+\])*")
 """Pattern of what a template takes of a row: `doc[query]`; attributes would be Python's, widths could fill memory."""

@@ -14,7 +14,9 @@ from pipelines.core import progress
 from pipelines.core.cache import keep
 from pipelines.core.errors import bad_input
 from pipelines.planning.plan import Plan
-from pipelines.recipe.recipe import Calibrate, PackageSource, SelfSource, load_set
+from pipelines.recipe.calibration_set import PackageSource, SelfSource
+from pipelines.recipe.load import load_set
+from pipelines.recipe.recipe import Calibrate
 
 
 def calibrate(plan: Plan) -> CalibrationTokens:

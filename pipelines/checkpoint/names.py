@@ -4,6 +4,10 @@ import re
 
 from pipelines.checkpoint.headers import TensorInfo
 
+ONE_BY_ONE = re.compile(r"(.*\.)?experts\.\d+\.")
+"""How the names of experts begin that a checkpoint stores one by one."""
+
+
 ROUTER = re.compile(
     r"(^|\.)(router(\.\w+)?|(mlp|block_sparse_moe|feed_forward|moe|mixer)\.gate(\.wg)?|shared_expert_gate)$"
 )

@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,8 @@ from pydantic_core import ErrorDetails
 
 from pipelines.core.errors import BadInput, Problem, bad_input, did_you_mean, nearest, refuse
 
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character of UTF-16, which stands for none by itself."""
 KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -95,7 +97,12 @@ def read(path: Path, overrides: Iterable[str] = ()) -> YamlFile:
 
 
 def fit(document: YamlFile, model: type[M]) -> M:
-    """`document` as a `model`."""
+    """Return `document` as a `model`.
+
+    Raises:
+        BadInput: with all that does not fit, each with its place.
+    """
+    refuse(_no_text(document))
     try:  # as JSON, whose strict mode knows that a list may become a tuple, but a string no number
         text = json.dumps(document.data, default=str)
     except ValueError:  # Python writes no integer of more digits than it would read
@@ -105,6 +112,27 @@ def fit(document: YamlFile, model: type[M]) -> M:
     except ValidationError as error:
         details = error.errors()
         raise BadInput(_explain(document, model, d) for d in details if not _follows(d, details)) from None
+
+
+def _no_text(document: YamlFile) -> Iterator[Problem]:
+    """Yield keys and values that hold half a character: no file in UTF-8 does, but an escape or an option may."""
+    for path, text in _texts(document.data):
+        if HALF.search(text):
+            what = "holds half a character (a lone surrogate), which is no text"
+            yield Problem(place(document, path), what, "write the text in UTF-8")
+
+
+def _texts(value: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every key and every text in `value`, which is at `at`, with its place."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*at, key), key
+            yield from _texts(inner, (*at, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, (*at, index))
 
 
 def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:

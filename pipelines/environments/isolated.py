@@ -21,6 +21,7 @@ from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.core.processes import clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments import llama_build
+from pipelines.environments.engines import ENGINES
 from pipelines.environments.installers import fill, installer
 
 
@@ -91,10 +92,11 @@ ENVIRONMENTS = {
                 "cuda": Build(requirements=("vllm==0.32.0",), unwanted=VISION_AND_AUDIO),
             },
         ),
-        Environment(name="gptqmodel", module="gptqmodel", builds=_locked("gptqmodel.txt")),
-        Environment(name="modelopt", module="modelopt.torch.quantization", builds=_locked("modelopt.txt")),
-        Environment(name="auto-gptq", module="auto_gptq", builds=_locked("auto-gptq.txt")),
-        Environment(name="autoawq", module="awq", builds=_locked("autoawq.txt")),
+        *(
+            Environment(name=engine.name, module=engine.imports, builds=_locked(engine.lock))
+            for engine in ENGINES.values()
+            if engine.imports
+        ),
     )
 }
 

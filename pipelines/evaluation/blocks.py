@@ -10,7 +10,8 @@ from pipelines.evaluation.rows import origin
 from pipelines.evaluation.scores import Block, Document
 from pipelines.evaluation.task import SEED, LmEvalTask, task_inputs
 from pipelines.evaluation.tasks import Opened
-from pipelines.recipe.recipe import SuiteTask, load_task
+from pipelines.recipe.load import load_task
+from pipelines.recipe.suite import SuiteTask
 
 
 class BlockRequest(Frozen):

@@ -18,7 +18,8 @@ from pipelines.evaluation.looks import blocks_by_look
 from pipelines.evaluation.patches import patched
 from pipelines.evaluation.task import LmEvalTask, task_inputs, unscored
 from pipelines.evaluation.tasks import Opened, layout_remedy, opener
-from pipelines.recipe.recipe import Suite, SuiteTask, Task, load_task
+from pipelines.recipe.load import load_task
+from pipelines.recipe.suite import Suite, SuiteTask, Task
 
 if TYPE_CHECKING:
     from pipelines.runtimes.lm_eval import TokenLM

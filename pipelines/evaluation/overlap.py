@@ -11,7 +11,7 @@ from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import Result, keep
-from pipelines.recipe.recipe import Suite
+from pipelines.recipe.suite import Suite
 
 WORDS = 13
 """Number of consecutive words that make an overlap."""

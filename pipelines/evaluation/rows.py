@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.core import wheels
 from pipelines.core.cache import Result, keep
 from pipelines.core.text_files import read_jsonl
-from pipelines.recipe.recipe import OfflineData, Task
+from pipelines.recipe.suite import OfflineData, Task
 
 
 class Rows(Result):

@@ -8,7 +8,7 @@ from pydantic import Field
 from pipelines.core.cache import Result
 from pipelines.core.device import ComputeDtype
 from pipelines.core.strict_yaml import Frozen
-from pipelines.recipe.recipe import Suite
+from pipelines.recipe.suite import Suite
 
 
 class Document(Frozen):

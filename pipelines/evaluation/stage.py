@@ -27,7 +27,8 @@ from pipelines.evaluation.subject import Runtime, Setting, Subject, choose_setti
 from pipelines.evaluation.task import LmEvalTask
 from pipelines.evaluation.tasks import Opened, check_tasks, opener
 from pipelines.quantization.artifact import Artifact
-from pipelines.recipe.recipe import Suite, expected_documents, load_suite
+from pipelines.recipe.load import expected_documents, load_suite
+from pipelines.recipe.suite import Suite
 
 if TYPE_CHECKING:
     from pipelines.runtimes.lm_eval import TokenLM

@@ -10,7 +10,7 @@ from pipelines.core.device import ComputeDtype, Dtype, choose_device
 from pipelines.core.errors import bad_input
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments import isolated, llama_build
-from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.artifact import Artifact, GgufArtifact
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
 """Name of what loads a model and computes its log-probabilities."""
@@ -53,8 +53,9 @@ def find_subject(model: Artifact | Checkpoint | str | Path) -> Subject:
     """
     if isinstance(model, Artifact):
         label = f"{model.source.label} ({model.recipe.name})"
-        stored = None if model.gguf else read_checkpoint(model.checkpoint)
-        return Subject(label=label, digest=model.digest, checkpoint=stored, gguf=model.gguf)
+        if isinstance(model, GgufArtifact):
+            return Subject(label=label, digest=model.digest, gguf=model.file)
+        return Subject(label=label, digest=model.digest, checkpoint=read_checkpoint(model.checkpoint))
     if isinstance(model, str | Path) and Path(model).suffix == ".gguf":
         from pipelines.checkpoint.gguf_file import read_gguf
 

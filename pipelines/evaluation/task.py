@@ -10,7 +10,7 @@ from pipelines.core.errors import BadInput, bad_input, brief
 from pipelines.evaluation.patches import patched
 from pipelines.evaluation.rows import data_digest
 from pipelines.evaluation.scores import Document
-from pipelines.recipe.recipe import SuiteTask, Task
+from pipelines.recipe.suite import SuiteTask, Task
 
 SEED = 1234
 """Seed of the examples that a prompt begins with, and of what is drawn."""

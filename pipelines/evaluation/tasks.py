@@ -15,7 +15,8 @@ from pipelines.core.errors import Problem, QuantgateError, bad_input, brief, did
 from pipelines.evaluation.patches import patched
 from pipelines.evaluation.rows import rows
 from pipelines.evaluation.task import LmEvalTask
-from pipelines.recipe.recipe import Suite, Task, load_task
+from pipelines.recipe.load import load_task
+from pipelines.recipe.suite import Suite, Task
 
 NETWORK = "check the network, HF_HUB_OFFLINE and HF_TOKEN; `quantgate list tasks` lists tasks that need no hub"
 """Remedy against documents that cannot be had."""

@@ -4,7 +4,6 @@ The probe multiplies matrices as wide as the model's for half a second, in the t
 it found is kept for the machine, so that a plan is asked for it once. What is finished already takes no time.
 """
 
-import math
 import os
 import re
 import time
@@ -22,8 +21,9 @@ from pipelines.core.device import processor
 from pipelines.core.strict_yaml import Frozen
 from pipelines.core.text import roughly
 from pipelines.evaluation.stage import Share
-from pipelines.planning.plan import Plan
-from pipelines.recipe.recipe import Suite, load_task, task_documents
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
+from pipelines.recipe.load import load_task, task_documents
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.runtimes.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
 from pipelines.verification import reader
@@ -129,23 +129,17 @@ def in_all(times: Sequence[Expected]) -> str:
 
 def _quantize_seconds(plan: Plan) -> float:
     """Return the seconds that quantizing takes beside the operations of calibrating."""
-    return (START if plan.recipe.calibrate else 0.0) + _weights(plan) / ROUNDING_RATE
+    return (START if plan.recipe.calibrate else 0.0) + plan.quantized_weights / ROUNDING_RATE
 
 
 def _other_engine(plan: Plan) -> bool:
-    return plan.recipe.quantize.engine != "quantgate" or bool(plan.tensors)
+    return plan.recipe.engine != "quantgate"
 
 
 def _known(suite: Suite) -> bool:
     """Tell whether the suite's files say how much there is to read, and nothing is to be written."""
     tasks = [load_task(task.task) for task in suite.tasks]
     return all(task.documents and task.tokens and task.filter is None for task in tasks)
-
-
-def _weights(plan: Plan) -> int:
-    if plan.tensors:
-        return sum(tensor.elements for tensor in plan.tensors if tensor.quantized)
-    return sum(math.prod(module.shape) for module in plan.quantized.values())
 
 
 def _token_operations(checkpoint: Checkpoint) -> tuple[float, float]:
@@ -169,12 +163,12 @@ def _verify_operations(plan: Plan) -> float:
 
 def _verify_seconds(plan: Plan) -> float:
     """Return the seconds that verifying takes beside its operations: each model is loaded, and all weights are read."""
-    return (3 if _is_read(plan) else 2) * START + _weights(plan) / ROUNDING_RATE
+    return (3 if _is_read(plan) else 2) * START + plan.quantized_weights / ROUNDING_RATE
 
 
 def _is_read(plan: Plan) -> bool:
     """Tell whether a reader of its own is going to load the artifact, in a process of its own."""
-    return not plan.tensors and reader.is_here(plan.recipe)
+    return isinstance(plan, CheckpointPlan) and reader.is_here(plan.recipe)
 
 
 def _evaluate_operations(plan: Plan, suite: Suite, finished: Finished) -> tuple[float, float]:
@@ -201,7 +195,7 @@ def _quantize_operations(plan: Plan) -> float:
         return 0.0
     body, _ = _token_operations(plan.checkpoint)
     tokens = plan.recipe.calibrate.samples * plan.recipe.calibrate.seq_len
-    if plan.recipe.quantize.method == "rtn" or plan.tensors:
+    if isinstance(plan, GgufPlan) or plan.recipe.quantize.method == "rtn":
         return tokens * body
     shapes = [module.shape for module in plan.quantized.values()]
     moments = sum(2.0 * tokens * columns**2 for _, columns in shapes) / 2  # several modules read one input

@@ -13,10 +13,10 @@ from pipelines.evaluation.subject import Runtime
 from pipelines.flow.estimate import Expected, Finished, expected_times
 from pipelines.flow.judging import judge
 from pipelines.flow.prepare import Job
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import GgufPlan, Plan
 from pipelines.quantization.artifact import Artifact
 from pipelines.quantization.stage import quantize
-from pipelines.recipe.recipe import Suite
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.history import seconds_of_runs
 from pipelines.verification.stage import verify
 
@@ -91,7 +91,7 @@ def forecast_job(job: Job, python: Path | None = None) -> tuple[Expected, ...]:
 
 def forecast_plan(plan: Plan, suite: Suite, device: str, dtype: Dtype) -> tuple[Expected, ...]:
     """Return what each expensive stage of a run of `plan` with default options would take now."""
-    runtime: Runtime = "llama.cpp" if plan.tensors else "transformers"
+    runtime: Runtime = "llama.cpp" if isinstance(plan, GgufPlan) else "transformers"
     options = {"targets": (), "device": device, "dtype": dtype, "runtime": runtime, "full": False, "signer": None}
     return forecast_job(Job.model_validate({"plan": plan, "suite": suite, **options}))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipelines.core.records import read_record
 from pipelines.environments import isolated
 from pipelines.formats.schemes import SchemeName
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.stage import read_artifact
 from pipelines.reporting.record import RECORD, Manifest
 from pipelines.runtimes.vllm import Comparison, compare, runs_on_cpu
@@ -29,7 +30,7 @@ def _formats(folder: Path) -> tuple[list[tuple[SchemeName, int | None]], str | N
     the quantize stage left it."""
     if not (folder / RECORD).is_file():
         plan = read_artifact(folder).plan
-        return list(plan.formats), plan.recipe.quantize.kv_cache
+        return list(plan.formats) if isinstance(plan, CheckpointPlan) else [], plan.recipe.kv_cache
     manifest = read_record(folder / RECORD, Manifest, "an artifact")
     formats = [(module.scheme, module.group_size) for module in manifest.modules if module.scheme]
-    return formats, manifest.recipe.quantize.kv_cache
+    return formats, manifest.recipe.kv_cache

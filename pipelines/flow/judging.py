@@ -13,7 +13,7 @@ from pipelines.gating.gate import gate
 from pipelines.gating.power import analyze_recipe_power
 from pipelines.gating.verdict import Verdict
 from pipelines.quantization.artifact import Artifact
-from pipelines.recipe.recipe import expected_documents
+from pipelines.recipe.load import expected_documents
 from pipelines.reporting.history import discordance
 from pipelines.reporting.sentences import bounds
 from pipelines.runtimes.distance import Distance

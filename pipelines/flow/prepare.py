@@ -15,14 +15,16 @@ from pipelines.evaluation.subject import Runtime
 from pipelines.evaluation.tasks import check_tasks
 from pipelines.gating.power import power_problems
 from pipelines.planning.needs import disk_lacks
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
 from pipelines.publishing.places.folder import FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, check_signer
 from pipelines.publishing.stage import check_targets, try_out
-from pipelines.recipe.recipe import Recipe, Suite, load_recipe, load_suite
+from pipelines.recipe.load import load_recipe, load_suite
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 from pipelines.runtimes.generation import check_generation
 
 ARTIFACTS = Path("artifacts")
@@ -62,7 +64,7 @@ def prepare_runtimes(jobs: Sequence[Job], python: Path | None) -> Path | None:
     from pipelines.environments import isolated
 
     runtimes = {job.runtime for job in jobs}
-    for engine in sorted({job.recipe.quantize.engine for job in jobs} & {*isolated.names()}):
+    for engine in sorted({job.recipe.engine for job in jobs} & {*isolated.names()}):
         isolated.make(engine)
     if "llama.cpp" in runtimes:
         isolated.make(isolated.LLAMA_CPP)
@@ -166,7 +168,7 @@ def _job(
         targets=targets,
         device=device,
         dtype=dtype,
-        runtime="llama.cpp" if plan.tensors else runtime,
+        runtime="llama.cpp" if isinstance(plan, GgufPlan) else runtime,
         full=full,
         signer=signer,
     )
@@ -211,10 +213,18 @@ def _check_questions(suite: Suite, checkpoint: Checkpoint) -> None:
 
 def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
     """Raise `BadInput` for a plan whose artifact the runtime could not run here."""
-    if plan.tensors and runtime == "vllm":
-        what = "makes a GGUF, which is evaluated in llama.cpp"
-        raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime vllm")
-    if runtime == "llama.cpp" and not plan.tensors:
+    match plan:
+        case GgufPlan():
+            if runtime == "vllm":
+                what = "makes a GGUF, which is evaluated in llama.cpp"
+                raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime vllm")
+        case CheckpointPlan():
+            _check_checkpoint_runtime(plan, runtime, device)
+
+
+def _check_checkpoint_runtime(plan: CheckpointPlan, runtime: Runtime, device: str | None) -> None:
+    """Raise `BadInput` for a plan whose checkpoint the runtime could not run here."""
+    if runtime == "llama.cpp":
         what = f"makes a {plan.recipe.packing} checkpoint, which llama.cpp does not load"
         raise bad_input(f"recipe {plan.recipe.name}", what, "leave out --runtime llama.cpp")
     surplus = [name for name in plan.checkpoint.left_behind if name.endswith(".safetensors") and "/" not in name]
@@ -225,5 +235,5 @@ def _check_runtime(plan: Plan, runtime: Runtime, device: str | None) -> None:
         return
     from pipelines.runtimes.vllm import runs_on_cpu
 
-    if reason := runs_on_cpu(plan.formats, plan.recipe.quantize.kv_cache):
+    if reason := runs_on_cpu(plan.formats, plan.recipe.kv_cache):
         raise bad_input(f"recipe {plan.recipe.name}", reason, "leave out --runtime vllm")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.core.errors import Problem, refuse
 from pipelines.core.strict_yaml import Frozen, YamlFile, fit, place, read
-from pipelines.recipe.recipe import Name
+from pipelines.recipe.library import Name
 
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 

@@ -12,10 +12,11 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.names import EXPERTS, fused_set
 from pipelines.formats.gguf_types import BLOCKS, TensorType
 from pipelines.formats.schemes import SCHEMES, SchemeName
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
-from pipelines.recipe.as_yaml import as_yaml
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.load import as_yaml
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
 
 ATTEMPTS = 4
@@ -28,7 +29,7 @@ NUMBER = re.compile(r"\.(\d+)\.")
 def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> Iterator[Recipe]:
     """Yield the recipes to try, the smallest artifact first; none where nothing can be raised."""
     order = ranked(failed, make_plan(failed.recipe, model))
-    if not isinstance(failed.recipe.quantize, Gguf) and not _raised_scheme(failed.recipe.quantize.scheme):
+    if not failed.recipe.makes_gguf and not _raised_scheme(failed.recipe.method.scheme):
         order = order[:-1]  # something must stay quantized
     if not order:
         return
@@ -71,8 +72,11 @@ def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
     if not _can_raise(failed.recipe):
         return []
     noise = _noise(failed)
-    size = {tensor.name: tensor.elements for tensor in plan.tensors if _grows(tensor.type)}
-    size |= {name: module.shape[0] * module.shape[1] for name, module in plan.quantized.items()}
+    match plan:
+        case GgufPlan():
+            size = {tensor.name: tensor.elements for tensor in plan.tensors if _grows(tensor.type)}
+        case CheckpointPlan():
+            size = {name: module.shape[0] * module.shape[1] for name, module in plan.quantized.items()}
     units = _units(name for name in noise if name in size)
     return sorted(units, key=lambda unit: -sum(noise[name] for name in unit) / sum(size[name] for name in unit))
 
@@ -90,7 +94,7 @@ def _grows(kind: TensorType) -> bool:
 
 
 def _can_raise(recipe: Recipe) -> bool:
-    return isinstance(recipe.quantize, Gguf) or (recipe.quantize.engine == "quantgate" and recipe.export is None)
+    return recipe.engine in ("quantgate", "llama.cpp") and recipe.export is None
 
 
 def _units(names: Iterable[str]) -> list[Unit]:

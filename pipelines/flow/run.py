@@ -23,7 +23,7 @@ from pipelines.flow.journal import Journal, Run
 from pipelines.flow.judging import as_far_as, judge
 from pipelines.flow.prepare import Job, To, prepare, prepare_runtimes, try_targets
 from pipelines.gating.verdict import Verdict
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import GgufPlan, Plan
 from pipelines.publishing.signature import Signer
 from pipelines.publishing.stage import make_bundle, put
 from pipelines.quantization.artifact import Artifact
@@ -111,7 +111,7 @@ def _stages(job: Job) -> list[str]:
     """Return the names of the stages that `job` goes through, as a person sees them."""
     text = ["calibrate"] if job.recipe.calibrate else []
     overlap = ["overlap"] if job.recipe.calibrate else []
-    if job.plan.tensors:
+    if isinstance(job.plan, GgufPlan):
         stages = [*text, "convert", "quantize", "verify", "evaluate", "evaluate source in transformers", *overlap]
     else:
         stages = [*text, "quantize", "verify", "evaluate", *overlap]
@@ -123,7 +123,7 @@ def _through(job: Job, python: Path | None, journal: Journal, display: Display) 
     plan, suite = job.plan, job.suite
     done = _Steps(journal, display)
     tokens = done.step("calibrate", lambda: calibrate(plan)) if job.recipe.calibrate else None
-    if plan.tensors:
+    if isinstance(plan, GgufPlan):
         from pipelines.quantization.gguf.convert import convert
 
         done.step("convert", lambda: convert(plan.checkpoint))
@@ -135,7 +135,7 @@ def _through(job: Job, python: Path | None, journal: Journal, display: Display) 
         journal.add("evaluate baseline", *baseline.results)
         journal.add("evaluate artifact", *candidate.results)
         display.finish(_cost((*baseline.results, *candidate.results)))
-    if plan.tensors:  # what the runtime itself changes is no matter of the gate, but of the report
+    if isinstance(plan, GgufPlan):  # what the runtime itself changes is no matter of the gate, but of the report
         with display.stage("evaluate source in transformers"):
             source = as_far_as(candidate, looks(plan.checkpoint, suite, job.device, dtype=plan.dtype))
             journal.add("evaluate source in transformers", *source.results)
@@ -208,7 +208,7 @@ def attempt(job: Job, python: Path | None, number: str) -> Run | QuantgateError:
 
 def discard_conversions(plans: Iterable[Plan]) -> None:
     """Remove the unquantized GGUFs when all `plans` that need them are done. A failed run keeps its for the next."""
-    if converted := {plan.checkpoint.digest: plan.checkpoint for plan in plans if plan.tensors}:
+    if converted := {plan.checkpoint.digest: plan.checkpoint for plan in plans if isinstance(plan, GgufPlan)}:
         from pipelines.quantization.gguf.convert import discard
 
         for checkpoint in converted.values():

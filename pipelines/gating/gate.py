@@ -31,7 +31,8 @@ from pipelines.gating.statistic import (
     tasks_below_floor,
 )
 from pipelines.gating.verdict import Decision, TaskVerdict, Verdict
-from pipelines.recipe.recipe import Gate, Policy, Suite
+from pipelines.recipe.recipe import Gate
+from pipelines.recipe.suite import Policy, Suite
 from pipelines.runtimes.distance import Distance
 
 

@@ -12,7 +12,7 @@ from pipelines.core.bounds import clustered_mean, margin_of_error, quantile
 from pipelines.core.errors import bad_input
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.pairs import Pairs
-from pipelines.recipe.recipe import Limits
+from pipelines.recipe.suite import Limits
 from pipelines.runtimes.distance import Distance
 
 Name = Literal["perplexity_ratio", "divergence", "same_top", "flips", "margin"]

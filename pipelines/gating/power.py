@@ -12,7 +12,9 @@ from pipelines.formats.gguf_types import DISCORDANCE
 from pipelines.formats.schemes import FAMILIES
 from pipelines.gating.pairs import FEWEST_INDEPENDENT, RAISE_LIMIT, TOO_FEW
 from pipelines.gating.statistic import Statistic
-from pipelines.recipe.recipe import Recipe, Suite, task_documents
+from pipelines.recipe.load import task_documents
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 
 POWER = 0.8
 """Probability with which a loss is to be shown."""

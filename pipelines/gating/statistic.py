@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pipelines.core.bounds import leverage_weight, margin_of_error, quantile
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.pairs import Pairs
-from pipelines.recipe.recipe import Policy
+from pipelines.recipe.suite import Policy
 
 
 class PairedMoments(Frozen):

@@ -5,7 +5,7 @@ from typing import Literal
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.measures import Measure
-from pipelines.recipe.recipe import Policy
+from pipelines.recipe.suite import Policy
 
 
 class TaskVerdict(Frozen):

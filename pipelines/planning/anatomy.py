@@ -14,16 +14,18 @@ from typing import Any, Literal
 
 from pipelines.checkpoint.architecture import Family, load_config, load_on_meta, model_class, quiet
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo
+from pipelines.checkpoint.names import ONE_BY_ONE
 from pipelines.checkpoint.safety import entries
 from pipelines.core.cache import Result, file_digest, keep
 from pipelines.core.errors import Problem, bad_input, brief, refuse
 from pipelines.core.strict_yaml import Frozen
 from pipelines.planning import trial
 from pipelines.planning.trial import Trial
+from pipelines.runtimes.module_names import separable_experts
 
 Kind = Literal["linear", "transposed", "experts", "other"]
-"""Of a module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all experts
-of a layer in one tensor; anything else."""
+"""Kind of module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all
+experts of a layer in one tensor; anything else."""
 COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
 """Keys of a config that say how many layers there are: each holds at least one tensor."""
 
@@ -51,7 +53,10 @@ class Anatomy(Result):
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     """Name, shape in the checkpoint, shape in the model."""
     trial: Trial
-    """What it does with a text."""
+    """What the model does with a text."""
+    inseparable: tuple[str, ...]
+    """Modules that hold all experts of a layer and cannot be made a linear module for each expert, as evaluation needs
+    them."""
     head: str
     """The module that makes logits of hidden states; empty where the class does not say which."""
     head_is_embedding: bool
@@ -102,6 +107,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
             model, info = load_on_meta(chosen, config, tensors)
             places = dict(_places(checkpoint, model))
             head, head_is_embedding = _head(model)
+            inseparable = tuple(_inseparable(places, model))
             tried = trial.run(model)
     except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
         what = f"transformers cannot make a {chosen.__name__} of it: {brief(error)}"
@@ -115,6 +121,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
         "unexpected": tuple(sorted(info["unexpected_keys"])),
         "mismatched": tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]),
         "trial": tried,
+        "inseparable": inseparable,
         "head": head,
         "head_is_embedding": head_is_embedding,
     }
@@ -130,7 +137,7 @@ def _endless(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def _places(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Place]]:
-    """Each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
+    """Yield each tensor of the checkpoint that the model has, and where it goes, by transformers' own renaming."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -159,8 +166,14 @@ def _kind(module: Any, name: str, parameter: Any, tensor: TensorInfo) -> Kind:
     return "linear" if isinstance(module, torch.nn.Linear) and alike else "other"
 
 
+def _inseparable(places: dict[str, Place], model: Any) -> list[str]:
+    """Return the modules that hold experts which the checkpoint stores one by one, and cannot be taken apart."""
+    together = {place.module for name, place in places.items() if place.kind == "experts" and ONE_BY_ONE.match(name)}
+    return sorted(together - separable_experts(model)) if together else []
+
+
 def _head(model: Any) -> tuple[str, bool]:
-    """The name of the module that makes logits, and whether its weight is the embedding's."""
+    """Return the name of the module that makes logits, and whether its weight is the embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     name = next((name for name, module in model.named_modules() if module is head), "")
     return name, bool(name) and head.weight is getattr(embedding, "weight", None)

@@ -13,7 +13,8 @@ from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import BLOCKS, Choice, Shape, TensorType, choose
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "LLAMA",
@@ -28,10 +29,10 @@ ARCHITECTURES = {
     "PhiForCausalLM": "PHI2",
     "Phi3ForCausalLM": "PHI3",
 }
-"""transformers' name → llama.cpp's."""
+"""Name of an architecture in transformers → its name in llama.cpp."""
 OTHER_RUNTIME = "use a recipe that makes no GGUF, like fp8 or int8-weight-only"
 IMATRIX = "imatrix.gguf"
-"""What the importance matrix is called, beside the GGUF."""
+"""Name of the importance matrix's file, beside the GGUF."""
 EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 NOT_STORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
 """Constants in old checkpoints, which every runtime computes."""
@@ -44,71 +45,73 @@ class GgufTensor(Frozen):
     sources: tuple[str, ...]
     """The checkpoint's tensors that it is made of; several for the experts of a layer, none for what is computed."""
     shape: tuple[int, ...]
-    """As the checkpoint has it: rows first, the experts before them."""
+    """Shape as the checkpoint has it: rows first, the experts before them."""
     type: TensorType
     quantized: bool
     reason: str = ""
-    """Why it is not of the type that the file type, or the recipe, gives it."""
+    """Reason why it is not of the type that the file type, or the recipe, gives it."""
 
     @property
     def elements(self) -> int:
+        """Number of its values."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
+        """Bytes of its blocks."""
         block, size = BLOCKS[self.type]
         return self.elements // block * size
 
 
 def file_name(checkpoint: Checkpoint, method: Gguf) -> str:
-    """What the artifact's GGUF is called: `SmolLM2-135M-Instruct-Q4_K_M.gguf`."""
+    """Return the name of the artifact's GGUF, like `SmolLM2-135M-Instruct-Q4_K_M.gguf`."""
     return f"{checkpoint.label.rpartition('/')[2]}-{method.type}.gguf"
 
 
-def gguf_tensors(recipe: Recipe, checkpoint: Checkpoint, problems: list[Problem]) -> tuple[GgufTensor, ...]:
-    """Every tensor of the GGUF that `recipe` makes of `checkpoint`."""
-    assert isinstance(recipe.quantize, Gguf)
-    architecture = next(iter(checkpoint.config.get("architectures") or ["?"]))
-    if architecture not in ARCHITECTURES:
-        what = f"its architecture {architecture} is not one that quantgate converts to GGUF"
+class PlannedTensors(Frozen):
+    """The tensors of a GGUF, and what speaks against it."""
+
+    tensors: tuple[GgufTensor, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def plan_tensors(recipe: Recipe, method: Gguf, checkpoint: Checkpoint) -> PlannedTensors:
+    """Return every tensor of the GGUF that `recipe` with its `method` makes of `checkpoint`."""
+    name = next(iter(checkpoint.config.get("architectures") or ["?"]))
+    if name not in ARCHITECTURES:
+        what = f"its architecture {name} is not one that quantgate converts to GGUF"
         remedy = f"{OTHER_RUNTIME}; it converts {', '.join(ARCHITECTURES)}"
-        problems.append(Problem(str(checkpoint.folder / "config.json"), what, remedy))
-        return ()
-    named = _named(checkpoint, ARCHITECTURES[architecture], problems)
-    if problems:
-        return ()
-    shapes = {name: _shape(sources) for name, sources in named.items()}
+        return PlannedTensors(problems=(Problem(str(checkpoint.folder / "config.json"), what, remedy),))
+    architecture = ARCHITECTURES[name]
+    named = _named(checkpoint, architecture)
+    if unknown := [source.name for source in named.pop(None, [])]:
+        what = f"llama.cpp has no place for {len(unknown)} of its tensors, like {unknown[0]}"
+        return PlannedTensors(problems=(Problem(str(checkpoint.folder), what, OTHER_RUNTIME),))
+    sources = {name: found for name, found in named.items() if name}
+    shapes = {name: _shape(found) for name, found in sources.items()}
     columns = {name: shape[-1] for name, shape in shapes.items() if math.prod(shape[:-1]) > 1}  # one row is a vector
-    mixture = recipe.quantize.mixture
-    choices = choose(columns, mixture, _model_shape(checkpoint, ARCHITECTURES[architecture]))
-    problems += _unfitting(recipe, columns)
-    problems += _unmatched(recipe, choices)
-    made = [_tensor(name, shapes[name], sources, choices.get(name)) for name, sources in named.items()]
-    return (*made, *_computed(checkpoint))
+    choices = choose(columns, method.mixture, _model_shape(checkpoint, architecture))
+    made = [_tensor(name, shapes[name], found, choices.get(name)) for name, found in sources.items()]
+    return PlannedTensors(
+        tensors=(*made, *_computed(checkpoint)),
+        problems=(*_unfitting(recipe, method, columns), *_unmatched(recipe, method, choices)),
+    )
 
 
-def _named(checkpoint: Checkpoint, architecture: str, problems: list[Problem]) -> dict[str, list[TensorInfo]]:
-    """Name in the GGUF → the checkpoint's tensors it is made of."""
+def _named(checkpoint: Checkpoint, architecture: str) -> dict[str | None, list[TensorInfo]]:
+    """Return name in the GGUF → the checkpoint's tensors it is made of; None → those that llama.cpp does not know."""
     import gguf
 
     layers = int(checkpoint.config["num_hidden_layers"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture], layers)
     tied = checkpoint.config.get("tie_word_embeddings")
-    named: dict[str, list[TensorInfo]] = {}
-    unknown = []
+    named: dict[str | None, list[TensorInfo]] = {}
     for tensor in checkpoint.tensors:
         if NOT_STORED.search(tensor.name) or (tied and tensor.name == "lm_head.weight"):
             continue
         expert = EXPERT.match(tensor.name)
         key = f"{expert[1]}.{expert[3]}" if expert else tensor.name
-        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if name is None:
-            unknown.append(tensor.name)
-        else:
-            named.setdefault(name, []).append(tensor)
-    if unknown:
-        what = f"llama.cpp has no place for {len(unknown)} of its tensors, like {unknown[0]}"
-        problems.append(Problem(str(checkpoint.folder), what, OTHER_RUNTIME))
+        named.setdefault(names.get_name(key, try_suffixes=(".weight", ".bias")), []).append(tensor)
     return named
 
 
@@ -148,11 +151,9 @@ def _tensor(name: str, shape: tuple[int, ...], sources: list[TensorInfo], choice
     )
 
 
-def _unfitting(recipe: Recipe, columns: dict[str, int]) -> Iterable[Problem]:
-    """Types that the recipe gives head or embedding and that do not divide them: llama.cpp has no fallback there."""
-    assert isinstance(recipe.quantize, Gguf)
-    asked = {"output.weight": ("output", recipe.quantize.output)}
-    asked["token_embd.weight"] = ("embedding", recipe.quantize.embedding)
+def _unfitting(recipe: Recipe, method: Gguf, columns: dict[str, int]) -> Iterable[Problem]:
+    """Yield types for head and embedding that do not divide them: llama.cpp has no fallback there."""
+    asked = {"output.weight": ("output", method.output), "token_embd.weight": ("embedding", method.embedding)}
     for name, (key, wanted) in asked.items():
         if wanted and name in columns and columns[name] % BLOCKS[wanted][0]:
             what = f"quantize.{key} {wanted} needs columns that {BLOCKS[wanted][0]} divides, and {name} has"
@@ -160,9 +161,9 @@ def _unfitting(recipe: Recipe, columns: dict[str, int]) -> Iterable[Problem]:
             yield Problem(f"recipe {recipe.name}", f"{what} {columns[name]}", f"use --set quantize.{key}={instead}")
 
 
-def _unmatched(recipe: Recipe, choices: dict[str, Choice]) -> Iterable[Problem]:
-    assert isinstance(recipe.quantize, Gguf)
-    for pattern in recipe.quantize.tensors:
+def _unmatched(recipe: Recipe, method: Gguf, choices: dict[str, Choice]) -> Iterable[Problem]:
+    """Yield patterns of the recipe that match no quantized tensor."""
+    for pattern in method.tensors:
         if not any(re.search(pattern, name) for name in choices):
             remedy = f"they are named like {min(choices, default='?')}"
             what = f"quantize.tensors pattern '{pattern}' matches no tensor that is quantized"
@@ -170,7 +171,7 @@ def _unmatched(recipe: Recipe, choices: dict[str, Choice]) -> Iterable[Problem]:
 
 
 def _computed(checkpoint: Checkpoint) -> Iterable[GgufTensor]:
-    """The rotary frequencies that the converter adds where the model scales them (Llama 3.1, Phi 3)."""
+    """Yield the rotary frequencies that the converter adds where the model scales them (Llama 3.1, Phi 3)."""
     config = checkpoint.config
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = scaling.get("rope_type") or scaling.get("type")

@@ -12,7 +12,7 @@ from pipelines.checkpoint.names import EXPERTS, fused_set, layer_number
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import Problem
 from pipelines.environments import isolated
-from pipelines.planning.plan import Need, Part, Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Need, Part, Plan
 from pipelines.runtimes.amounts import (
     DISTANCE_CHUNKS,
     DISTANCE_CONTEXT,
@@ -27,7 +27,7 @@ EVALUATION_BATCH_TOKENS = 16 * 512
 
 
 def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
-    """What the artifacts of all `plans` together lack of disk space, where each alone has enough."""
+    """Return what the artifacts of all `plans` together lack of disk space, where each alone has enough."""
     needs: dict[str, Need] = {}
     for need in (need for plan in plans for need in plan.needs if need.resource == "disk"):
         before = needs.get(need.where)
@@ -40,7 +40,7 @@ def disk_lacks(plans: Sequence[Plan]) -> list[Problem]:
 
 
 def lacks(needs: Iterable[Need], plan: Plan | None) -> list[Problem]:
-    """What the machine lacks; of memory, with what the `plan` could do with less."""
+    """Return what the machine lacks; of memory, with what the `plan` could do with less."""
     problems = []
     label, more = plan.checkpoint.label if plan else "", "use a larger machine"
     if plan and SIZES[own_dtype(plan.checkpoint)] < SIZES[plan.dtype]:
@@ -61,13 +61,14 @@ ELSEWHERE: dict[Part, str] = {
 
 
 def _room(need: Need) -> str:
-    """Say how to get the disk space that lacks: what to put elsewhere, so that the rest has enough."""
+    """Return how to get the disk space that lacks: what to put elsewhere, so that the rest has enough."""
     alone = [part for part, size in need.parts.items() if need.needed - size <= need.available]
     ways = [ELSEWHERE[part] for part in alone] or [" and ".join(ELSEWHERE[part] for part in need.parts)]
     return ", or ".join(["free some", *ways])
 
 
 def machine_needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
+    """Return the memory and the disk space that `plan` needs, published into `to`, against what the machine has."""
     memory = psutil.virtual_memory().available
     cache, target = _existing(cache_dir()), _existing((to or Path("artifacts")).absolute())
     in_cache, published = plan.bytes_after + _temporary(plan), plan.bytes_after
@@ -99,29 +100,39 @@ def _disk(folder: Path) -> int:
 
 
 def expected_memory(plan: Plan) -> dict[str, int]:
-    """Bytes of memory that the expensive stages are expected to take."""
+    """Return stage → bytes of memory that it is expected to take, for the expensive stages."""
     return {"quantize": _quantize_memory(plan), "evaluate": _evaluate_memory(plan)}
 
 
 def _temporary(plan: Plan) -> int:
-    """Bytes in the cache while a run lasts: the unquantized GGUF; log-probabilities on held-out text; what another
-    project's engine wrote, and what is not repacked yet."""
+    """Return the bytes in the cache while a run lasts: the unquantized GGUF; log-probabilities on held-out text; what
+    another project's engine wrote, and what is not repacked yet."""
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
-    if not plan.tensors:
-        recipe = plan.recipe
-        copies = (recipe.quantize.engine in isolated.names()) + (recipe.packing != recipe.engine_packing)
-        return copies * plan.bytes_after + DISTANCE_CHUNKS * DISTANCE_CONTEXT // 2 * vocabulary * 2
-    return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
+    match plan:
+        case GgufPlan():
+            return 2 * plan.checkpoint.parameters + DIVERGENCE_CHUNKS * DIVERGENCE_CONTEXT // 2 * vocabulary * 2
+        case CheckpointPlan():
+            recipe = plan.recipe
+            copies = (recipe.engine in isolated.names()) + (recipe.packing != recipe.engine_packing)
+            return copies * plan.bytes_after + DISTANCE_CHUNKS * DISTANCE_CONTEXT // 2 * vocabulary * 2
 
 
 def _quantize_memory(plan: Plan) -> int:
+    """Return the bytes of memory that quantizing takes."""
+    match plan:
+        case GgufPlan():  # llama.cpp goes tensor by tensor; an importance matrix needs the model
+            model = int(1.2 * model_bytes(plan.checkpoint, plan.dtype)) if plan.recipe.calibrate else 0
+            return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
+        case CheckpointPlan():
+            return _engine_memory(plan)
+
+
+def _engine_memory(plan: CheckpointPlan) -> int:
+    """Return the bytes of memory that the engine of a checkpoint's modules takes."""
     recipe, config = plan.recipe, plan.checkpoint.config
-    if plan.tensors:  # llama.cpp goes tensor by tensor; an importance matrix needs the model
-        model = int(1.2 * model_bytes(plan.checkpoint, plan.dtype)) if recipe.calibrate else 0
-        return STREAM_BYTES + model + 8 * max(tensor.elements for tensor in plan.tensors)
     if not recipe.calibrate:
         return STREAM_BYTES
-    if recipe.quantize.engine != "quantgate":  # the engine holds the model, what it becomes, and its statistics
+    if recipe.engine != "quantgate":  # the engine holds the model, what it becomes, and its statistics
         return 2 * LIBRARIES_BYTES + 3 * plan.bytes_before
     hidden = int((config.get("text_config") or config).get("hidden_size") or 4096)
     tokens = recipe.calibrate.samples * recipe.calibrate.seq_len
@@ -130,8 +141,8 @@ def _quantize_memory(plan: Plan) -> int:
     return LIBRARIES_BYTES + int(1.2 * plan.bytes_before) + activations + _moments(plan) + 8 * largest
 
 
-def _moments(plan: Plan) -> int:
-    """Bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
+def _moments(plan: CheckpointPlan) -> int:
+    """Return the bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
     layers: dict[int, dict[str, int]] = {}
     for module in plan.quantized.values():
         parent, experts = module.name.rpartition(".")[0], EXPERTS.match(module.name)
@@ -141,6 +152,7 @@ def _moments(plan: Plan) -> int:
 
 
 def _evaluate_memory(plan: Plan) -> int:
+    """Return the bytes of memory that evaluating takes."""
     vocabulary = int(plan.checkpoint.config.get("vocab_size") or 32000)
     logits = min(EVALUATION_BATCH_TOKENS * vocabulary * 4, EVALUATION_LOGITS_BYTES)
     models = 2 if fits(plan.checkpoint, plan.dtype, models=2) else 1  # baseline and artifact, in turn
@@ -148,9 +160,10 @@ def _evaluate_memory(plan: Plan) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that exists: where its disk space comes from."""
+    """Return the nearest folder above `path` that exists: where its disk space comes from."""
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
 def _size(count: int) -> str:
+    """Return a number of bytes for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

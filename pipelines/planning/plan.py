@@ -16,6 +16,7 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.packings import Form, Packing, layout
 from pipelines.formats.schemes import SchemeName
 from pipelines.planning.gguf import GgufTensor
+from pipelines.recipe.methods import Gguf
 from pipelines.recipe.recipe import Recipe
 
 
@@ -32,20 +33,21 @@ class Module(Frozen):
     """None: kept as it is."""
     group_size: int | None = None
     packing: Packing = "compressed-tensors"
-    """How its codes and scales are stored."""
+    """Layout in which its codes and scales are stored."""
     scales_input: bool = False
     """Whether smoothing factors are stored with it, which multiply what it reads (modelopt)."""
     reason: str = ""
-    """Why it is kept, or what was changed to quantize it."""
+    """Reason why it is kept, or what was changed to quantize it."""
     bytes_before: int
 
     @property
     def quantized(self) -> bool:
+        """Whether it gets another number format."""
         return self.scheme is not None
 
     @property
     def parts(self) -> Layout:
-        """The tensors that replace its weight; none when it is kept."""
+        """Dtype and shape of the tensors that replace its weight; none when it is kept."""
         form = self.form
         if form is None:
             return {}
@@ -54,16 +56,17 @@ class Module(Frozen):
 
     @property
     def form(self) -> Form | None:
-        """How its weight is stored; None when it is kept."""
+        """Form in which its weight is stored; None when it is kept."""
         return Form(packing=self.packing, scheme=self.scheme, group_size=self.group_size) if self.scheme else None
 
     @property
     def bytes_after(self) -> int:
+        """Bytes of all tensors that it becomes."""
         return layout_bytes(self.parts) if self.scheme else self.bytes_before
 
 
 Part = Literal["cache", "artifact"]
-"""What takes disk space: of the cache, and where the artifact is published."""
+"""Place that takes disk space: the cache, or the one that the artifact is published to."""
 
 
 class Need(Frozen):
@@ -76,11 +79,11 @@ class Need(Frozen):
     available: int
     """Bytes."""
     parts: dict[Part, int] = Field(default={})
-    """Of disk: what `needed` is made of."""
+    """Parts of the disk space that is needed, in bytes."""
 
 
-class Plan(Frozen):
-    """A recipe applied to a checkpoint: immutable, printable, complete."""
+class ModelPlan(Frozen):
+    """What the plans of both kinds say: a recipe applied to a checkpoint, immutable, printable, complete."""
 
     recipe: Recipe
     checkpoint: Checkpoint
@@ -89,52 +92,74 @@ class Plan(Frozen):
     head: str
     """The module of that model which makes logits."""
     dtype: ComputeDtype
-    """What models compute in on this machine, where they calibrate, are verified and evaluated; nothing is stored in
-    it."""
+    """Type that models compute in on this machine, where they calibrate, are verified and evaluated; nothing is stored
+    in it."""
+    needs: tuple[Need, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all weights of the checkpoint."""
+        return self.checkpoint.weight_bytes
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all weights of the artifact."""
+        raise NotImplementedError
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors of the artifact over the checkpoint's number of parameters."""
+        return self.bytes_after * 8 / self.checkpoint.parameters
+
+
+class CheckpointPlan(ModelPlan):
+    """A plan whose artifact is a checkpoint: what becomes of each linear module."""
+
     modules: tuple[Module, ...]
     attentions: tuple[str, ...] = ()
     """Attention modules whose keys and values are cached in FP8."""
-    tensors: tuple[GgufTensor, ...] = ()
-    """Of a GGUF, which has no modules."""
-    needs: tuple[Need, ...]
+
+    @property
+    def parts(self) -> tuple[Module, ...]:
+        """What the plan decides on, one by one."""
+        return self.modules
 
     @cached_property
     def quantized(self) -> dict[str, Module]:
+        """Name → module, for those that are quantized."""
         return {module.name: module for module in self.modules if module.quantized}
 
-    def stored_as(self, packing: Packing) -> "Plan":
-        """The same plan, with its modules in another packing."""
+    def stored_as(self, packing: Packing) -> "CheckpointPlan":
+        """Return the same plan with its modules in another packing."""
         modules = (m.model_copy(update={"packing": packing}) if m.scheme else m for m in self.modules)
-        fields = {name: getattr(self, name) for name in Plan.model_fields}
-        return Plan(**{**fields, "modules": tuple(modules)})  # `model_copy` would take what is cached with it
+        fields = {name: getattr(self, name) for name in CheckpointPlan.model_fields}
+        return CheckpointPlan(**{**fields, "modules": tuple(modules)})  # `model_copy` would take what is cached with it
 
     @property
     def form(self) -> Form:
-        """That of every quantized module, in a packing that has one for all."""
+        """Form of every quantized module, in a packing that has one for all."""
         forms = {module.form for module in self.quantized.values() if module.form}
         (form,) = forms
         return form
 
     @property
     def formats(self) -> tuple[tuple[SchemeName, int | None], ...]:
-        """The schemes of its modules, each with its group sizes."""
+        """Schemes of the modules, each with its group sizes."""
         return tuple(dict.fromkeys((module.scheme, module.group_size) for module in self.modules if module.scheme))
 
     @property
-    def bytes_before(self) -> int:
-        """Of all weights."""
-        return self.checkpoint.weight_bytes
+    def quantized_weights(self) -> int:
+        """Number of weights that are quantized."""
+        return sum(math.prod(module.shape) for module in self.quantized.values())
 
     @property
     def bytes_after(self) -> int:
-        if self.tensors:
-            return sum(tensor.bytes for tensor in self.tensors)
         changed = sum(module.bytes_after - module.bytes_before for module in self.modules)
         return self.bytes_before + changed + layout_bytes(self.cache_scales)
 
     @cached_property
     def stored(self) -> Layout:
-        """Every tensor that the artifact holds: dtype and shape."""
+        """Dtype and shape of every tensor that the artifact holds."""
         stored: Layout = {}
         for tensor in self.checkpoint.tensors:
             module = self.quantized.get(tensor.name.removesuffix(".weight"))
@@ -146,16 +171,41 @@ class Plan(Frozen):
 
     @cached_property
     def cache_scales(self) -> Layout:
-        """The tensors that a quantized KV cache adds, by full name."""
+        """Dtype and shape of the tensors that a quantized KV cache adds, by full name."""
         dtype = next((module.dtype for module in self.modules), "BF16")
         return {f"{name}.{scale}": (dtype, (1,)) for name in self.attentions for scale in ("k_scale", "v_scale")}
 
+
+class GgufPlan(ModelPlan):
+    """A plan whose artifact is a GGUF: what becomes of each tensor."""
+
+    tensors: tuple[GgufTensor, ...]
+
     @property
-    def bits_per_weight(self) -> float:
-        """Of the whole artifact: every byte of every tensor, over the source's parameters."""
-        return self.bytes_after * 8 / self.checkpoint.parameters
+    def method(self) -> Gguf:
+        """What the recipe says of the file."""
+        assert isinstance(self.recipe.quantize, Gguf)
+        return self.recipe.quantize
+
+    @property
+    def parts(self) -> tuple[GgufTensor, ...]:
+        """What the plan decides on, one by one."""
+        return self.tensors
+
+    @property
+    def quantized_weights(self) -> int:
+        """Number of weights that are quantized."""
+        return sum(tensor.elements for tensor in self.tensors if tensor.quantized)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+Plan = CheckpointPlan | GgufPlan
+"""A plan of one of two kinds, which is chosen once, when it is made."""
 
 
 def layout_bytes(parts: Layout) -> int:
-    """Of all tensors of a layout."""
+    """Return the bytes of all tensors of a layout."""
     return sum(BYTES[dtype] * math.prod(shape) for dtype, shape in parts.values())

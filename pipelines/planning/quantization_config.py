@@ -3,14 +3,13 @@
 import re
 from typing import Any
 
-from pipelines.checkpoint.names import LAYER, NOT_TEXT
+from pipelines.checkpoint.names import LAYER, NOT_TEXT, ONE_BY_ONE
 from pipelines.formats.schemes import quantization_config
-from pipelines.planning.plan import Plan
-from pipelines.planning.readers import ONE_BY_ONE
+from pipelines.planning.plan import CheckpointPlan
 
 
-def written_config(plan: Plan) -> dict[str, Any]:
-    """The `quantization_config` of the artifact that `plan` describes."""
+def written_config(plan: CheckpointPlan) -> dict[str, Any]:
+    """Return the `quantization_config` of the artifact that `plan` describes."""
     addresses = _addresses(plan)
     modules = {
         address: (module.scheme, module.group_size)
@@ -23,8 +22,9 @@ def written_config(plan: Plan) -> dict[str, Any]:
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
 
 
-def _addresses(plan: Plan) -> dict[str, set[str]]:
-    """Each module → what means it in a `quantization_config`: its name, and the one that transformers has for it."""
+def _addresses(plan: CheckpointPlan) -> dict[str, set[str]]:
+    """Return each module → what means it in a `quantization_config`: its name, and the one that transformers has for
+    it."""
     inside = any(NOT_TEXT.search(module.name) for module in plan.modules)
     return {
         module.name: {_address_inside(module.name)}
@@ -35,8 +35,8 @@ def _addresses(plan: Plan) -> dict[str, set[str]]:
 
 
 def _address_inside(name: str) -> str:
-    """What means a module of a model that has towers beside its language model: the names of those begin otherwise on
-    the hub (`language_model.model.layers`), in transformers (`model.language_model.layers`) and in vLLM. Experts are
+    """Return a pattern for a module of a model that has towers beside its language model, where names begin otherwise
+    on the hub (`language_model.model.layers`), in transformers (`model.language_model.layers`) and in vLLM. Experts are
     meant together, all of a layer: Mixtral's are called `block_sparse_moe.experts.0.w1` on the hub, and in vLLM
     `block_sparse_moe.experts.0.gate_proj`; transformers looks for their format by the word `experts`."""
     if tower := NOT_TEXT.search(name):

@@ -6,7 +6,6 @@ knows weights in FP8 with a scale for each row, and packed ones whose scales nee
 number of 8 bits, a zero point, a scale of the whole tensor or of a block stops it, or is left out in silence.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.planning.anatomy import Anatomy
     from pipelines.planning.plan import Module
     from pipelines.recipe.recipe import Recipe
+from pipelines.checkpoint.names import ONE_BY_ONE
 
 Program = Literal["transformers", "vLLM", "TensorRT-LLM", "llama.cpp"]
 
@@ -29,9 +29,9 @@ class Home(Frozen):
 
     program: Program
     environment: str | None = None
-    """Of `pipelines.environments.isolated`; None: ours."""
+    """Name of the environment (`pipelines.environments.isolated`) that has the program; None: ours."""
     absent: str = ""
-    """Who has to load it where the program is not here."""
+    """Sentence on what has to load it where the program is not here."""
 
 
 _GPTQMODEL = Home(
@@ -52,7 +52,7 @@ HOMES: dict[Packing, Home] = {
 
 def home(recipe: "Recipe") -> Home:
     """Return what loads the artifacts of `recipe`, which makes no GGUF."""
-    if recipe.packing == "modelopt" and recipe.quantize.schemes[0] in TENSORRT_ONLY:
+    if recipe.packing == "modelopt" and recipe.schemes[0] in TENSORRT_ONLY:
         return Home(program="TensorRT-LLM", absent="TensorRT-LLM has to load it, on a GPU")
     return HOMES[recipe.packing]
 
@@ -64,8 +64,6 @@ READABLE_EXPERTS: dict[Packing, tuple[SchemeName, ...]] = {
     "awq": (),
 }
 """Packing → the schemes that transformers reads experts in; of other packings it is not asked to."""
-ONE_BY_ONE = re.compile(r"(.*\.)?experts\.\d+\.")
-"""How the names of experts begin that a checkpoint stores one by one."""
 INSTEAD = "recipe fp8 can"
 
 
@@ -108,7 +106,7 @@ def uncomputable(recipe: "Recipe", checkpoint: "Checkpoint", anatomy: "Anatomy")
 
 
 def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
-    """Why transformers would misread the experts; empty if it would not."""
+    """Return why transformers would misread the experts; empty if it would not."""
     experts = [module for module in modules if ONE_BY_ONE.match(module.name)]
     readable = READABLE_EXPERTS.get(packing)
     if not experts or readable is None:
@@ -129,7 +127,7 @@ def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
 
 
 def _types_clash(checkpoint: "Checkpoint", modules: list["Module"]) -> str:
-    """Why transformers would multiply numbers of two types; empty if it would not."""
+    """Return why transformers would multiply numbers of two types; empty if it would not."""
     from pipelines.checkpoint.names import NOT_TEXT
 
     schemes = {module.scheme for module in modules if module.scheme}

@@ -11,7 +11,7 @@ from pipelines.core.errors import brief
 from pipelines.planning.readers import unknown
 
 if TYPE_CHECKING:
-    from pipelines.planning.plan import Plan
+    from pipelines.planning.plan import CheckpointPlan
 
 
 class Rehearsal(Result):
@@ -27,7 +27,7 @@ class Rehearsal(Result):
     """Scales that it would read as another type than it computes in: it makes weights of that type by them."""
 
 
-def rehearse(plan: "Plan") -> Rehearsal:
+def rehearse(plan: "CheckpointPlan") -> Rehearsal:
     """Let transformers load the artifact that `plan` describes, without its weights; what was found is kept."""
     from pipelines.planning.quantization_config import written_config
 
@@ -40,9 +40,9 @@ def rehearse(plan: "Plan") -> Rehearsal:
     return keep("rehearsal", inputs, Rehearsal, lambda _: _rehearse(plan, described))
 
 
-def unreadable(plan: "Plan") -> str:
+def unreadable(plan: "CheckpointPlan") -> str:
     """Return why transformers could not load the artifact of `plan`; empty if it could, or is not to."""
-    if not plan.modules or plan.recipe.packing != "compressed-tensors":
+    if plan.recipe.packing != "compressed-tensors":
         return ""
     found = rehearse(plan)
     if lost := found.missing or found.unexpected or found.mismatched:
@@ -52,7 +52,7 @@ def unreadable(plan: "Plan") -> str:
     return found.failed
 
 
-def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
+def _rehearse(plan: "CheckpointPlan", described: dict[str, Any]) -> dict[str, Any]:
     config = load_config(plan.checkpoint.folder)
     config.quantization_config = described
     _, chosen = model_class(config, plan.checkpoint.folder)
@@ -72,8 +72,8 @@ def _rehearse(plan: "Plan", described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _widened(model: Any) -> Iterator[str]:
-    """Each scale in float32 of a `model` in a narrower type, which keeps some of its own parameters in float32 and
-    takes the scale for one of those by its name."""
+    """Yield each scale in float32 of a `model` in a narrower type, which keeps some of its own parameters in float32
+    and takes the scale for one of those by its name."""
     import torch
 
     kept = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}

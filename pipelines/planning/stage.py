@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.checkpoint.dtypes import check_dtype, choose_dtype
 from pipelines.checkpoint.headers import Checkpoint
@@ -11,13 +12,15 @@ from pipelines.checkpoint.quantized import refuse_quantized
 from pipelines.core.device import ComputeDtype, Dtype, default_device
 from pipelines.core.errors import BadInput, Problem, refuse
 from pipelines.planning.anatomy import Anatomy, check_complete, examine
-from pipelines.planning.gguf import GgufTensor, gguf_tensors
+from pipelines.planning.gguf import plan_tensors
 from pipelines.planning.modules import plan_modules
 from pipelines.planning.needs import lacks, machine_needs
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.rehearsal import unreadable
 from pipelines.recipe import advice
-from pipelines.recipe.recipe import Gguf, Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 
 
 def make_plan(
@@ -43,37 +46,35 @@ def make_plan(
         problems.append(Problem(str(checkpoint.folder), what, advice.NONE))
         refuse(problems)
     computes = choose_dtype(dtype, device or default_device(), checkpoint)
-    plan = _plan(recipe, checkpoint, computes, anatomy, problems)
+    plan, found = _plan(recipe, checkpoint, computes, anatomy)
     plan = plan.model_copy(update={"needs": machine_needs(plan, to)})
-    problems += lacks(plan.needs, plan)
-    refuse(problems)
+    refuse([*problems, *found, *lacks(plan.needs, plan)])
     refuse(_unreadable(plan, anatomy))
     return plan
 
 
 def _plan(
-    recipe: Recipe, checkpoint: Checkpoint, computes: ComputeDtype, anatomy: Anatomy, problems: list[Problem]
-) -> Plan:
-    """The plan, but for what it needs of the machine."""
-    tensors: tuple[GgufTensor, ...] = ()
-    modules: tuple[Module, ...] = ()
-    attentions: tuple[str, ...] = ()
+    recipe: Recipe, checkpoint: Checkpoint, computes: ComputeDtype, anatomy: Anatomy
+) -> tuple[Plan, tuple[Problem, ...]]:
+    """Return the plan, but for what it needs of the machine, and what speaks against it.
+
+    Raises:
+        BadInput: no GGUF can be made of the checkpoint.
+    """
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "checkpoint": checkpoint,
+        "family": anatomy.family,
+        "head": anatomy.head or HEAD,
+        "dtype": computes,
+        "needs": (),
+    }
     if isinstance(recipe.quantize, Gguf):
-        tensors = gguf_tensors(recipe, checkpoint, problems)
-        refuse(problems)
-    else:
-        modules, attentions = plan_modules(recipe, checkpoint, anatomy, problems)
-    return Plan(
-        recipe=recipe,
-        checkpoint=checkpoint,
-        family=anatomy.family,
-        head=anatomy.head or HEAD,
-        dtype=computes,
-        modules=modules,
-        attentions=attentions,
-        tensors=tensors,
-        needs=(),
-    )
+        file = plan_tensors(recipe, recipe.quantize, checkpoint)
+        refuse(file.problems)
+        return GgufPlan(**common, tensors=file.tensors), ()
+    planned = plan_modules(recipe, checkpoint, anatomy)
+    return CheckpointPlan(**common, modules=planned.modules, attentions=planned.attentions), planned.problems
 
 
 READABLE = ("fp8", "int8-weight-only", "gguf-q8_0")
@@ -82,7 +83,7 @@ READABLE = ("fp8", "int8-weight-only", "gguf-q8_0")
 
 def _unreadable(plan: Plan, anatomy: Anatomy) -> Iterator[Problem]:
     """Yield that transformers, which the card names, could not load the artifact, and which recipes would do."""
-    if not (why := unreadable(plan)):
+    if not isinstance(plan, CheckpointPlan) or not (why := unreadable(plan)):
         return
     others = [name for name in READABLE if name != plan.recipe.name and _is_readable(name, plan, anatomy)]
     what = f"transformers cannot load what it makes of {plan.checkpoint.label}: {why}"
@@ -91,9 +92,9 @@ def _unreadable(plan: Plan, anatomy: Anatomy) -> Iterator[Problem]:
 
 
 def _is_readable(name: str, plan: Plan, anatomy: Anatomy) -> bool:
-    problems: list[Problem] = []
+    """Tell whether transformers could load what recipe `name` makes of the plan's checkpoint, or need not."""
     try:
-        other = _plan(load_recipe(name), plan.checkpoint, plan.dtype, anatomy, problems)
+        other, problems = _plan(load_recipe(name), plan.checkpoint, plan.dtype, anatomy)
     except BadInput:
         return False
-    return not problems and not unreadable(other)
+    return not problems and not (isinstance(other, CheckpointPlan) and unreadable(other))

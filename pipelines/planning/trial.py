@@ -18,23 +18,27 @@ TOKENS = 96
 """Tokens that pass through the model, if it has as many positions: what a reader of an artifact computes on."""
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "einsum", "linear", "convolution")
 """Operations that take numbers of one floating-point type only, on every device."""
+NORMS = ("layer_norm", "native_layer_norm", "group_norm", "native_group_norm")
+"""Operations that take no parameters of a narrower floating-point type than their input's, on every device."""
 SHAPES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
-"""Operations whose results hold nothing of what they are given."""
-MOST = 1 << 16
-"""Numbers of a tensor that are computed where they are known."""
-MORE = "read more of a text than hidden states"
+"""Operations whose results hold nothing but the shape of what they are given."""
+KNOWN_SIZE = 1 << 16
+"""Largest number of elements of a tensor whose values are followed."""
+ONLY_WARNS = "warn_if_padding_and_no_attention_mask"
+"""Method of a model in transformers that does nothing but warn."""
+READS_TEXT = "read more of a text than hidden states"
 NO_STATE = "get no hidden state for each token"
 
 
 class Trial(Frozen):
-    """What was seen."""
+    """What a model's class did with a few tokens on the meta device."""
 
     unused: tuple[str, ...]
     """Linear modules that the model does not use as such: it reads their weights itself, or not at all."""
     refused: str
-    """What the model's class says of any text, in an error of its own; empty if nothing."""
+    """Error that the model's class raises for any text, by a statement of its own; empty if none."""
     clash: str
-    """The module that multiplies numbers of two types, which no device does, and these types; empty if none."""
+    """Module that multiplies or scales numbers of two types as no device does, and these types; empty if none."""
     retyped: tuple[str, ...]
     """Buffers that the model replaces by others of a narrower floating-point type while it computes."""
     bound: dict[str, str]
@@ -49,62 +53,65 @@ def run(model: Any) -> Trial:
 
     tokens = min(TOKENS, positions(model.config.get_text_config(decoder=True)) or TOKENS)
     linear = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
-    watch = _Watch(linear)
+    calls = _LinearCalls(linear)
     for module in model.modules():  # a loader calls this for modules with parts that it does not find
         if not isinstance(module, torch.nn.Linear):
             with contextlib.suppress(Exception), torch.no_grad():
                 model._init_weights(module)
+    for module in model.modules():
+        if hasattr(module, ONLY_WARNS):  # it asks for numbers of the text
+            setattr(module, ONLY_WARNS, lambda *_: None)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name not in linear:
-            module.register_forward_hook(functools.partial(watch.compare, name))
-    sight = _Sight(tokens)
-    _look(model, sight)
+            module.register_forward_hook(functools.partial(calls.compare, name))
+    tracer = _Tracer(tokens)
+    _trace(model, tracer)
     before = _types(model)
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     refused = ""
     try:
-        with torch.inference_mode(), sight.mode(ids):
+        with torch.inference_mode(), tracer.mode(ids):
             model(input_ids=ids, use_cache=False)
     except Exception as error:  # what depends on values fails, and where, depends on the model
-        watch.called |= linear.keys()
-        refused = brief(error) if sight.exact and _own(error) else ""
+        calls.called |= linear.keys()
+        refused = brief(error) if tracer.exact and _raised_by_class(error) else ""
     after = _types(model)
     narrowed = (name for name in before.keys() & after.keys() if after[name].itemsize < before[name].itemsize)
     return Trial(
-        unused=tuple(sorted((linear.keys() - watch.called) | watch.read)),
+        unused=tuple(sorted((linear.keys() - calls.called) | calls.read)),
         refused=refused,
-        clash=sight.clash,
+        clash=tracer.clash,
         retyped=tuple(sorted(narrowed)),
-        bound=sight.bound,
+        bound=tracer.bound,
     )
 
 
 def _types(model: Any) -> dict[str, Any]:
-    """The types of the buffers of `model` that hold floating-point numbers."""
+    """Return the types of the buffers of `model` that hold floating-point numbers."""
     return {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
-def _own(error: Exception) -> bool:
+def _raised_by_class(error: Exception) -> bool:
     """Tell whether a model's class raised `error` itself, by a statement of its own."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return {"transformers", "models"} <= {*Path(last.filename).parts} and (last.line or "").startswith("raise ")
 
 
-def _look(model: Any, sight: "_Sight") -> None:
-    """Let `sight` see what layers of `model` are given, and which module is at work."""
+def _trace(model: Any, tracer: "_Tracer") -> None:
+    """Let `tracer` see what the layers of `model` are given, and which module is at work."""
     from pipelines.checkpoint.names import LAYER
 
     for name, module in model.named_modules():
-        module.register_forward_pre_hook(functools.partial(sight.enter, name))
+        module.register_forward_pre_hook(functools.partial(tracer.enter, name))
         if any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
-            module.forward = functools.partial(sight.attempt, module.forward)
+            module.forward = functools.partial(tracer.attempt, module.forward)
         if LAYER.search(f"{name}."):
             stack, _, number = name.rpartition(".")
             if number.isdecimal():
-                module.register_forward_pre_hook(functools.partial(sight.layer, stack), with_kwargs=True)
+                module.register_forward_pre_hook(functools.partial(tracer.layer, stack), with_kwargs=True)
 
 
-class _Sight:
+class _Tracer:
     """Follows a text from operation to operation, and what all texts share from value to value."""
 
     def __init__(self, tokens: int) -> None:
@@ -112,27 +119,27 @@ class _Sight:
         self.clash = ""
         self.bound: dict[str, str] = {}
         self.exact = True
-        """Whether all was computed so far as the model does it."""
+        """Whether all was computed, until now, as the model does it."""
         self._module = ""
         self._kept: list[Any] = []
-        """Tensors whose identity says something: no other one is to get it."""
-        self._told: set[int] = set()
-        """Those that say something of the text."""
+        """Tensors that are kept alive, because their identities are noted below."""
+        self._of_text: set[int] = set()
+        """Identities of tensors that depend on the text."""
         self._left: dict[int, str] = {}
-        """Those of them that a layer left to later ones, and the stack of layers."""
+        """Identity of a tensor that a layer leaves to later ones → the stack of layers."""
         self._values: dict[int, Any] = {}
-        """Those that depend on neither weights nor text, like positions, and what they hold."""
+        """Identity of a tensor that depends on neither weights nor text, like positions → what it holds."""
 
     def mode(self, ids: Any) -> Any:
         """Return the context in which every operation is seen; `ids` are the text."""
         from torch.utils._python_dispatch import TorchDispatchMode
 
-        sight = self
-        self._note(ids, self._told.add)
+        tracer = self
+        self._note(ids, self._of_text.add)
 
         class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                return sight.operation(func, args, kwargs or {})
+                return tracer.operation(func, args, kwargs or {})
 
         return Mode()  # type: ignore[no-untyped-call]
 
@@ -140,19 +147,19 @@ class _Sight:
         """Return what `func` makes, and note what that says."""
         given = [*_tensors((args, kwargs))]
         self._check_types(func, given)
-        self.bound |= {self._left[id(tensor)]: MORE for tensor in given if id(tensor) in self._left}
+        self.bound |= {self._left[id(tensor)]: READS_TEXT for tensor in given if id(tensor) in self._left}
         known = all(id(tensor) in self._values for tensor in given) and not _unknown(func)
         if known and not any("Tensor" in str(value.type) for value in func._schema.returns):
             return self._compute(func, args, kwargs)  # a number, which decides what the model does next
         made = func(*args, **kwargs)
         if func._schema.is_mutable and not known:
             self._values.clear()  # what looked into the same memory is not known either
-        if known and all(tensor.numel() <= MOST for tensor in _tensors(made)):
+        if known and all(tensor.numel() <= KNOWN_SIZE for tensor in _tensors(made)):
             for tensor, value in zip(_tensors(made), _tensors(self._compute(func, args, kwargs)), strict=True):
                 self._note(tensor, functools.partial(self._set, value))
-        if func.overloadpacket.__name__ not in SHAPES and any(id(tensor) in self._told for tensor in given):
+        if func.overloadpacket.__name__ not in SHAPES and any(id(tensor) in self._of_text for tensor in given):
             for tensor in (one for one in _tensors(made) if not _is_mask(one)):
-                self._note(tensor, self._told.add)
+                self._note(tensor, self._of_text.add)
         return made
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -172,11 +179,15 @@ class _Sight:
         return torch.device("cpu") if isinstance(given, torch.device) else given
 
     def _check_types(self, func: Any, given: list[Any]) -> None:
-        """Note a product of numbers of two types."""
-        types = {tensor.dtype for tensor in given if tensor.is_floating_point()}
-        if self.exact and not self.clash and len(types) > 1 and func.overloadpacket.__name__ in PRODUCTS:
-            names = sorted(str(dtype).removeprefix("torch.") for dtype in types)
-            self.clash = f"{self._module} multiplies {' by '.join(names)}"
+        """Note an operation on numbers of two types that no device does."""
+        types = [tensor.dtype for tensor in given if tensor.is_floating_point()]
+        if not self.exact or self.clash or len({*types}) < 2:
+            return
+        if func.overloadpacket.__name__ in PRODUCTS:
+            self.clash = f"{self._module} multiplies {' by '.join(sorted(map(_type_name, {*types})))}"
+        narrower = [one for one in types[1:] if one.itemsize < types[0].itemsize]
+        if func.overloadpacket.__name__ in NORMS and narrower:
+            self.clash = f"{self._module} scales {_type_name(types[0])} by {_type_name(narrower[0])}"
 
     def _set(self, value: Any, identity: int) -> None:
         self._values[identity] = value
@@ -203,10 +214,15 @@ class _Sight:
         others = (args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"})
         left = [value for value in kwargs.values() if isinstance(value, MutableMapping) and not isinstance(value, dict)]
         self._left |= {id(tensor): stack for tensor in _tensors([dict(value) for value in left])}
-        if any(id(tensor) in self._told for tensor in _tensors(others)):
-            self.bound.setdefault(stack, MORE)
+        if any(id(tensor) in self._of_text for tensor in _tensors(others)):
+            self.bound.setdefault(stack, READS_TEXT)
         if hidden is not None and tuple(hidden.shape[:2]) != self._shape:
             self.bound[stack] = NO_STATE
+
+
+def _type_name(dtype: Any) -> str:
+    """Return the name of a torch type, like `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _unknown(func: Any) -> bool:
@@ -224,7 +240,7 @@ def _is_mask(tensor: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[Any]:
-    """All tensors in `value`, in order."""
+    """Yield all tensors in `value`, in order."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -234,7 +250,7 @@ def _tensors(value: Any) -> Iterator[Any]:
             yield from _tensors(item)
 
 
-class _Watch:
+class _LinearCalls:
     """Notes which linear modules are called, and of which the weight is read from outside."""
 
     def __init__(self, linear: dict[str, Any]) -> None:

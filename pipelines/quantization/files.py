@@ -11,7 +11,7 @@ from pipelines.checkpoint.dtypes import TORCH_DTYPES
 from pipelines.checkpoint.headers import BYTES, INDEX, TensorInfo
 from pipelines.checkpoint.writer import SafetensorsWriter, as_bytes, write_index
 from pipelines.core.errors import QuantgateError
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ArtifactFiles:
     """The weight files while they are written, in pieces and in any order; on a clean exit every byte must be there."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: CheckpointPlan, folder: Path) -> None:
         self._plan, self._folder = plan, folder
         self._writers: dict[str, SafetensorsWriter] = {}
         self._home: dict[str, SafetensorsWriter] = {}
@@ -69,7 +69,7 @@ class ArtifactFiles:
             write_index(self._folder, {file: writer.sizes.items() for file, writer in self._writers.items()})
 
 
-def copy_kept(plan: Plan, files: ArtifactFiles, but: Collection[str] = ()) -> None:
+def copy_kept(plan: CheckpointPlan, files: ArtifactFiles, but: Collection[str] = ()) -> None:
     """Copy every tensor of the source that is not quantized, but for those named in `but`."""
     for file in plan.checkpoint.weight_files:
         source = os.open(plan.checkpoint.folder / file, os.O_RDONLY)
@@ -81,13 +81,13 @@ def copy_kept(plan: Plan, files: ArtifactFiles, but: Collection[str] = ()) -> No
             os.close(source)
 
 
-def quantized_module(plan: Plan, tensor: TensorInfo) -> Module | None:
+def quantized_module(plan: CheckpointPlan, tensor: TensorInfo) -> Module | None:
     """Return the quantized module whose weight `tensor` is; None if it is kept."""
     name, _, parameter = tensor.name.rpartition(".")
     return plan.quantized.get(name) if parameter == "weight" else None
 
 
-def _outputs(plan: Plan, sources: list[TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _outputs(plan: CheckpointPlan, sources: list[TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the tensors that become of `sources`: name → dtype and shape. Scales of a cache lie beside its keys."""
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in sources:

@@ -2,9 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never, overload
 
 from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens
@@ -14,15 +15,22 @@ from pipelines.core.cache import digest, file_digest, folder_digests, keep
 from pipelines.core.errors import bad_input
 from pipelines.core.records import read_record
 from pipelines.environments import isolated, llama_build
-from pipelines.planning.plan import Plan
+from pipelines.environments.engines import ENGINES
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
-from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.artifact import Artifact, CheckpointArtifact, GgufArtifact, KeptArtifact
 from pipelines.quantization.files import quantized_module
-from pipelines.quantization.written import Written, packed_config, worker_module
+from pipelines.quantization.written import Written, packed_config
 from pipelines.runtimes.generation import check_generation
 
+A = TypeVar("A", CheckpointArtifact, GgufArtifact)
 
+
+@overload
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None = None) -> CheckpointArtifact: ...
+@overload
+def quantize(plan: GgufPlan, tokens: CalibrationTokens | None = None) -> GgufArtifact: ...
 def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     """Make the artifact that `plan` describes, or find it finished.
 
@@ -35,11 +43,22 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     check_generation(plan.checkpoint.folder)
     if tokens is None and plan.recipe.calibrate is not None:
         tokens = calibrate(plan)
+    match plan:
+        case CheckpointPlan():
+            checkpoint = plan
+            return _keep(plan, tokens, CheckpointArtifact, lambda folder: _write_checkpoint(checkpoint, tokens, folder))
+        case GgufPlan():
+            file = plan
+            return _keep(plan, tokens, GgufArtifact, lambda folder: _write_gguf(file, tokens, folder))
+
+
+def _keep(plan: Plan, tokens: CalibrationTokens | None, kind: type[A], write: Callable[[Path], Written]) -> A:
+    """Return the finished artifact of `plan`, or make it: `write` fills its folder."""
     plan = plan.model_copy(update={"needs": ()})  # of the machine, not of the artifact
     inputs = {
         "source": plan.checkpoint.digest,
         "quantize": plan.recipe.quantize.model_dump(),
-        "modules": [part.model_dump() for part in plan.tensors or plan.modules],
+        "modules": [part.model_dump() for part in plan.parts],
         "calibration": tokens.digest if tokens else None,
         "engine": engine_digest(plan),
         "dtype": plan.dtype if tokens else None,
@@ -48,10 +67,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
     def make(folder: Path) -> dict[str, Any]:
         target = folder / "artifact"
         target.mkdir()
-        check_finite(plan.checkpoint, (t for t in plan.checkpoint.tensors if not quantized_module(plan, t)))
-        written = _write_weights(plan, tokens, target)
-        if not plan.tensors:
-            write_companions(plan.checkpoint, written, target)
+        written = write(target)
         made = {
             "plan": plan,
             "written": written,
@@ -60,7 +76,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None = None) -> Artifact:
         }
         return {**made, "peak_memory": written.peak_memory} if written.peak_memory else made
 
-    kept = keep("quantize", inputs, Artifact, make, lambda found: folder_digests(found.checkpoint) == found.files)
+    kept = keep("quantize", inputs, kind, make, lambda found: folder_digests(found.checkpoint) == found.files)
     # A finished artifact remembers the run that made it: its name, its gate, what its calibration cost. Now counts.
     return kept.model_copy(update={"plan": plan, "calibration": tokens})
 
@@ -69,12 +85,12 @@ def engine_digest(plan: Plan) -> str:
     """Return the digest of the code that writes the weights, so that a changed engine makes a new artifact."""
     here = Path(__file__).parents[1]
     quantization = here / "quantization"
-    if plan.tensors:
+    if isinstance(plan, GgufPlan):
         ours = [quantization / name for name in ("engines/llama_cpp.py", "gguf/imatrix.py", "gguf/convert.py")]
         return digest([llama_build.version(), *map(file_digest, ours)])
     shared = ("planning/readers.py", "checkpoint/writer.py", "quantization/written.py", "quantization/files.py")
     files = [*(here / name for name in shared), *sorted((here / "formats").glob("*.py"))]
-    engine = plan.recipe.quantize.engine
+    engine = plan.recipe.engine
     if engine == "quantgate":
         files += [quantization / "engines/streaming.py", quantization / "engines/layerwise.py"]
         return digest([file_digest(file) for file in [*files, *sorted((quantization / "methods").glob("*.py"))]])
@@ -82,11 +98,27 @@ def engine_digest(plan: Plan) -> str:
         files += [quantization / "engines/bitsandbytes.py"]
         return digest([version("bitsandbytes"), *map(file_digest, files)])
     files += [quantization / "engines/other_projects.py"]
-    files += [here / "environments" / "workers" / f"{worker_module(engine)}.py"]
+    files += [here / "environments" / "workers" / f"{ENGINES[plan.recipe.method.engine].worker}.py"]
     return digest([isolated.identity(engine), *map(file_digest, files)])
 
 
-def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def _write_gguf(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Write all files of a GGUF's artifact into `folder`."""
+    from pipelines.quantization.engines import llama_cpp
+
+    check_finite(plan.checkpoint, plan.checkpoint.tensors)
+    return llama_cpp.quantize(plan, tokens, folder)
+
+
+def _write_checkpoint(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+    """Write all files of a checkpoint's artifact into `folder`."""
+    check_finite(plan.checkpoint, (t for t in plan.checkpoint.tensors if not quantized_module(plan, t)))
+    written = _write_weights(plan, tokens, folder)
+    write_companions(plan.checkpoint, written, folder)
+    return written
+
+
+def _write_weights(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Write the weight files into `folder`, repacked where the recipe asks for another packing than the engine's."""
     native = plan.recipe.engine_packing
     if plan.recipe.packing == native:
@@ -108,9 +140,9 @@ def _write_weights(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -
     return written.model_copy(update=config)
 
 
-def _run_engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def _run_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Let the plan's engine write the weight files into `folder`; engines import torch, and so are imported here."""
-    match plan.recipe.quantize.engine:
+    match plan.recipe.method.engine:
         case "bitsandbytes":
             from pipelines.quantization.engines import bitsandbytes
 
@@ -121,14 +153,10 @@ def _run_engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> W
             return other_projects.quantize(plan, tokens, folder)
         case "quantgate":
             return _run_own_engine(plan, tokens, folder)
-    assert_never(plan.recipe.quantize.engine)
+    assert_never(plan.recipe.method.engine)
 
 
-def _run_own_engine(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    if plan.tensors:
-        from pipelines.quantization.engines import llama_cpp
-
-        return llama_cpp.quantize(plan, tokens, folder)
+def _run_own_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     if tokens is None:
         from pipelines.quantization.engines import streaming
 
@@ -158,5 +186,5 @@ def read_artifact(folder: Path) -> Artifact:
     if not (folder.parent / "result.json").is_file():
         what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
         raise bad_input(folder, what, "give the folder that `run --to` published into, or that `quantize` printed")
-    made = read_record(folder.parent / "result.json", Artifact, "an artifact")
+    made = read_record(folder.parent / "result.json", KeptArtifact, "an artifact").root
     return made.model_copy(update={"folder": folder.parent.absolute()})

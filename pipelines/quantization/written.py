@@ -10,8 +10,7 @@ from pipelines.checkpoint.names import NOT_TEXT, fused_set
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats import packings
 from pipelines.formats.schemes import SCHEMES
-from pipelines.planning.plan import Module, Plan
-from pipelines.recipe.recipe import Engine
+from pipelines.planning.plan import CheckpointPlan, Module
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +44,7 @@ class Written(Frozen):
     """Peak memory of that engine's process in bytes; 0 where it shares ours."""
 
 
-def packed_config(plan: Plan) -> dict[str, Any]:
+def packed_config(plan: CheckpointPlan) -> dict[str, Any]:
     """Return the fields of `Written` for an artifact in gptq's or awq's packing."""
     config = packings.quantization_config(plan.form, named_kept(plan))
     return {"quantization_config": config, "configs": {OLD_CONFIGS[plan.form.packing]: config}}
@@ -55,18 +54,13 @@ OLD_CONFIGS = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 """Names of the files in which AutoGPTQ and AutoAWQ look for what `config.json` says today, by packing."""
 
 
-def worker_module(engine: Engine) -> str:
-    """Return the name of the module in `pipelines.environments.workers` that drives another project's engine."""
-    return f"{engine.replace('-', '_')}_engine"
-
-
-def named_kept(plan: Plan) -> list[str]:
+def named_kept(plan: CheckpointPlan) -> list[str]:
     """Return the kept modules that engines and runtimes must be told of: they do not look at heads and towers."""
     kept = (module.address for module in plan.modules if not module.quantized)
     return [name for name in kept if name != plan.head and not NOT_TEXT.search(name)]
 
 
-def fused_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+def fused_names(plan: CheckpointPlan) -> dict[str, tuple[str, ...]]:
     """Return each quantized module → the modules, itself among them, that runtimes load as one matrix with it."""
     sets: dict[str, tuple[str, ...]] = {}
     for name in plan.quantized:

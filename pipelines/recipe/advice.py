@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.formats.schemes import SMALLEST_GROUP
-from pipelines.recipe.recipe import Gguf, Recipe, load_recipe
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.recipe import Recipe
 
 Settings = Mapping[str, Any]
 """Key of a recipe, with dots between its parts → value."""
@@ -22,7 +23,7 @@ UNGROUPED = ("fp8", "int8-weight-only")
 """Recipes without data that divide no width into groups."""
 NONE = "no recipe here can quantize it: give another model"
 MAIN = -1
-"""Stands for the recipe's own scheme among its rules, which are counted from 0."""
+"""Number of the recipe's own scheme among its rules, which are counted from 0."""
 
 
 def changed(recipe: Recipe, settings: Settings) -> Recipe | None:
@@ -40,7 +41,7 @@ def changed(recipe: Recipe, settings: Settings) -> Recipe | None:
         return None
 
 
-def told(settings: Settings) -> str:
+def as_options(settings: Settings) -> str:
     """Return the options that make `settings`, as a shell takes them."""
     return " ".join(f"--set {shlex.quote(f'{key}={_value(value)}')}" for key, value in settings.items())
 
@@ -52,7 +53,7 @@ def _value(value: Any) -> str:
 def helpful(recipe: Recipe, tries: Iterable[Settings], suits: Suits) -> list[str]:
     """Return those of the `tries` that make the recipe suit, as they are told."""
     made = ((settings, changed(recipe, settings)) for settings in tries)
-    return list(dict.fromkeys(told(settings) for settings, other in made if other and suits(other)))
+    return list(dict.fromkeys(as_options(settings) for settings, other in made if other and suits(other)))
 
 
 def instead(suits: Suits) -> str:
@@ -64,8 +65,7 @@ def instead(suits: Suits) -> str:
 def regrouped(recipe: Recipe, widths: Mapping[int, set[int]]) -> Iterator[Settings]:
     """Yield group sizes for a recipe whose targets (number of a rule, or `MAIN`) are to divide these `widths`: one for
     each that does not; then one for all."""
-    assert not isinstance(recipe.quantize, Gguf)
-    targets = {MAIN: recipe.quantize, **dict(enumerate(recipe.quantize.rules))}
+    targets = {MAIN: recipe.method, **dict(enumerate(recipe.method.rules))}
     sized = {number: target for number, target in targets.items() if number in widths and target.group_size}
     own = {n: divisor(widths[n], target.group_size or 0) for n, target in sized.items()}
     every = min(own.values(), default=0)
@@ -77,10 +77,9 @@ def regrouped(recipe: Recipe, widths: Mapping[int, set[int]]) -> Iterator[Settin
 
 def _resized(recipe: Recipe, sizes: Mapping[int, int]) -> Settings:
     """Return the settings that give targets other group sizes."""
-    assert not isinstance(recipe.quantize, Gguf)
     settings: dict[str, Any] = {"quantize.group_size": sizes[MAIN]} if MAIN in sizes else {}
     if {*sizes} - {MAIN}:
-        rules = [rule.model_dump(mode="json", exclude_none=True) for rule in recipe.quantize.rules]
+        rules = [rule.model_dump(mode="json", exclude_none=True) for rule in recipe.method.rules]
         settings["quantize.rules"] = [
             {**rule, "group_size": sizes[number]} if number in sizes else rule for number, rule in enumerate(rules)
         ]
@@ -89,8 +88,7 @@ def _resized(recipe: Recipe, sizes: Mapping[int, int]) -> Settings:
 
 def widened(recipe: Recipe, numbers: Iterable[int], patterns: Iterable[str]) -> Iterator[Settings]:
     """Yield rules of which one, with each of these `numbers`, matches `patterns` as well; then rules without it."""
-    assert not isinstance(recipe.quantize, Gguf)
-    rules = [rule.model_dump(mode="json", exclude_none=True) for rule in recipe.quantize.rules]
+    rules = [rule.model_dump(mode="json", exclude_none=True) for rule in recipe.method.rules]
     for number in numbers:
         wider = {**rules[number], "match": [*dict.fromkeys((*rules[number]["match"], *patterns))]}
         yield {"quantize.rules": [*rules[:number], wider, *rules[number + 1 :]]}

@@ -4,10 +4,14 @@ A name is looked up in the library; anything that ends in `.yaml` is a path of t
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipelines.core.errors import bad_input, did_you_mean
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+"""Name of a recipe, a suite or a calibration set."""
 Kind = Literal["recipe", "set", "suite", "task"]
 FOLDERS: dict[Kind, str] = {
     "recipe": "recipes",
@@ -19,18 +23,18 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def folder(kind: Kind) -> Path:
-    """The folder of `kind`: inside the package when installed, beside it in a checkout."""
+    """Return the folder of `kind`: inside the package when installed, beside it in a checkout."""
     installed = PACKAGE / "data" / FOLDERS[kind]
     return installed if installed.is_dir() else PACKAGE.parent / FOLDERS[kind]
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all files of `kind`, sorted."""
+    """Return the names of all files of `kind`, sorted."""
     return sorted(path.stem for path in folder(kind).glob("*.yaml"))
 
 
 def find(kind: Kind, name: str) -> Path:
-    """The file of `kind` called `name`, or the path that `name` is.
+    """Return the file of `kind` called `name`, or the path that `name` is.
 
     Raises:
         BadInput: there is no such file; the message has the nearest names.

@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.core.bounds import level
 from pipelines.core.text import size
 from pipelines.formats.packings import hardware
-from pipelines.recipe.recipe import Gguf, Recipe
+from pipelines.recipe.methods import Gguf
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.hub_results import eval_results
 from pipelines.reporting.record import GateRecord, Manifest, ModulesRecord
 from pipelines.reporting.rendering import plain
@@ -59,7 +60,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
     front: dict[str, Any] = {
         "base_model": model.hub_id or model.label,
         "base_model_relation": "quantized",
-        "library_name": "gguf" if manifest.tensors else "transformers",
+        "library_name": "gguf" if manifest.recipe.makes_gguf else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["quantgate", *_format_tags(manifest.recipe)],
     }
@@ -127,7 +128,7 @@ def _sentences(manifest: Manifest) -> Iterator[str]:
         means = (f"{task} {mean:.4f}" for task, mean in evaluation.source_in_transformers.items())
         yield f"The baseline is the F16 GGUF. The source itself, in transformers: {', '.join(means)}."
     if distance := manifest.verification.distance:
-        yield f"Against the {'F16 GGUF' if manifest.tensors else 'source'}: {distance_line(distance)}."
+        yield f"Against the {'F16 GGUF' if manifest.recipe.makes_gguf else 'source'}: {distance_line(distance)}."
     if gate.spared:
         yield f"The evaluation was stopped: the verdict was shown without the last {gate.spared} documents."
 
@@ -169,7 +170,7 @@ def _serve(manifest: Manifest) -> list[str]:
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
     """Say where runtimes have kernels: one line, or one for each scheme of a mixed artifact, which needs them all."""
-    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.quantize.schemes}
+    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.schemes}
     if len({*places.values()}) == 1:
         return [f"Runs on {next(iter(places.values()))}."]
     return ["Runs where all its formats do:", "", *(f"- {name}: {place}" for name, place in places.items()), ""]
@@ -189,22 +190,22 @@ def _method(manifest: Manifest) -> Iterator[str]:
     yield f"method: {quantize.method}, {', '.join(f'{key} {value}' for key, value in settings.items() if value != {})}"
     if manifest.engine:
         yield f"engine: {manifest.engine}"
-    if recipe.packing != recipe.engine_packing:
+    if recipe.repacked:
         yield f"stored as {recipe.packing}: the same numbers in another order, exactly"
-    for rule in quantize.rules:
+    for rule in () if recipe.makes_gguf else recipe.method.rules:
         group = f", group_size {rule.group_size}" if rule.group_size else ""
         yield f"rule: {rule.scheme}{group} for {listed(rule.match)}"
-    if quantize.kv_cache:
-        yield f"KV cache: {quantize.kv_cache}, measured scales for each layer's keys and values"
+    if recipe.kv_cache:
+        yield f"KV cache: {recipe.kv_cache}, measured scales for each layer's keys and values"
 
 
 def _formats(manifest: Manifest) -> Iterator[str]:
     """Yield what became of the tensors, and why."""
-    if manifest.tensors:
+    if manifest.recipe.makes_gguf:
         for same in manifest.tensors:
             yield f"{same.count} tensors of type {same.type}{same.reason and ': ' + same.reason}"
         return
-    yield f"kept in the source's precision: {listed(manifest.recipe.quantize.ignore) or 'nothing'}"
+    yield f"kept in the source's precision: {listed(manifest.recipe.method.ignore) or 'nothing'}"
     yield f"{manifest.verification.quantized} layers quantized, {manifest.verification.kept} tensors kept"
     yield from _reasons(manifest.modules)
 

@@ -13,7 +13,8 @@ from pipelines.core.errors import Problems, bad_input, refuse
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.power import Discordance, typical_discordance
 from pipelines.planning.plan import Plan
-from pipelines.recipe.recipe import Recipe, Suite
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.record import RECORD, Manifest
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.recipe.recipe import HubDataset
+from pipelines.recipe.suite import HubDataset
 from pipelines.reporting.record import Manifest
 
 

@@ -18,9 +18,9 @@ from pipelines.evaluation.overlap import measure_overlap
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.verdict import Verdict
 from pipelines.planning.needs import expected_memory
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.quantization.artifact import Artifact
-from pipelines.recipe.recipe import load_task
+from pipelines.recipe.load import load_task
 from pipelines.reporting.licence import spdx
 from pipelines.reporting.record import (
     CalibrationRecord,
@@ -109,6 +109,8 @@ def _costs(
 
 
 def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
+    if not isinstance(plan, CheckpointPlan):
+        return ()
     counts = Counter((module.scheme, module.group_size, module.reason) for module in plan.modules)
     return tuple(
         ModulesRecord(scheme=scheme, group_size=group_size, reason=reason, count=count)
@@ -117,6 +119,8 @@ def _modules(plan: Plan) -> tuple[ModulesRecord, ...]:
 
 
 def _tensors(plan: Plan) -> tuple[TensorsRecord, ...]:
+    if not isinstance(plan, GgufPlan):
+        return ()
     counts = Counter((tensor.type, tensor.reason) for tensor in plan.tensors)
     return tuple(TensorsRecord(type=kind, reason=reason, count=count) for (kind, reason), count in counts.most_common())
 

@@ -14,7 +14,8 @@ from pipelines.formats.gguf_types import TensorType
 from pipelines.formats.schemes import SchemeName
 from pipelines.gating.measures import Measure
 from pipelines.gating.verdict import TaskVerdict
-from pipelines.recipe.recipe import HubDataset, Policy, Recipe, Suite
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import HubDataset, Policy, Suite
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 from pipelines.verification.results import LayerError

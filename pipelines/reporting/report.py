@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipelines.core.bounds import level
 from pipelines.core.text import duration, percent, size
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
-from pipelines.recipe.as_yaml import as_yaml
+from pipelines.recipe.load import as_yaml
 from pipelines.reporting import charts
 from pipelines.reporting.charts import Interval
 from pipelines.reporting.frontier import MARKS, Point, frontier
@@ -245,7 +245,7 @@ def _measures(run: Manifest) -> Section:
         about += "answers changed and margin are over the suite."
         blocks.append(Note(about, muted=True))
     if distance := run.verification.distance:
-        against = "the F16 GGUF" if run.tensors else "the source"
+        against = "the F16 GGUF" if run.recipe.makes_gguf else "the source"
         text = f"Against {against} on {distance.tokens:,} held-out tokens: perplexity {distance.perplexity_before:.3f} "
         said = distance_words(distance)
         text += f"→ {distance.perplexity_after:.3f} (ratio {said.perplexity_ratio}), KL divergence {said.divergence}, "
@@ -356,7 +356,7 @@ def _provenance(run: Manifest) -> Section:
         "source digest": model.digest,
         "parameters": f"{model.parameters:,}",
         "recipe": run.recipe.name,
-        "engine": run.engine or "quantgate",
+        "engine": run.engine or run.recipe.engine,
         "quantgate": run.quantgate + (f", commit {run.commit}" if run.commit else ""),
         "made": run.created,
         "evaluated in": f"{run.evaluation.runtime} on {run.evaluation.device}",

@@ -19,7 +19,7 @@ def serve_line(path: str | Path, manifest: Manifest) -> str:
 
 def vllm_line(path: str | Path, recipe: Recipe) -> str:
     """Return the command that serves an artifact that is no GGUF."""
-    cache = " --kv-cache-dtype fp8" if recipe.quantize.kv_cache else ""
+    cache = " --kv-cache-dtype fp8" if recipe.kv_cache else ""
     return f"vllm serve {shlex.quote(str(path))}{cache}"
 
 

@@ -32,11 +32,23 @@ def linearize_experts(model: Any) -> None:
         linearize_moe(model)
 
 
+def separable_experts(model: Any) -> set[str]:
+    """Return the names of the modules that `linearize_experts` would take apart."""
+    with quietly():
+        from llmcompressor.modeling.moe.linearize import get_non_linearized_moes
+
+        return {name for name, _ in get_non_linearized_moes(model)}
+
+
 def named_alike(
     names: Iterable[str], among: Iterable[str], addresses: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Map each of `names` to itself or its address, if `among` has it, or the only name of the language model there
-    that ends alike."""
+    """Return each of `names` → itself or its address, if `among` has it, or the only name of the language model there
+    that ends alike.
+
+    Raises:
+        QuantgateError: `among` has none, or several, for a name.
+    """
     known = set(among)
     by_tail: dict[str, list[str]] = {}
     for name in known:

@@ -16,97 +16,109 @@ from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core import progress
 from pipelines.core.cache import keep
 from pipelines.core.device import ComputeDtype
-from pipelines.core.errors import QuantgateError, bad_input
+from pipelines.core.errors import bad_input
 from pipelines.planning.plan import Module
-from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.artifact import CheckpointArtifact
 from pipelines.quantization.files import read_rows
 from pipelines.quantization.written import read_smoothing, rows_at_a_time
 from pipelines.runtimes.amounts import DISTANCE_CHUNKS, DISTANCE_CONTEXT
-from pipelines.runtimes.distance import chunks, measure_distance, write_logprobs
+from pipelines.runtimes.distance import Distance, chunks, measure_distance, write_logprobs
 from pipelines.runtimes.generation import generate
 from pipelines.runtimes.loading import explained, load_for_inference
+from pipelines.runtimes.probe import CONTINUATION, PROMPT
 from pipelines.verification import reader
+from pipelines.verification.results import CheckedLayer, Verification, fail, failed, layer_error, worst_loss
 
 if TYPE_CHECKING:
     import torch
-from pipelines.runtimes.probe import CONTINUATION, PROMPT
-from pipelines.verification.results import LayerError, Verification, _failed, fail, layer_error, worst_loss
 
 BLOCK_ELEMENTS = 1 << 22
+LOGPROBS = "logprobs"
+"""Name of the file that holds what the source finds likely."""
 SCALES = ("_scale", "_scale_2", ".scales")
-"""How the names of scales end."""
+"""Endings of the names of scales."""
 WORST_LAYER = 7.0
-"""Decibels that each layer keeps at least. Seen: 9 of random weights in NVFP4, more of everything else; a scale that is
-half or twice what it should be leaves 6 or 0, weights of another layer -3."""
+"""Decibels of signal to noise that each layer keeps at least. Seen: 9 of random weights in NVFP4, more of everything
+else; a scale that is half or twice what it should be leaves 6 or 0, weights of another layer -3."""
 
 
-def verify(artifact: Artifact, device: str, computes: ComputeDtype, inputs: dict[str, Any]) -> Verification:
-    """The verify stage of a checkpoint. It keeps its result here, so that an edit of this module makes it run again.
+def verify(artifact: CheckpointArtifact, device: str, computes: ComputeDtype, inputs: dict[str, Any]) -> Verification:
+    """Verify a checkpoint. The result is kept here, so that an edit of this module makes the stage run again.
 
     Raises:
         QuantgateError: with everything that is wrong with it.
     """
-    inputs["reader"] = reader.identity(artifact)
-
-    def make(folder: Path) -> dict[str, Any]:
-        problems: list[str] = []
-        stored = read_checkpoint(artifact.checkpoint)
-        _check_companions(artifact, problems)
-        _check_tensors(artifact, stored, problems)
-        fail(artifact, problems)
-        layers = tuple(_layer_errors(artifact, stored, problems))
-        _check_kept(artifact, stored, problems)
-        bits = stored.weight_bytes * 8 / artifact.source.parameters
-        if stored.weight_bytes != artifact.plan.bytes_after:
-            problems.append(f"holds {stored.weight_bytes} bytes of tensors, the plan says {artifact.plan.bytes_after}")
-        fail(artifact, problems)
-        spoken = _speak(artifact, device, computes, folder, problems)
-        problems += worst_loss(spoken["loss_before"], spoken["loss_after"])
-        if not all(map(math.isfinite, spoken["distance"].model_dump().values())):  # after the reader, who says why
-            problems.append("what it computes on plain text is not a number")
-        fail(artifact, problems)
-        return {
-            "quantized": len(layers),
-            "kept": len(artifact.source.tensors) - len(layers),
-            "dropped": (),
-            "layers": layers,
-            "bytes_before": artifact.source.weight_bytes,
-            "bytes_after": stored.weight_bytes,
-            "bits_per_weight": bits,
-            **spoken,
-        }
-
-    return keep("verify", inputs, Verification, make)
+    inputs = {**inputs, "reader": reader.identity(artifact)}
+    return keep("verify", inputs, Verification, lambda folder: _check(artifact, device, computes, folder))
 
 
-def _check_companions(artifact: Artifact, problems: list[str]) -> None:
+def _check(artifact: CheckpointArtifact, device: str, computes: ComputeDtype, scratch: Path) -> dict[str, Any]:
+    """Return the fields of a verification of `artifact`; files go into `scratch` for a while."""
+    stored = read_checkpoint(artifact.checkpoint)
+    fail(artifact, [*_changed_companions(artifact), *_wrong_tensors(artifact, stored)])
+    wrong_scales = [*_wrong_scales(artifact, stored)]
+    checked = tuple(_checked_layers(artifact, stored))
+    layers = tuple(one.error for one in checked)
+    wrong_layers = [problem for one in checked for problem in one.problems]
+    fail(artifact, [*wrong_scales, *wrong_layers, *_changed_tensors(artifact, stored), *_wrong_size(artifact, stored)])
+    spoken, misread = _speak(artifact, device, computes, scratch)
+    losses = worst_loss(spoken["loss_before"], spoken["loss_after"])
+    fail(artifact, [*misread, *losses, *_not_a_number(spoken["distance"])])  # the reader, who says why, comes first
+    return {
+        "quantized": len(layers),
+        "kept": len(artifact.source.tensors) - len(layers),
+        "dropped": (),
+        "layers": layers,
+        "bytes_before": artifact.source.weight_bytes,
+        "bytes_after": stored.weight_bytes,
+        "bits_per_weight": stored.weight_bytes * 8 / artifact.source.parameters,
+        **spoken,
+    }
+
+
+def _changed_companions(artifact: CheckpointArtifact) -> Iterator[str]:
+    """Yield the files beside the weights that are not the source's."""
     for name in artifact.source.companions:
         if artifact.files.get(name) != artifact.source.digests[name]:
-            problems.append(f"{name} differs from the source's")
+            yield f"{name} differs from the source's"
 
 
-def _check_tensors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> None:
+def _wrong_tensors(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[str]:
+    """Yield each tensor that is not as the plan says."""
     expected = artifact.plan.stored
     found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in stored.tensors}
-    problems += [f"tensor {name} is missing" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"tensor {name} is not in the plan" for name in sorted(found.keys() - expected.keys())]
+    yield from (f"tensor {name} is missing" for name in sorted(expected.keys() - found.keys()))
+    yield from (f"tensor {name} is not in the plan" for name in sorted(found.keys() - expected.keys()))
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
-            problems.append(f"tensor {name} is {found[name]}, the plan says {expected[name]}")
+            yield f"tensor {name} is {found[name]}, the plan says {expected[name]}"
 
 
-def _check_kept(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> None:
-    """Tensors that are not quantized are the source's, byte for byte, but for norms that absorbed a smoothing."""
+def _changed_tensors(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[str]:
+    """Yield each kept tensor that is not the source's, byte for byte, but for norms that absorbed a smoothing."""
     by_name = {tensor.name: tensor for tensor in stored.tensors}
     for tensor in artifact.source.tensors:
         module, _, parameter = tensor.name.rpartition(".")
         if module in artifact.plan.quantized and parameter == "weight":
             continue
         if tensor.name not in artifact.written.rescaled and not _same_bytes(artifact, tensor, by_name[tensor.name]):
-            problems.append(f"tensor {tensor.name} should have been kept and was changed")
+            yield f"tensor {tensor.name} should have been kept and was changed"
 
 
-def _same_bytes(artifact: Artifact, ours: TensorInfo, theirs: TensorInfo) -> bool:
+def _wrong_size(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[str]:
+    """Yield that the artifact is not as large as the plan says."""
+    if stored.weight_bytes != artifact.plan.bytes_after:
+        yield f"holds {stored.weight_bytes} bytes of tensors, the plan says {artifact.plan.bytes_after}"
+
+
+def _not_a_number(distance: Distance) -> Iterator[str]:
+    """Yield that a measure of the artifact is infinite or no number."""
+    if not all(map(math.isfinite, distance.model_dump().values())):
+        yield "what it computes on plain text is not a number"
+
+
+def _same_bytes(artifact: CheckpointArtifact, ours: TensorInfo, theirs: TensorInfo) -> bool:
+    """Tell whether a tensor of the source and one of the artifact are the same, byte for byte."""
     with (artifact.source.folder / ours.file).open("rb") as a, (artifact.checkpoint / theirs.file).open("rb") as b:
         a.seek(ours.start)
         b.seek(theirs.start)
@@ -119,39 +131,41 @@ def _same_bytes(artifact: Artifact, ours: TensorInfo, theirs: TensorInfo) -> boo
     return True
 
 
-def _layer_errors(artifact: Artifact, stored: Checkpoint, problems: list[str]) -> Iterator[LayerError]:
+def _checked_layers(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[CheckedLayer]:
+    """Yield what each quantized module lost."""
     source = {tensor.name: tensor for tensor in artifact.source.tensors}
     target = {tensor.name: tensor for tensor in stored.tensors}
-    _check_scales(artifact, target, problems)
     smoothing = read_smoothing(artifact.folder)
     for module in progress.track(artifact.plan.quantized.values(), "verify", "layer"):
-        yield _layer_error(artifact, module, source, target, smoothing, problems)
+        yield _checked_layer(artifact, module, source, target, smoothing)
 
 
-def _check_scales(artifact: Artifact, target: dict[str, TensorInfo], problems: list[str]) -> None:
-    """Every scale, of weights, activations, keys and values, is a positive number."""
+def _wrong_scales(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[str]:
+    """Yield every tensor of scales, of weights, activations, keys or values, that holds no positive numbers."""
     import torch
 
     own = {tensor.name for tensor in artifact.source.tensors}
-    for name, tensor in target.items():
+    for tensor in stored.tensors:
+        name = tensor.name
         if name in own or not name.endswith(SCALES) or tensor.dtype == "U8":  # an E8M0 exponent is always positive
             continue
         scale = read_rows(artifact.checkpoint, tensor).float()
         if not (torch.isfinite(scale) & (scale > 0)).all():
-            problems.append(f"{name} holds zeros, negative numbers, NaN or infinities")
+            yield f"{name} holds zeros, negative numbers, NaN or infinities"
 
 
-def _layer_error(
-    artifact: Artifact,
+def _checked_layer(
+    artifact: CheckpointArtifact,
     module: Module,
     source: dict[str, TensorInfo],
     target: dict[str, TensorInfo],
     smoothing: "dict[str, torch.Tensor]",
-    problems: list[str],
-) -> LayerError:
+) -> CheckedLayer:
+    """Return what a module lost, measured a block of rows at a time."""
     import torch
 
     rows = module.shape[0]
+    problems: list[str] = []
     signal = noise = 0.0
     step = rows if module.packing != "compressed-tensors" else rows_at_a_time(module, BLOCK_ELEMENTS)
     by_column, by_row = smoothing.get(f"{module.name}.columns"), smoothing.get(f"{module.name}.rows")
@@ -171,13 +185,13 @@ def _layer_error(
     if found.sqnr < WORST_LAYER:
         what = f"its weights or scales are not those of the source ({found.sqnr:.1f} dB signal to noise)"
         problems.append(f"{module.name}: {what}")
-    return found
+    return CheckedLayer(error=found, problems=tuple(problems))
 
 
 def _dequantized(
-    artifact: Artifact, module: Module, target: dict[str, TensorInfo], first: int, last: int
+    artifact: CheckpointArtifact, module: Module, target: dict[str, TensorInfo], first: int, last: int
 ) -> "torch.Tensor":
-    """Rows `first` to `last` of a module's stored weight, in float32."""
+    """Return rows `first` to `last` of a module's stored weight, in float32."""
     from pipelines.formats import rounding
 
     assert module.form
@@ -200,53 +214,63 @@ def _dequantized(
     return rounding.dequantize(codes, scales)
 
 
-def _speak(artifact: Artifact, device: str, dtype: ComputeDtype, scratch: Path, problems: list[str]) -> dict[str, Any]:
-    """Load source and artifact in transformers, one after the other: how far apart they are on held-out text, and what
-    the artifact writes. Then let its reader load it."""
-    import torch
+def _speak(
+    artifact: CheckpointArtifact, device: str, dtype: ComputeDtype, scratch: Path
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Load source and artifact in transformers, one after the other, then let the artifact's reader load it.
 
-    def broken(why: str) -> QuantgateError:
-        return _failed(artifact, [f"transformers cannot compute with it: {why}"])
-
+    Return how far apart they are on held-out text, with what the artifact writes, and what its reader finds wrong.
+    """
     tokenizer = load_tokenizer(artifact.source)
-    ids = tokenizer(held_out(artifact.calibration, 8 * DISTANCE_CHUNKS * DISTANCE_CONTEXT))["input_ids"]
-    file = scratch / "logprobs"
-    model = load_for_inference(artifact.source.folder, device, dtype)
-    config = model.config.get_text_config(decoder=True)
-    check_tokens(artifact.source.folder, tokenizer, ids, config)
-    most = positions(config) or len(ids)
-    text = chunks(ids, most)
-    with explained(
-        lambda why: bad_input(
-            artifact.source.folder / "config.json",
-            f"transformers cannot compute with the model that it makes: {why}",
-            "mend it, or give another model",
-        )
-    ):
-        write_logprobs(model, text, file)
-    del model
+    text = _measure_source(artifact, tokenizer, device, dtype, scratch)
     gc.collect()  # a model is full of cycles, and two are not to be in memory
     model = load_for_inference(artifact.checkpoint, device, dtype)
-    with explained(broken):
-        distance = measure_distance(model, text, file)
-    file.unlink()
-    if not math.isfinite(distance.perplexity_before):
-        what = "what its model computes on plain text is not a number, so that nothing can be measured against it"
-        raise bad_input(artifact.source.folder, what, "mend its config.json or its weights")
-    with torch.inference_mode():
-        prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"][:, : max(1, most - CONTINUATION)].to(device)
-        mask = torch.ones_like(prompt)
-        written = min(CONTINUATION, most - prompt.shape[1])
-        with explained(broken):
-            output = generate(model, prompt, mask, max_new_tokens=written, do_sample=False)
+    with explained(lambda why: failed(artifact, [f"transformers cannot compute with it: {why}"])):
+        distance = measure_distance(model, text, scratch / LOGPROBS)
+        (scratch / LOGPROBS).unlink()
+        if not math.isfinite(distance.perplexity_before):
+            what = "what its model computes on plain text is not a number, so that nothing can be measured against it"
+            raise bad_input(artifact.source.folder, what, "mend its config.json or its weights")
+        continuation = _continuation(model, tokenizer, device)
     ours = reader.evaluated(model, artifact, PROMPT, tokenizer(PROMPT)["input_ids"])
     del model
     gc.collect()
-    return {
+    read = reader.read(artifact, ours, device, dtype, scratch)
+    spoken = {
         "loss_before": math.log(distance.perplexity_before),
         "loss_after": math.log(distance.perplexity_after),
         "agreement": distance.same_top,
-        "continuation": tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True),
+        "continuation": continuation,
         "distance": distance,
-        "reader": reader.read(artifact, ours, device, dtype, scratch, problems),
+        "reader": read.reader,
     }
+    return spoken, read.problems
+
+
+def _measure_source(
+    artifact: CheckpointArtifact, tokenizer: Any, device: str, dtype: ComputeDtype, scratch: Path
+) -> "list[list[int]]":
+    """Write what the source finds likely on held-out text into `scratch`, and return that text as token ids."""
+    ids = tokenizer(held_out(artifact.calibration, 8 * DISTANCE_CHUNKS * DISTANCE_CONTEXT))["input_ids"]
+    model = load_for_inference(artifact.source.folder, device, dtype)
+    config = model.config.get_text_config(decoder=True)
+    check_tokens(artifact.source.folder, tokenizer, ids, config)
+    text = chunks(ids, positions(config) or len(ids))
+    file = artifact.source.folder / "config.json"
+    what = "transformers cannot compute with the model that it makes"
+    with explained(lambda why: bad_input(file, f"{what}: {why}", "mend it, or give another model")):
+        write_logprobs(model, text, scratch / LOGPROBS)
+    return text
+
+
+def _continuation(model: Any, tokenizer: Any, device: str) -> str:
+    """Return what `model` writes after a fixed text, greedily."""
+    import torch
+
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    most = positions(model.config.get_text_config(decoder=True)) or ids.shape[1] + CONTINUATION
+    with torch.inference_mode():
+        prompt = ids[:, : max(1, most - CONTINUATION)].to(device)
+        written = min(CONTINUATION, most - prompt.shape[1])
+        output = generate(model, prompt, torch.ones_like(prompt), max_new_tokens=written, do_sample=False)
+    return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))

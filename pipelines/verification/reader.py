@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.checkpoint.dtypes import own_dtype
 from pipelines.checkpoint.headers import FLOAT, read_checkpoint
 from pipelines.checkpoint.limits import positions
+from pipelines.checkpoint.names import ONE_BY_ONE
 from pipelines.core.cache import file_digest
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
@@ -24,19 +25,19 @@ from pipelines.environments import isolated
 from pipelines.environments.isolated import serve
 from pipelines.environments.workers.transformers_reader import LOGITS, compute
 from pipelines.formats.schemes import SCHEMES
-from pipelines.planning.readers import ONE_BY_ONE, Home, Program, home, unknown
+from pipelines.planning.readers import Home, Program, home, unknown
 from pipelines.runtimes.loading import load_for_inference, unrounded
 
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.quantization.artifact import Artifact
+    from pipelines.quantization.artifact import CheckpointArtifact
     from pipelines.recipe.recipe import Recipe
 
 TOKENS = 96
-"""Of a text that both compute on, if the model has as many positions."""
+"""Tokens of the text that both compute on, if the model has as many positions."""
 NAMED = 3
-"""Modules or tensors that an error names."""
+"""Number of modules or tensors that an error names."""
 NEAR: dict[int | None, float] = {None: 0.1, 8: 0.5, 4: 0.8}
 """Bits of rounded activations → how far the reader's own logits may be from the evaluated ones, relative to their size,
 in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without rounding
@@ -44,11 +45,11 @@ in the median over tokens. Seen on small models of random weights, dense and mix
 number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of one layer
 of three at random) to 1.4 (experts without the scale of their tensor)."""
 EQUAL: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
-"""The same where both compute with the same numbers, by the type they compute in. Seen: below 1e-7 in float32; 0.012
-and 0.001 where one of them computes in bfloat16 or float16."""
+"""Type that both compute in → how far the reader's logits may be where both compute with the same numbers. Seen: below
+1e-7 in float32; 0.012 and 0.001 where one of them computes in bfloat16 or float16."""
 NARROWED = 0.02
-"""Instead of the former where kept tensors are rounded while they are loaded: config.json says another type than the
-source's, or the source has several. Seen: 0.003 to 0.006."""
+"""How far those logits may be where kept tensors are rounded while they are loaded: config.json says another type than
+the source's, or the source has several. Seen: 0.003 to 0.006."""
 UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
 """A line of transformers' report on tensors that it could not make a model of."""
 
@@ -59,14 +60,14 @@ class Reader(Frozen):
     program: Program
     version: str | None = None
     dtype: ComputeDtype | None = None
-    """What it computes in by itself."""
+    """Type that it computes in by itself."""
     median_error: float | None = None
     largest_error: float | None = None
-    """Of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
+    """Errors of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
     weights_error: float | None = None
-    """The median again, where both compute in the type of the evaluation and round no inputs."""
+    """Median error where both compute in the type of the evaluation and round no inputs."""
     not_loaded: str = ""
-    """Why it was not loaded here; empty if it was."""
+    """Reason why it was not loaded here; empty if it was."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,17 @@ class Evaluated:
 
     text: str
     tokens: list[int]
-    """All of the text by the source's tokenizer."""
+    """Token ids of all of the text by the source's tokenizer."""
     ids: list[int]
-    """Those of the first that it reads."""
+    """Token ids of the text's beginning, which the model reads."""
     rounded: "torch.Tensor"
     """Logits (tokens, vocabulary), as they are evaluated."""
     plain: "torch.Tensor"
-    """The same without rounded inputs, and with weights in the type that transformers dequantizes them to."""
+    """Logits (tokens, vocabulary) without rounded inputs, and with weights in the type that transformers dequantizes
+    them to."""
 
 
-def evaluated(model: Any, artifact: "Artifact", text: str, tokens: list[int]) -> Evaluated:
+def evaluated(model: Any, artifact: "CheckpointArtifact", text: str, tokens: list[int]) -> Evaluated:
     """Return what `model` computes, which is `artifact` as `load_for_inference` loads it. It is to be thrown away
     then: its weights have lost bits."""
     ids = tokens[: min(TOKENS, positions(model.config.get_text_config(decoder=True)) or TOKENS)]
@@ -94,7 +96,7 @@ def evaluated(model: Any, artifact: "Artifact", text: str, tokens: list[int]) ->
         return Evaluated(text, tokens, ids, rounded, compute(model, ids)[LOGITS])
 
 
-def _narrow(model: Any, artifact: "Artifact") -> None:
+def _narrow(model: Any, artifact: "CheckpointArtifact") -> None:
     """Round the quantized weights of `model` to the type that transformers has them in."""
     import torch
 
@@ -106,7 +108,7 @@ def _narrow(model: Any, artifact: "Artifact") -> None:
             module.weight.data = module.weight.data.to(torch.bfloat16 if merged else own).to(module.weight.dtype)
 
 
-def identity(artifact: "Artifact") -> Any:
+def identity(artifact: "CheckpointArtifact") -> Any:
     """Return what decides how `artifact` is read: by what, which environment that has here, and the code of this."""
     here = Path(__file__).parents[1]
     code = ("verification/reader.py", "planning/readers.py", "environments/workers/transformers_reader.py")
@@ -127,24 +129,35 @@ def _python(found: Home) -> Path | None:
     return isolated.find(found.environment) if found.environment else Path(sys.executable)
 
 
-def read(
-    artifact: "Artifact", ours: Evaluated, device: str, dtype: ComputeDtype, scratch: Path, problems: list[str]
-) -> Reader:
+class Reading(Frozen):
+    """What the reader of an artifact computes, and what it finds wrong."""
+
+    reader: Reader
+    problems: tuple[str, ...] = ()
+
+
+def read(artifact: "CheckpointArtifact", ours: Evaluated, device: str, dtype: ComputeDtype, scratch: Path) -> Reading:
     """Load `artifact` as its reader does, on `device`, and compare with `ours`, which computed there in `dtype`; files
-    go into `scratch` for a while. What is wrong is added to `problems`."""
+    go into `scratch` for a while."""
     found = home(artifact.recipe)
     python = _python(found)
     if python is None:
-        return Reader(program=found.program, not_loaded=found.absent)
+        return Reading(reader=Reader(program=found.program, not_loaded=found.absent))
     _leave_gpu(device)
     log = scratch / "reader.log"
     with WorkerProcess("transformers", command(python), {**clean_variables(), "HF_HUB_OFFLINE": "1"}, log) as process:
+        comparison = _Comparison(artifact, ours, device, dtype, scratch, process)
+        wrong: tuple[str, ...] = ()
         try:
-            return _Comparison(artifact, ours, device, dtype, scratch, process).run(problems)
+            said = comparison.load()
+            wrong = tuple(_unread(said))
+            wrong += comparison.other_tokens()
+            compared = comparison.compare(said)
         except QuantgateError as error:  # what it raised, with its traceback below
             about = [*dict.fromkeys(UNCONVERTED.findall(log.read_text(encoding="utf-8", errors="replace")))]
-            problems.append(str(error).splitlines()[0] + (f" ({_listed(about)})" if about else ""))
-            return Reader(program=found.program)
+            raised = str(error).splitlines()[0] + (f" ({_listed(about)})" if about else "")
+            return Reading(reader=Reader(program=found.program), problems=(*wrong, raised))
+        return Reading(reader=compared.reader, problems=(*wrong, *compared.problems))
 
 
 def _leave_gpu(device: str) -> None:
@@ -164,19 +177,32 @@ def command(python: Path) -> list[str]:
 class _Comparison:
     """One artifact in one process."""
 
-    artifact: "Artifact"
+    artifact: "CheckpointArtifact"
     ours: Evaluated
     device: str
     dtype: ComputeDtype
     scratch: Path
     process: WorkerProcess
 
-    def run(self, problems: list[str]) -> Reader:
-        folder = str(self.artifact.checkpoint.absolute())
-        said = self.process.ask("load", folder=folder, family=self.artifact.plan.family, device=self.device)
-        problems += _unread(said)
-        if self.process.ask("tokens", folder=folder, text=self.ours.text) != self.ours.tokens:
-            problems.append("its tokenizer makes other tokens of a text than the source's")
+    def load(self) -> dict[str, Any]:
+        """Let the reader load the artifact; return what it says of its tensors, and its type."""
+        said: dict[str, Any] = self.process.ask(
+            "load", folder=self._folder, family=self.artifact.plan.family, device=self.device
+        )
+        return said
+
+    def other_tokens(self) -> tuple[str, ...]:
+        """Return that the artifact's tokenizer reads a text otherwise than the source's, if it does."""
+        if self.process.ask("tokens", folder=self._folder, text=self.ours.text) == self.ours.tokens:
+            return ()
+        return ("its tokenizer makes other tokens of a text than the source's",)
+
+    @property
+    def _folder(self) -> str:
+        return str(self.artifact.checkpoint.absolute())
+
+    def compare(self, said: Mapping[str, Any]) -> Reading:
+        """Return how far from `ours` the reader computes, once it has loaded the artifact and `said` so."""
         own = self._errors(self.ours.rounded)
         plain = self._plain_errors() if self.artifact.recipe.packing == "compressed-tensors" else None
         reader = Reader(
@@ -189,9 +215,7 @@ class _Comparison:
         )
         near = own.median() <= NEAR[_rounded_bits(self.artifact)]
         equal = plain is None or plain.median() <= self._tolerance
-        if not (near and equal):
-            problems.append(self._complaint(reader))
-        return reader
+        return Reading(reader=reader, problems=() if near and equal else (self._complaint(reader),))
 
     def _plain_errors(self) -> "torch.Tensor":
         self.process.ask("widen", dtype=self.dtype)
@@ -199,7 +223,7 @@ class _Comparison:
 
     @property
     def _tolerance(self) -> float:
-        """How far logits may be from one another that both compute of the same numbers."""
+        """Distance, relative to their size, that logits may have which both compute of the same numbers."""
         stored = own_dtype(read_checkpoint(self.artifact.checkpoint))
         kept = {tensor.dtype for tensor in self.artifact.source.tensors} & {*FLOAT}
         narrows = stored != own_dtype(self.artifact.source) or len(kept) > 1
@@ -244,14 +268,14 @@ class _Comparison:
         return [name for name, error in far.items() if not error <= self._tolerance]
 
 
-def _rounded_bits(artifact: "Artifact") -> int | None:
+def _rounded_bits(artifact: "CheckpointArtifact") -> int | None:
     """Return how few bits readers round activations, keys or values to; None if they round nothing."""
     rounded = [inputs.bits for scheme, _ in artifact.plan.formats if (inputs := SCHEMES[scheme].activations)]
-    return min(rounded + ([8] if artifact.recipe.quantize.kv_cache else []), default=None)
+    return min(rounded + ([8] if artifact.recipe.kv_cache else []), default=None)
 
 
 def _unread(said: Mapping[str, Any]) -> list[str]:
-    """What transformers found missing, too much or of another shape."""
+    """Return what transformers found missing, too much or of another shape."""
     found = {
         "finds no": said["missing_keys"],
         "knows nothing of": unknown(said["unexpected_keys"]),

@@ -1,6 +1,7 @@
 """What verification finds: the error of each layer, and why an artifact is refused."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 from pipelines.core.cache import Result
 from pipelines.core.errors import QuantgateError
@@ -22,48 +23,56 @@ class LayerError(Frozen):
     """Signal to quantization noise ratio of the dequantized weights, in decibels."""
 
 
+class CheckedLayer(Frozen):
+    """How far a layer's weights moved, and what is wrong with them."""
+
+    error: LayerError
+    problems: tuple[str, ...] = ()
+
+
 class Verification(Result):
     """What was checked and measured; a check that fails raises instead."""
 
     quantized: int
     kept: int
     dropped: tuple[str, ...]
-    """Source tensors the artifact does not have; always empty for the schemes of today."""
+    """Tensors of the source that the artifact does not have; always empty for the schemes of today."""
     layers: tuple[LayerError, ...]
     bytes_before: int
     bytes_after: int
-    """Of all tensors."""
+    """Bytes of all tensors of the artifact."""
     bits_per_weight: float
     loss_before: float
     loss_after: float
     """Nats per token on held-out text."""
     agreement: float
-    """Share of that text's positions at which source and artifact predict the same token."""
+    """Share of the held-out text's positions at which source and artifact predict the same token."""
     continuation: str
-    """What the artifact writes after a fixed text, greedily."""
+    """Text that the artifact writes after a fixed one, greedily."""
     distance: Distance
-    """On held-out text; losses and agreement are those of this."""
+    """Distance on held-out text, which losses and agreement are taken from."""
     reader: Reader
 
 
 def worst_loss(before: float, after: float) -> list[str]:
-    """What is wrong with losses of source and artifact, in nats per token."""
+    """Return what is wrong with losses of source and artifact, in nats per token."""
     if after <= before + WORST_LOSS:
         return []
     return [f"its loss is {after:.2f} nats per token, the source's is {before:.2f}: it is broken, not merely quantized"]
 
 
-def fail(artifact: Artifact, problems: list[str]) -> None:
+def fail(artifact: Artifact, problems: Iterable[str]) -> None:
     """Raise QuantgateError if there are problems."""
-    if problems:
-        raise _failed(artifact, problems)
+    if found := [*problems]:
+        raise failed(artifact, found)
 
 
 def layer_error(name: str, signal: float, noise: float) -> LayerError:
-    """From the sums of squares of a layer's weights, and of what they lost."""
+    """Return the error of a layer from the sums of squares of its weights, and of what they lost."""
     return LayerError(module=name, sqnr=10 * math.log10(signal / noise) if noise and signal else 999.0)
 
 
-def _failed(artifact: Artifact, problems: list[str]) -> QuantgateError:
+def failed(artifact: Artifact, problems: Sequence[str]) -> QuantgateError:
+    """Return the error that tells of the first problems."""
     listed = "\n".join(f"    {problem}" for problem in problems[:20])
     return QuantgateError(f"verification of {artifact.checkpoint} failed:\n{listed}")

@@ -1,8 +1,8 @@
-"""The verify stage: an artifact is held against its plan, by the module for its kind of file."""
+"""The verify stage, which holds an artifact against its plan: by `checkpoint` or by `gguf`, as the plan chose."""
 
 from pipelines.checkpoint.dtypes import choose_dtype
 from pipelines.core.device import Dtype, choose_device
-from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.artifact import Artifact, CheckpointArtifact, GgufArtifact
 from pipelines.verification.results import Verification
 
 
@@ -15,10 +15,12 @@ def verify(artifact: Artifact, device: str | None = None, dtype: Dtype = "auto")
     device = choose_device(device)
     computes = choose_dtype(dtype, device, artifact.source)
     inputs = {"artifact": artifact.files, "source": artifact.source.digest, "device": device, "dtype": computes}
-    if artifact.gguf:
-        from pipelines.verification import gguf as gguf_verification
+    match artifact:
+        case GgufArtifact():
+            from pipelines.verification import gguf
 
-        return gguf_verification.verify(artifact, device, inputs)
-    from pipelines.verification import checkpoint as checkpoint_verification
+            return gguf.verify(artifact, device, inputs)
+        case CheckpointArtifact():
+            from pipelines.verification import checkpoint
 
-    return checkpoint_verification.verify(artifact, device, computes, inputs)
+            return checkpoint.verify(artifact, device, computes, inputs)

@@ -27,7 +27,7 @@ def plan(
     from pipelines.flow.forecast import forecast_plan
     from pipelines.gating.power import analyze_recipe_power
     from pipelines.planning.stage import make_plan
-    from pipelines.recipe.recipe import load_recipe, load_suite
+    from pipelines.recipe.load import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     device = choose_device(device) if device else default_device()
@@ -45,4 +45,5 @@ def plan(
         "bits_per_weight": made.bits_per_weight,
         "expected_times": [expected.model_dump() for expected in times],
     }
-    print_json({**made.model_dump(mode="json"), **totals, "sight": seen.model_dump() if seen else None})
+    parts: dict[str, list[object]] = {"modules": [], "attentions": [], "tensors": []}  # of the other kind of plan
+    print_json({**parts, **made.model_dump(mode="json"), **totals, "sight": seen.model_dump() if seen else None})

@@ -12,17 +12,17 @@ from pipelines.cli.output import print_json
 def list_(kind: str, as_json: bool) -> None:
     """List the recipes, or the calibration sets, suites or tasks."""
     from pipelines.cli.tables.lists import show_list
-    from pipelines.recipe import library, recipe
+    from pipelines.recipe import library, load
 
     match kind:
         case "recipes":
             return _list_recipes(as_json)
         case "sets":
-            rows = [(name, recipe.load_set(name).summary) for name in library.names("set")]
+            rows = [(name, load.load_set(name).summary) for name in library.names("set")]
         case "suites":
-            rows = [(name, recipe.load_suite(name).summary) for name in library.names("suite")]
+            rows = [(name, load.load_suite(name).summary) for name in library.names("suite")]
         case _:
-            rows = [(name, f"metric {recipe.load_task(name).metric}") for name in library.names("task")]
+            rows = [(name, f"metric {load.load_task(name).metric}") for name in library.names("task")]
     if as_json:
         return print_json([{"name": name, "summary": text} for name, text in rows])
     show_list(rows, kind)
@@ -31,7 +31,7 @@ def list_(kind: str, as_json: bool) -> None:
 def _list_recipes(as_json: bool) -> None:
     from pipelines.cli.tables.lists import by_family, show_recipes
     from pipelines.recipe import library
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     recipes = [load_recipe(name) for name in library.names("recipe")]
     if not as_json:
@@ -53,7 +53,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show a recipe with every setting, the defaults too."""
     import yaml
 
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     values = load_recipe(recipe, overrides).model_dump(mode="json")
     if as_json:
@@ -67,7 +67,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def validate(recipes: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Check recipes, their suites and sets; every problem is reported."""
     from pipelines.core.errors import Problems, refuse
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     problems = Problems()
     for name in recipes:

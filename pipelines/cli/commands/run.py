@@ -66,7 +66,7 @@ def run(
     {model} and {recipe} in it stand for their names. Of several recipes, a folder without {recipe} is the one above.
     """
     from pipelines import run, run_all
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
 
     python = vllm_python(runtime, python)
     if len(recipes) == 1:

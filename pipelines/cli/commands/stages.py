@@ -39,7 +39,7 @@ def quantize(recipe: str, model: str | None, overrides: tuple[str, ...], dtype: 
     from pipelines.flow.run import discard_conversions
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.stage import quantize as quantize_stage
-    from pipelines.recipe.recipe import load_recipe
+    from pipelines.recipe.load import load_recipe
     from pipelines.verification.stage import verify
 
     plan = make_plan(load_recipe(recipe, overrides), model, cache_dir(), dtype=dtype)  # nothing is published
@@ -81,7 +81,7 @@ def evaluate(
     from pipelines.evaluation.tasks import check_tasks
     from pipelines.flow.display import command_display
     from pipelines.planning.gguf import find_gguf
-    from pipelines.recipe.recipe import load_suite
+    from pipelines.recipe.load import load_suite
 
     check_output_file(out)
     python = vllm_python(runtime, python)
@@ -147,7 +147,7 @@ def _show_power(name: str, baseline: Path | None, as_json: bool) -> None:
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
     from pipelines.gating.power import analyze_recipe_power
-    from pipelines.recipe.recipe import load_recipe, load_suite
+    from pipelines.recipe.load import load_recipe, load_suite
     from pipelines.reporting.history import discordance
 
     evaluation = read_record(baseline, Evaluation, "an evaluation") if baseline else None

@@ -10,14 +10,14 @@ from pipelines.core.text import size
 from pipelines.flow.estimate import Expected, in_all
 from pipelines.gating.power import PowerAnalysis
 from pipelines.planning.gguf import GgufTensor
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, GgufPlan, Module, Plan
 
 
 def show_plan(plan: Plan, seen: PowerAnalysis | None, times: Sequence[Expected]) -> None:
     """Print each kind of module and what becomes of it, then size, needs and time."""
     out = console()
     columns = (
-        Column("tensors" if plan.tensors else "modules", text=True),
+        Column("tensors" if isinstance(plan, GgufPlan) else "modules", text=True),
         Column("count"),
         Column("shape"),
         Column("becomes", text=True),
@@ -29,7 +29,7 @@ def show_plan(plan: Plan, seen: PowerAnalysis | None, times: Sequence[Expected])
     before = plan.bytes_before * 8 / plan.checkpoint.parameters
     out.print(f"weights: {size(plan.bytes_before)} → {size(plan.bytes_after)}, bits per weight {before:.2f} → ", end="")
     out.print(f"{plan.bits_per_weight:.2f}")
-    if plan.attentions:
+    if isinstance(plan, CheckpointPlan) and plan.attentions:
         out.print(f"keys and values of {len(plan.attentions)} attention modules are cached in FP8")
     for need in plan.needs:
         out.print(
@@ -66,7 +66,7 @@ def _is_narrow(plan: Plan) -> bool:
 
 def _grouped(plan: Plan) -> dict[tuple[str, str, str, str], int]:
     counts: dict[tuple[str, str, str, str], int] = defaultdict(int)
-    for part in plan.tensors or plan.modules:
+    for part in plan.parts:
         pattern = re.sub(r"\.\d+\.", ".*.", part.name)
         becomes = part.type if isinstance(part, GgufTensor) else _becomes(part)
         counts[(pattern, "×".join(map(str, part.shape)), becomes, part.reason)] += 1

@@ -258,7 +258,7 @@ def _config(folder: Path, layers: list[dict[str, Any]]) -> bytes:
         },
         "config": {
             "architecture": "transformer",
-            "format": "gguf" if record.tensors else "safetensors",
+            "format": "gguf" if record.recipe.makes_gguf else "safetensors",
             "paramSize": f"{model.parameters / scale:.1f}{letter}",
             "quantization": record.recipe.quantize.method,
         },

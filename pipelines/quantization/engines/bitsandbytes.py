@@ -7,12 +7,12 @@ from pipelines.checkpoint.dtypes import NAMES
 from pipelines.core import progress
 from pipelines.core.device import choose_device
 from pipelines.formats import nf4
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.files import ArtifactFiles, copy_kept, read_rows
 from pipelines.quantization.written import Written, named_kept
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Write the artifact's weight files into `folder`; one module is in memory at a time."""
     import bitsandbytes
     from bitsandbytes.functional import quantize_4bit

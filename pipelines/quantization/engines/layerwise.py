@@ -17,7 +17,7 @@ from pipelines.core.errors import QuantgateError
 from pipelines.formats import fp8, nvfp4, rounding
 from pipelines.formats.description import Scales
 from pipelines.formats.schemes import SCHEMES
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.batches import equal_batches
 from pipelines.quantization.engines.layer import Layer
@@ -31,10 +31,10 @@ from pipelines.quantization.methods.kv_cache import CacheRange, unseen_cache, wa
 from pipelines.quantization.methods.statistics import Collector, InputStatistics
 from pipelines.quantization.methods.table import choose_method
 from pipelines.quantization.written import Written, write_smoothing
-from pipelines.recipe.recipe import Gguf
+from pipelines.recipe.methods import Gguf
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens, folder: Path) -> Written:
     """Calibrate, and write the artifact's weight files into `folder`.
 
     Raises:
@@ -67,7 +67,7 @@ def quantize(plan: Plan, tokens: CalibrationTokens, folder: Path) -> Written:
 class LayerQuantizer:
     """Takes the decoder layers of a model in order, and writes what they become."""
 
-    def __init__(self, plan: Plan, loaded: LoadedModel, stream: Stream, files: ArtifactFiles) -> None:
+    def __init__(self, plan: CheckpointPlan, loaded: LoadedModel, stream: Stream, files: ArtifactFiles) -> None:
         assert not isinstance(plan.recipe.quantize, Gguf)
         self.plan, self.loaded, self.stream, self.files = plan, loaded, stream, files
         self.method = choose_method(plan.recipe.quantize)

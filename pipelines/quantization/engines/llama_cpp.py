@@ -10,12 +10,13 @@ from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.core.cache import package_versions
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import run_logged
+from pipelines.environments import llama_build
 from pipelines.planning.gguf import IMATRIX, file_name
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import GgufPlan
 from pipelines.quantization.gguf.convert import convert
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.written import Written
-from pipelines.recipe.recipe import Gguf
+from pipelines.recipe.methods import Gguf
 from pipelines.runtimes import llama_cpp
 
 LICENCES = ("LICENSE", "NOTICE")
@@ -24,7 +25,7 @@ LONGEST_TEXT = 127
 """Most bytes of a text that llama-quantize writes into a file's metadata."""
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def quantize(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Write the GGUF, the importance matrix beside it, and the source's licence into `folder`."""
     source = convert(plan.checkpoint).file
     if tokens:
@@ -33,10 +34,10 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writ
     for name in plan.checkpoint.companions:
         if name.startswith(LICENCES):
             shutil.copyfile(plan.checkpoint.folder / name, folder / name)
-    return Written(quantization_config={})
+    return Written(quantization_config={}, engine=llama_build.version())
 
 
-def run_tool(plan: Plan, tokens: CalibrationTokens | None, source: Path, folder: Path) -> Path:
+def run_tool(plan: GgufPlan, tokens: CalibrationTokens | None, source: Path, folder: Path) -> Path:
     """Quantize the F16 GGUF `source` with the importance matrix that is in `folder`, and return the file it became.
 
     Raises:
@@ -65,7 +66,7 @@ def _options(method: Gguf) -> list[str]:
     return options
 
 
-def _provenance(plan: Plan, tokens: CalibrationTokens | None) -> list[str]:
+def _provenance(plan: GgufPlan, tokens: CalibrationTokens | None) -> list[str]:
     """Return llama-quantize's options that let the file say how it was made."""
     facts = {
         "version": package_versions()["quantgate"],

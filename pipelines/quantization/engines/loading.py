@@ -15,7 +15,7 @@ import torch
 
 from pipelines.checkpoint.names import EXPERTS, LAYER
 from pipelines.core.errors import QuantgateError
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import CheckpointPlan
 from pipelines.runtimes.module_names import linearize_experts, named_alike, quietly
 
 
@@ -44,7 +44,7 @@ class LoadedModel:
         return [*outside, *self.layers[0].parameters()]
 
 
-def load_for_calibration(plan: Plan) -> LoadedModel:
+def load_for_calibration(plan: CheckpointPlan) -> LoadedModel:
     """Load the source of `plan` on the CPU, weights in the dtypes they are stored in, experts as linear modules."""
     import transformers
 
@@ -57,7 +57,7 @@ def load_for_calibration(plan: Plan) -> LoadedModel:
 
 
 @contextlib.contextmanager
-def every_token_to_every_expert(plan: Plan) -> Iterator[None]:
+def every_token_to_every_expert(plan: CheckpointPlan) -> Iterator[None]:
     """Give every token to every expert, where the source of `plan` is a mixture of experts."""
     if not _has_experts(plan):
         yield
@@ -68,11 +68,11 @@ def every_token_to_every_expert(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _has_experts(plan: Plan) -> bool:
+def _has_experts(plan: CheckpointPlan) -> bool:
     return any(EXPERTS.match(name) for name in plan.quantized)
 
 
-def _model_names(plan: Plan, model: Any) -> dict[str, str]:
+def _model_names(plan: CheckpointPlan, model: Any) -> dict[str, str]:
     """Return each quantized module and each attention of the plan → its name in the model."""
     modules = dict(model.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]

@@ -19,22 +19,23 @@ from pipelines.core.device import choose_device
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.environments import isolated
+from pipelines.environments.engines import ENGINES, OtherEngine, Setting
 from pipelines.environments.isolated import serve
 from pipelines.formats.packings import exceptions
 from pipelines.formats.repack import check_exact, unpack
 from pipelines.formats.rounding import DTYPES, dequantize
 from pipelines.formats.schemes import SCHEMES
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
-from pipelines.quantization.written import Written, named_kept, packed_config, worker_module, write_smoothing
-from pipelines.recipe.recipe import Gptq
+from pipelines.quantization.written import Written, named_kept, packed_config, write_smoothing
+from pipelines.recipe.methods import Gptq
 
 FIT_ROUNDS = 4
 """Number of times that the factors of columns and of rows are fitted in turn."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Written:
+def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Let the recipe's engine quantize, and write the artifact's weight files, in its packing, into `folder`.
 
     What the engine prints is in `engine.log` beside `folder`.
@@ -51,48 +52,47 @@ def quantize(plan: Plan, tokens: CalibrationTokens | None, folder: Path) -> Writ
     handed.unlink()
     written = _write_artifact(plan, read_checkpoint(raw), folder)
     shutil.rmtree(raw)
-    return written.model_copy(update={"engine": f"{plan.recipe.quantize.engine} {version}", "peak_memory": peak})
+    return written.model_copy(update={"engine": f"{plan.recipe.engine} {version}", "peak_memory": peak})
 
 
-def _run_engine(plan: Plan, tokens: Path, raw: Path, log: Path) -> tuple[str, int]:
+def _run_engine(plan: CheckpointPlan, tokens: Path, raw: Path, log: Path) -> tuple[str, int]:
     """Let the engine write its checkpoint into `raw`; return its version, and its peak memory in bytes."""
-    engine = plan.recipe.quantize.engine
-    python = isolated.make(engine)
+    engine = ENGINES[plan.recipe.method.engine]
+    python = isolated.make(engine.name)
     variables = {**clean_variables(), **OFFLINE}
     variables["PATH"] = f"{python.parent}:{variables.get('PATH', '')}"  # for the compiler it may bring
-    job = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
-    with progress.bar(None, engine, "step") as bar:
+    job: dict[str, Any] = {"source": str(plan.checkpoint.folder), "to": str(raw), "tokens": str(tokens)}
+    with progress.bar(None, engine.name, "step") as bar:
 
         def see(done: int, total: int, what: str) -> None:
             bar.reach(done, total)
             progress.note(what)
 
-        with WorkerProcess(
-            engine, [str(python), *serve(worker_module(engine))], variables, log, see, folder=raw
-        ) as worker:
-            answer: dict[str, str] = worker.ask("quantize", **job, **_settings(plan), device=choose_device(None))
+        command = [str(python), *serve(engine.worker)]
+        with WorkerProcess(engine.name, command, variables, log, see, folder=raw) as worker:
+            answer: dict[str, str] = worker.ask(
+                "quantize", **job, **_settings(plan, engine), device=choose_device(None)
+            )
             return answer["version"], worker.peak_memory
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: CheckpointPlan, engine: OtherEngine) -> dict[str, Any]:
     """Return the arguments of the engine's worker besides files and device."""
-    method, form = plan.recipe.quantize, plan.form
-    dampening = {"dampening": method.dampening} if isinstance(method, Gptq) else {}
-    match method.engine:
-        case "modelopt":
-            return {"scheme": form.scheme, "group_size": form.group_size, "kept": named_kept(plan)}
-        case "auto-gptq" | "autoawq":  # which leave nothing out, as the plan knows
-            return {"group_size": form.group_size, **dampening}
-    return {
+    method, form = plan.recipe.method, plan.form
+    known: dict[Setting, Any] = {
         "method": method.method,
+        "scheme": form.scheme,
         "symmetric": SCHEMES[form.scheme].weights.symmetric,
         "group_size": form.group_size,
+        "kept": named_kept(plan),
         "dynamic": exceptions(named_kept(plan)),
-        **dampening,
     }
+    if isinstance(method, Gptq):
+        known["dampening"] = method.dampening
+    return {name: known[name] for name in engine.settings if name in known}
 
 
-def _write_artifact(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
+def _write_artifact(plan: CheckpointPlan, raw: Checkpoint, folder: Path) -> Written:
     """Write the artifact's weight files from the engine's checkpoint `raw` and the source."""
     ours, theirs = ({tensor.name: tensor for tensor in each.tensors} for each in (plan.checkpoint, raw))
     _check_parts(plan, theirs)
@@ -114,7 +114,7 @@ def _write_artifact(plan: Plan, raw: Checkpoint, folder: Path) -> Written:
     return Written(**_config_fields(plan, raw), rescaled=tuple(sorted(changed)))
 
 
-def _check_parts(plan: Plan, theirs: dict[str, TensorInfo]) -> None:
+def _check_parts(plan: CheckpointPlan, theirs: dict[str, TensorInfo]) -> None:
     """Raise QuantgateError unless the engine wrote every part of every module as the plan says."""
     for module in plan.quantized.values():
         for suffix, part in module.parts.items():
@@ -123,7 +123,7 @@ def _check_parts(plan: Plan, theirs: dict[str, TensorInfo]) -> None:
             if known != part:
                 what = f"{found.dtype} {found.shape}" if found else "nothing"
                 raise QuantgateError(
-                    f"{plan.recipe.quantize.engine} wrote {what} as {module.name}.{suffix}, the plan says {part}"
+                    f"{plan.recipe.engine} wrote {what} as {module.name}.{suffix}, the plan says {part}"
                 )
 
 
@@ -142,7 +142,7 @@ def _read_part(raw: Checkpoint, tensor: TensorInfo) -> torch.Tensor:
     return stored.half()
 
 
-def _changed_tensors(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
+def _changed_tensors(plan: CheckpointPlan, raw: Checkpoint, theirs: dict[str, TensorInfo]) -> Iterator[str]:
     """Yield the names of the norms and biases that the engine changed.
 
     Raises:
@@ -155,7 +155,7 @@ def _changed_tensors(plan: Plan, raw: Checkpoint, theirs: dict[str, TensorInfo])
         if torch.equal(before.to(after.dtype), after):  # an engine may store another dtype
             continue
         if before.dim() > 1:
-            raise QuantgateError(f"{plan.recipe.quantize.engine} changed {tensor.name}, which the plan keeps")
+            raise QuantgateError(f"{plan.recipe.engine} changed {tensor.name}, which the plan keeps")
         yield tensor.name
 
 
@@ -185,7 +185,7 @@ def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return torch.where(quotient.isfinite() & (quotient > 0), quotient, torch.ones_like(quotient))
 
 
-def _config_fields(plan: Plan, raw: Checkpoint) -> dict[str, Any]:
+def _config_fields(plan: CheckpointPlan, raw: Checkpoint) -> dict[str, Any]:
     """Return the fields of `Written` that say how weights are stored: for today's readers, and for older ones."""
     packing = plan.recipe.engine_packing
     if packing == "modelopt":

@@ -15,7 +15,7 @@ from pipelines.checkpoint.headers import TensorInfo
 from pipelines.core import progress
 from pipelines.core.errors import QuantgateError, refuse
 from pipelines.formats import nvfp4, rounding
-from pipelines.planning.plan import Module, Plan
+from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.files import ArtifactFiles, quantized_module
 from pipelines.quantization.written import Written, fused_names, rows_at_a_time
@@ -24,7 +24,7 @@ BLOCK_ELEMENTS = 1 << 21
 """Number of weights converted at a time: 8 MB in float32, small enough to stay in a core's cache."""
 
 
-def quantize(plan: Plan, tokens: None, folder: Path) -> Written:
+def quantize(plan: CheckpointPlan, tokens: None, folder: Path) -> Written:
     """Write the artifact's weight files, one for each of the source's, into `folder`.
 
     Raises:
@@ -80,7 +80,7 @@ def _blocks(tensor: TensorInfo, module: Module, source: int) -> Iterator[tuple[i
         yield first, torch.frombuffer(view, dtype=dtype).view(count, columns)
 
 
-def _tensor_scales(plan: Plan) -> dict[str, torch.Tensor]:
+def _tensor_scales(plan: CheckpointPlan) -> dict[str, torch.Tensor]:
     """Return module → NVFP4's scale (1,) of its whole weight; runtimes fuse modules, so that a fused set shares one."""
     wanted = [module for module in plan.modules if "weight_global_scale" in module.parts]
     if not wanted:

@@ -13,12 +13,12 @@ import torch
 from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.core import progress
 from pipelines.planning.gguf import EXPERT, GgufTensor
-from pipelines.planning.plan import Plan
+from pipelines.planning.plan import GgufPlan
 from pipelines.quantization.batches import equal_batches
 from pipelines.runtimes.module_names import linearize_experts, named_alike
 
 
-def write_imatrix(plan: Plan, tokens: CalibrationTokens, file: Path) -> None:
+def write_imatrix(plan: GgufPlan, tokens: CalibrationTokens, file: Path) -> None:
     """Measure the inputs of the linear modules that become the plan's quantized tensors, and write `file`."""
     import gguf
     import numpy as np
@@ -46,7 +46,7 @@ Squares = dict[str, tuple[torch.Tensor, int]]
 """Weight's name in the checkpoint → sum of squares of its input (columns,) in float32, and number of tokens it saw."""
 
 
-def _measure(plan: Plan, samples: list[list[int]]) -> Squares:
+def _measure(plan: GgufPlan, samples: list[list[int]]) -> Squares:
     """Return the squares of what the plan's quantized tensors read while `samples` of token ids are computed."""
     from transformers import AutoModelForCausalLM
 

@@ -11,7 +11,7 @@ from pipelines.quantization.methods.clipping import clip_few_bits
 from pipelines.quantization.methods.interface import CalibratedMethod
 from pipelines.quantization.methods.smoothquant import smoothquant
 from pipelines.quantization.methods.statistics import InputStatistics
-from pipelines.recipe.recipe import Gptq
+from pipelines.recipe.methods import Gptq
 
 LEAF = 16
 """Columns rounded one after the other before their errors are carried on in one matrix product."""

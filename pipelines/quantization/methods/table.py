@@ -6,7 +6,7 @@ from pipelines.quantization.methods.awq import awq
 from pipelines.quantization.methods.gptq import gptq
 from pipelines.quantization.methods.interface import CalibratedMethod
 from pipelines.quantization.methods.rtn import rtn
-from pipelines.recipe.recipe import Awq, Gptq, Method, Rtn
+from pipelines.recipe.methods import Awq, Gptq, Method, Rtn
 
 
 def choose_method(settings: Method) -> CalibratedMethod:

