@@ -7,7 +7,10 @@ from pathlib import Path
 import grimp
 import pytest
 
+from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.code import CHOICE, ROOT, code_digest, imported_by
+from pipelines.planning.stage import make_plan
+from pipelines.quantization.choice import engine_modules
 
 FOLDER = ROOT / "pipelines"
 
@@ -54,6 +57,19 @@ def test_an_edit_of_any_module_changes_the_keys_that_depend_on_it_and_no_others(
         edited.write_bytes(path.read_bytes() + b"# edited\n")
         changed = {module for module in keeping if before[module] != code_digest([module], root)}
         assert changed == {one for one in keeping if one == name or name in graph.find_upstream_modules(one)}, name
+
+
+def test_an_artifact_depends_on_the_engine_that_wrote_it_and_on_no_other(smollm2: Checkpoint) -> None:
+    engines = "pipelines.quantization.engines."
+    used = {}
+    for name in ("fp8", "int4-gptq", "bnb-nf4", "gguf-q8_0", "gptq-gptqmodel"):
+        chosen = engine_modules(make_plan(name, smollm2))
+        used[name] = {module for module in imported_by(["pipelines.quantization.stage", *chosen]) if "engine" in module}
+    assert engines + "streaming" in used["fp8"] and engines + "layerwise" not in used["fp8"]
+    assert engines + "layerwise" in used["int4-gptq"] and engines + "streaming" not in used["int4-gptq"]
+    assert engines + "bitsandbytes" in used["bnb-nf4"]
+    assert engines + "llama_cpp" in used["gguf-q8_0"]
+    assert {engines + "other_projects", "pipelines.environments.workers.gptqmodel_engine"} <= used["gptq-gptqmodel"]
 
 
 def test_imports_for_a_type_checker_and_of_choices_do_not_count(tmp_path: Path) -> None:

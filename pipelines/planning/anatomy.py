@@ -9,14 +9,13 @@ transformers once for each config.
 import importlib.metadata
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.checkpoint.architecture import Family, load_config, load_on_meta, model_class, quiet
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.checkpoint.names import ONE_BY_ONE
 from pipelines.checkpoint.safety import entries
-from pipelines.core.cache import Result, file_digest, keep
+from pipelines.core.cache import Result, keep
 from pipelines.core.errors import Problem, bad_input, brief, refuse
 from pipelines.core.strict_yaml import Frozen
 from pipelines.planning import trial
@@ -72,7 +71,6 @@ def examine(checkpoint: Checkpoint) -> Anatomy:
         "config": checkpoint.config,
         "tensors": [[tensor.name, tensor.dtype, tensor.shape] for tensor in checkpoint.tensors],
         "transformers": importlib.metadata.version("transformers"),
-        "trial": file_digest(Path(trial.__file__)),
     }
     return keep("anatomy", inputs, Anatomy, lambda _: _examine(checkpoint))
 

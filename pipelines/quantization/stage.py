@@ -3,23 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, assert_never, overload
+from typing import Any, TypeVar, overload
 
 from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
-from pipelines.core.cache import digest, file_digest, folder_digests, keep
+from pipelines.core.cache import folder_digests, keep
 from pipelines.core.errors import bad_input
 from pipelines.core.records import read_record
-from pipelines.environments import isolated, llama_build
-from pipelines.environments.engines import ENGINES
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.quantization_config import written_config
 from pipelines.planning.readers import own_type
 from pipelines.quantization.artifact import Artifact, CheckpointArtifact, GgufArtifact, KeptArtifact
+from pipelines.quantization.choice import engine_identity, engine_modules, run_engine, run_llama_cpp
 from pipelines.quantization.files import quantized_module
 from pipelines.quantization.written import Written, packed_config
 from pipelines.runtimes.generation import check_generation
@@ -60,7 +58,7 @@ def _keep(plan: Plan, tokens: CalibrationTokens | None, kind: type[A], write: Ca
         "quantize": plan.recipe.quantize.model_dump(),
         "modules": [part.model_dump() for part in plan.parts],
         "calibration": tokens.digest if tokens else None,
-        "engine": engine_digest(plan),
+        "engine": engine_identity(plan),
         "dtype": plan.dtype if tokens else None,
     }
 
@@ -76,38 +74,18 @@ def _keep(plan: Plan, tokens: CalibrationTokens | None, kind: type[A], write: Ca
         }
         return {**made, "peak_memory": written.peak_memory} if written.peak_memory else made
 
-    kept = keep("quantize", inputs, kind, make, lambda found: folder_digests(found.checkpoint) == found.files)
+    def is_intact(found: A) -> bool:
+        return folder_digests(found.checkpoint) == found.files
+
+    kept = keep("quantize", inputs, kind, make, is_intact, engine_modules(plan))
     # A finished artifact remembers the run that made it: its name, its gate, what its calibration cost. Now counts.
     return kept.model_copy(update={"plan": plan, "calibration": tokens})
 
 
-def engine_digest(plan: Plan) -> str:
-    """Return the digest of the code that writes the weights, so that a changed engine makes a new artifact."""
-    here = Path(__file__).parents[1]
-    quantization = here / "quantization"
-    if isinstance(plan, GgufPlan):
-        ours = [quantization / name for name in ("engines/llama_cpp.py", "gguf/imatrix.py", "gguf/convert.py")]
-        return digest([llama_build.version(), *map(file_digest, ours)])
-    shared = ("planning/readers.py", "checkpoint/writer.py", "quantization/written.py", "quantization/files.py")
-    files = [*(here / name for name in shared), *sorted((here / "formats").glob("*.py"))]
-    engine = plan.recipe.engine
-    if engine == "quantgate":
-        files += [quantization / "engines/streaming.py", quantization / "engines/layerwise.py"]
-        return digest([file_digest(file) for file in [*files, *sorted((quantization / "methods").glob("*.py"))]])
-    if engine == "bitsandbytes":
-        files += [quantization / "engines/bitsandbytes.py"]
-        return digest([version("bitsandbytes"), *map(file_digest, files)])
-    files += [quantization / "engines/other_projects.py"]
-    files += [here / "environments" / "workers" / f"{ENGINES[plan.recipe.method.engine].worker}.py"]
-    return digest([isolated.identity(engine), *map(file_digest, files)])
-
-
 def _write_gguf(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Write all files of a GGUF's artifact into `folder`."""
-    from pipelines.quantization.engines import llama_cpp
-
     check_finite(plan.checkpoint, plan.checkpoint.tensors)
-    return llama_cpp.quantize(plan, tokens, folder)
+    return run_llama_cpp(plan, tokens, folder)
 
 
 def _write_checkpoint(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
@@ -122,13 +100,13 @@ def _write_weights(plan: CheckpointPlan, tokens: CalibrationTokens | None, folde
     """Write the weight files into `folder`, repacked where the recipe asks for another packing than the engine's."""
     native = plan.recipe.engine_packing
     if plan.recipe.packing == native:
-        return _run_engine(plan, tokens, folder)
+        return run_engine(plan, tokens, folder)
     from pipelines.formats.repack import repack
 
     inner = folder.parent / native
     inner.mkdir()
     before = plan.stored_as(native)
-    written = _run_engine(before, tokens, inner)
+    written = run_engine(before, tokens, inner)
     write_companions(plan.checkpoint, written, inner)
     shapes = {module.name: module.shape for module in plan.quantized.values()}
     dtype = next(iter(plan.quantized.values())).dtype
@@ -138,32 +116,6 @@ def _write_weights(plan: CheckpointPlan, tokens: CalibrationTokens | None, folde
     if plan.recipe.packing == "compressed-tensors":
         config = {"quantization_config": written_config(plan), "configs": {}}
     return written.model_copy(update=config)
-
-
-def _run_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    """Let the plan's engine write the weight files into `folder`; engines import torch, and so are imported here."""
-    match plan.recipe.method.engine:
-        case "bitsandbytes":
-            from pipelines.quantization.engines import bitsandbytes
-
-            return bitsandbytes.quantize(plan, tokens, folder)
-        case "gptqmodel" | "modelopt" | "auto-gptq" | "autoawq":
-            from pipelines.quantization.engines import other_projects
-
-            return other_projects.quantize(plan, tokens, folder)
-        case "quantgate":
-            return _run_own_engine(plan, tokens, folder)
-    assert_never(plan.recipe.method.engine)
-
-
-def _run_own_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    if tokens is None:
-        from pipelines.quantization.engines import streaming
-
-        return streaming.quantize(plan, None, folder)
-    from pipelines.quantization.engines import layerwise
-
-    return layerwise.quantize(plan, tokens, folder)
 
 
 def write_companions(source: Checkpoint, written: Written, folder: Path) -> None:

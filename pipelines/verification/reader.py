@@ -16,7 +16,6 @@ from pipelines.checkpoint.dtypes import own_dtype
 from pipelines.checkpoint.headers import FLOAT, read_checkpoint
 from pipelines.checkpoint.limits import positions
 from pipelines.checkpoint.names import ONE_BY_ONE
-from pipelines.core.cache import file_digest
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import WorkerProcess, clean_variables
@@ -109,12 +108,10 @@ def _narrow(model: Any, artifact: "CheckpointArtifact") -> None:
 
 
 def identity(artifact: "CheckpointArtifact") -> Any:
-    """Return what decides how `artifact` is read: by what, which environment that has here, and the code of this."""
-    here = Path(__file__).parents[1]
-    code = ("verification/reader.py", "planning/readers.py", "environments/workers/transformers_reader.py")
+    """Return what decides how `artifact` is read: by what, and which environment that has here."""
     found = home(artifact.recipe)
     other = str(_python(found)) if found.environment else ""
-    return [found.model_dump(), other, *(file_digest(here / name) for name in code)]
+    return [found.model_dump(), other]
 
 
 def is_here(recipe: "Recipe") -> bool:
