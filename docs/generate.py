@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from pipelines import recipe as recipe_package
 from pipelines.calibration.tokenizing import SHORTEST
 from pipelines.cli import main as cli
 from pipelines.cli.options import full_help
-from pipelines.cli.tables.lists import FAMILIES, by_family
+from pipelines.cli.tables.lists import by_family
 from pipelines.core.exit_codes import EXITS, SEVERAL
+from pipelines.formats.description import Numbers
 from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
 from pipelines.formats.packings import Packing, hardware, layout
-from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, Numbers, SchemeName
+from pipelines.formats.schemes import FAMILIES, SCHEMES, SMALLEST_GROUP, SchemeName
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe, load_set, load_suite
 from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
@@ -37,12 +39,7 @@ HERE = Path(__file__).parent
 METHODS = typing.get_args(Method)
 
 ABOUT = {
-    "FP8": "8-bit floating point (E4M3). The first thing to try on a GPU that has it.",
-    "FP4": "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
-    "NF4": "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. "
-    "It is no floating point; weights are turned back into 16 bits to compute with.",
-    "INT8": "8-bit integers.",
-    "INT4": "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
+    **{name: family.about for name, family in FAMILIES.items()},
     "GGUF": "One file for llama.cpp, Ollama and LM Studio, on CPUs and on all GPUs; judged in llama.cpp itself. "
     "[gguf.md](gguf.md) says how.",
     "mixed": "Recipes with `rules`: some modules get another scheme than the rest.",
@@ -80,6 +77,13 @@ make answers 2 for any failed command and prints the code it saw (`Error 3`). A 
 Code 4 of `quantgate verify --runtime vllm` means that vLLM cannot run this format on this machine. Code 1 of the same
 command means that vLLM does not agree with transformers.
 """
+_READ = [f"`{name}`" for name, scheme in SCHEMES.items() if scheme.experts_are_read]
+EXPERTS = textwrap.fill(
+    f"In a mixture of experts that stores them one by one, experts can be {', '.join(_READ[:-1])} or {_READ[-1]}, all "
+    "in the same format: transformers makes one tensor of them, and reads no others. Some or all of them can be kept "
+    "beside FP8 only. The plan refuses the rest; other modules can be in any format, by `rules`.",
+    width=120,
+)
 PATTERNS = f"""\
 ## Which modules: `ignore`
 
@@ -99,9 +103,7 @@ keeps the head, all down projections and two whole layers in the source's precis
 name `lm_head` again. Embeddings, norms, the routers of experts, experts stored as one tensor, and towers for images or
 sound are never quantized. What runtimes load as one matrix (q, k and v; gate and up) must be treated alike.
 
-In a mixture of experts that stores them one by one, experts can be `FP8_DYNAMIC`, `FP8_STATIC`, `W8A16`, `W4A16`,
-`W4AFP8` or `MXFP4`, all in the same format: transformers makes one tensor of them, and reads no others. Some or all of
-them can be kept beside FP8 only. The plan refuses the rest; other modules can be in any format, by `rules`.
+{EXPERTS}
 
 ## Which scheme: `rules`
 
@@ -241,7 +243,6 @@ def _cell(text: str) -> str:
 def recipes_page() -> str:
     """docs/recipes.md."""
     grouped = by_family(load_recipe(name) for name in library.names("recipe"))
-    assert set(ABOUT) == set(FAMILIES)
     lines = [HEAD]
     for family, recipes in grouped.items():
         lines += [f"## {family}", "", ABOUT[family], ""]
@@ -310,15 +311,6 @@ def _scheme(packing: Packing, name: SchemeName, group_size: int | None, label: s
     ]
 
 
-ELEMENTS = {
-    ("int", 8): "INT8",
-    ("int", 4): "INT4",
-    ("float", 8): "FP8 (E4M3)",
-    ("float", 4): "FP4 (E2M1)",
-    ("normal", 4): "NF4 (NormalFloat)",
-}
-
-
 def _words(numbers: Numbers, chosen: int | None, line: str) -> str:
     """A number format in words: `INT4, one scale per row and group of 128 columns`.
 
@@ -335,7 +327,7 @@ def _words(numbers: Numbers, chosen: int | None, line: str) -> str:
     }[numbers.strategy]
     zero = "" if numbers.symmetric else ", with zero points"
     found = {True: ", found at run time", "local": "; the tensor's is measured, the groups' are found at run time"}
-    return ELEMENTS[numbers.kind, numbers.bits] + ", " + shared + zero + found.get(numbers.dynamic, "")
+    return numbers.element.title + ", " + shared + zero + found.get(numbers.dynamic, "")
 
 
 SCALES = {"F16": "float16", "F32": "float32", "F8_E4M3": "FP8 (E4M3)", "U8": "E8M0 (powers of two)"}

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from pipelines.checkpoint.headers import BYTES, INDEX, Checkpoint, read_checkpoint, read_header, refuse_quantized
+from pipelines.checkpoint.headers import BYTES, INDEX, Checkpoint, read_checkpoint, read_header
 from pipelines.checkpoint.load import load_model
+from pipelines.checkpoint.quantized import refuse_quantized
 from pipelines.core.errors import BadInput
 from tests.conftest import Cli, edit_json
 

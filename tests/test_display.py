@@ -106,8 +106,8 @@ def test_secrets_do_not_stay_in_the_log(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_long_stage_tells_how_far_it_is_and_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(display, "STEADY", 0.0)
-    monkeypatch.setattr(display, "SOONEST", 0.0)
+    monkeypatch.setattr(display, "LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(display, "LEAST_WORK", 0.0)
     shown = Display("title", ["evaluate", "publish"], {"evaluate": 600.0}, tmp_path / "log")
     with shown.shown(), shown.stage("evaluate"), progress.bar(400, "evaluate", "document") as bar:
         progress.note("so far 99.1% of the baseline kept")
@@ -124,15 +124,15 @@ def test_the_time_left_is_reckoned_from_what_is_done_here(monkeypatch: pytest.Mo
     """Documents that were kept are done in no time: at their pace the others would be done at once."""
     clock = [1000.0]
     monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    work = display._Work("evaluate", 1000, "document")
+    work = display.Work("evaluate", 1000, "document")
     work.skip(400)
-    clock[0] += display.SOONEST + 1
+    clock[0] += display.LEAST_WORK + 1
     assert work.left() is None, "nothing was evaluated yet"
     for _ in range(10):
         clock[0] += 7.9
         work.advance(10)
     work.skip(100)
-    assert work.told() == "600 of 1,000 documents, 7 min left"  # 100 in 100 seconds, and 400 are left
+    assert work.summary() == "600 of 1,000 documents, 7 min left"  # 100 in 100 seconds, and 400 are left
 
 
 def test_a_stage_that_is_done_already_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -360,7 +360,7 @@ def test_experts_in_formats_that_transformers_reads(
 
 def test_inputs_of_experts_are_rounded(make: Make, text: tuple[str, ...]) -> None:
     """One token, one layer that counts: what an expert makes of it is what its rounded weights make of it rounded."""
-    from pipelines.formats.activations import fp8_round
+    from pipelines.formats.fp8 import round_tokens
 
     source = make("qwen3_moe", **EXPERTS)
     artifact = quantize(plan_checkpoint(recipe_for("fp8", text, EVERY_LAYER), source))
@@ -368,7 +368,7 @@ def test_inputs_of_experts_are_rounded(make: Make, text: tuple[str, ...]) -> Non
     found = [m for name, m in model.named_modules() if ".experts." in name and isinstance(m, torch.nn.Linear)]
     assert len(found) == len(linear_experts(artifact.plan))
     x = torch.randn(3, found[0].in_features, dtype=torch.bfloat16)
-    assert torch.equal(found[0](x), torch.nn.functional.linear(fp8_round(x), found[0].weight))
+    assert torch.equal(found[0](x), torch.nn.functional.linear(round_tokens(x), found[0].weight))
     assert not torch.equal(found[0](x), torch.nn.functional.linear(x, found[0].weight))
 
 

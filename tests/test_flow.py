@@ -22,6 +22,7 @@ from pipelines.core.errors import BadInput, Problem, QuantgateError
 from pipelines.flow.journal import Run
 from pipelines.flow.run import run
 from pipelines.formats import rounding
+from pipelines.formats.description import Scales
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe
@@ -237,7 +238,7 @@ def test_a_ruined_artifact_is_refused_and_nothing_is_published(tmp_path: Path, m
     """
     sound = rounding.quantize
 
-    def ruined(weight: torch.Tensor, scales: rounding.Scales) -> torch.Tensor:
+    def ruined(weight: torch.Tensor, scales: Scales) -> torch.Tensor:
         generator = torch.Generator().manual_seed(weight.shape[0])
         noise = torch.randn(weight.shape, generator=generator) * weight.float().std() * 0.08
         return sound(weight.float() + noise, scales)

@@ -13,9 +13,10 @@ from pipelines.calibration.stage import calibrate
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.errors import QuantgateError
-from pipelines.formats import rounding
-from pipelines.formats.activations import fp8_round, input_rounder, int8_round
-from pipelines.formats.schemes import FP8_MAX, OWN_SCHEMES, SCHEMES, SchemeName
+from pipelines.formats import fp8, int8, nvfp4, rounding
+from pipelines.formats.activations import input_rounder
+from pipelines.formats.description import Scales
+from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
 from pipelines.quantization.engines import layerwise
 from pipelines.quantization.methods import gptq
 from pipelines.quantization.stage import write_companions
@@ -65,7 +66,7 @@ def test_weights_are_stored_as_on_a_cpu_bit_for_bit(name: SchemeName) -> None:
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
 
     def stored(where: torch.Tensor) -> dict[str, torch.Tensor]:
-        largest = rounding.fp4_tensor_scale(where.abs().amax())
+        largest = nvfp4.tensor_scale(where.abs().amax())
         scales = rounding.find_scales(where, name, group_size(name), largest, torch.bfloat16)
         return rounding.pack(rounding.quantize(where, scales), scales, name, torch.bfloat16)
 
@@ -124,7 +125,7 @@ def test_hidden_states_that_do_not_fit_the_gpu_wait_in_memory(
     assert made[0] == made[1]
 
 
-def layer(name: SchemeName) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, rounding.Scales]:
+def layer(name: SchemeName) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Scales]:
     """Activations (tokens, features) in bfloat16, a weight (rows, features), and its codes and scales, on the GPU."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(32, 576, generator=draw).cuda().bfloat16()
@@ -153,8 +154,8 @@ def test_fp8_is_evaluated_as_the_kernel_computes_it() -> None:
         )
         return product
 
-    step = x.abs().amax(dim=-1, keepdim=True) / FP8_MAX
-    evaluated = fp8_round(x) @ restored.T
+    step = x.abs().amax(dim=-1, keepdim=True) / fp8.FP8_MAX
+    evaluated = fp8.round_tokens(x) @ restored.T
     assert apart(evaluated, kernel(step)) < 5e-3
     check_evaluated(evaluated, kernel(step.float()), x.float() @ weight.T)
 
@@ -168,7 +169,7 @@ def test_int8_is_evaluated_as_the_kernel_computes_it() -> None:
         return torch._int_mm(units, codes.T) * step.float() * scales.step.T
 
     step = x.abs().amax(dim=-1, keepdim=True) / 127.5
-    evaluated = int8_round(x) @ restored.T
+    evaluated = int8.round_tokens(x) @ restored.T
     assert apart(evaluated, kernel(step)) < 5e-3
     check_evaluated(evaluated, kernel(step.float()), x.float() @ weight.T)
 

@@ -15,7 +15,8 @@ from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
-from pipelines.formats import rounding
+from pipelines.formats import nvfp4, rounding
+from pipelines.formats.description import Scales
 from pipelines.formats.schemes import SCHEMES, SchemeName, config_group
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.engines import layerwise
@@ -53,13 +54,13 @@ def moment(x: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def scales_of(weight: torch.Tensor, scheme: SchemeName, group_size: int | None) -> rounding.Scales:
+def scales_of(weight: torch.Tensor, scheme: SchemeName, group_size: int | None) -> Scales:
     largest = weight.abs().amax() if SCHEMES[scheme].weights.strategy == "tensor_group" else None
-    tensor_scale = None if largest is None else rounding.fp4_tensor_scale(largest)
+    tensor_scale = None if largest is None else nvfp4.tensor_scale(largest)
     return rounding.find_scales(weight, scheme, group_size, tensor_scale)
 
 
-def textbook(weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
+def textbook(weight: torch.Tensor, scales: Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
     """GPTQ as the paper's algorithm 1 has it, in float64 and a column at a time; the rounded weight."""
     order = hessian.diagonal().argsort(descending=True, stable=True)
     hessian = hessian.double()[order][:, order]
@@ -493,10 +494,10 @@ def test_awq_never_loses_more_than_rounding_to_nearest(scheme: SchemeName, group
     assert lost(factors) < 0.9 * lost(torch.ones(96))
     for weight in weights.values():
 
-        def shrunken(share: float, weight: torch.Tensor = weight) -> rounding.Scales:
+        def shrunken(share: float, weight: torch.Tensor = weight) -> Scales:
             return rounding.find_scales(weight, scheme, group_size, shrink=share)
 
-        def by_group(scales: rounding.Scales, weight: torch.Tensor = weight) -> torch.Tensor:
+        def by_group(scales: Scales, weight: torch.Tensor = weight) -> torch.Tensor:
             error = rounding.dequantize(rounding.quantize(weight, scales), scales) - weight
             size = 96 // scales.scale.shape[1]
             parts = [slice(first, first + size) for first in range(0, 96, size)]

@@ -795,7 +795,7 @@ def test_the_plan_knows_every_byte_that_is_written(
 ) -> None:
     shapes = {f"self_attn.{which}_proj": (96, 96) for which in "qkv"}
     shapes |= {"mlp.up_proj": (160, 96), "mlp.down_proj": (96, 160)}
-    dtype = {"FP8": "BF16", "FP4": "F16", "INT8": "F32", "INT4": "F16"}[SCHEMES[name].family]
+    dtype = {"FP8": "BF16", "INT8": "F32"}.get(SCHEMES[name].family.name, "F16")
     tensors: Tensors = {f"model.layers.{n}.{k}.weight": (dtype, shape) for n in (0, 1) for k, shape in shapes.items()}
     model = fake(tmp_path, {**tensors, "model.norm.weight": (dtype, (96,)), "x.bias": ("F32", (7,))})
     size = 32 if SCHEMES[name].resizable else None

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from pipelines.checkpoint.headers import read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.formats import rounding
+from pipelines.formats.description import Scales
 from pipelines.formats.packings import Form, Packing, form_of, layout
 from pipelines.formats.repack import pack, repack, unpack
-from pipelines.formats.rounding import Scales
 from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.artifact import Artifact

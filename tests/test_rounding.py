@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.formats import rounding
-from pipelines.formats.rounding import DTYPES, Scales
+from pipelines.formats import e2m1, mxfp4, nvfp4, rounding
+from pipelines.formats.description import Scales
+from pipelines.formats.rounding import DTYPES
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group, layout
 
 NAMES: tuple[SchemeName, ...] = OWN_SCHEMES
@@ -42,7 +43,7 @@ def group_size(name: SchemeName, chosen: int = 32) -> int | None:
 
 def find(weight: torch.Tensor, name: SchemeName, size: int | None) -> Scales:
     own = SCHEMES[name].weights.strategy == "tensor_group"
-    return rounding.find_scales(weight, name, size, rounding.fp4_tensor_scale(weight.abs().amax()) if own else None)
+    return rounding.find_scales(weight, name, size, nvfp4.tensor_scale(weight.abs().amax()) if own else None)
 
 
 def described(name: SchemeName, size: int | None) -> Any:
@@ -98,7 +99,7 @@ def test_what_is_stored_is_what_the_layout_promises_and_what_compressed_tensors_
         reader = BaseCompressor.get_value_from_registry(SCHEMES[name].format)
         theirs = reader.decompress(parts | {"weight_shape": torch.tensor(weight.shape)}, described(name, size))
         assert torch.equal(theirs["weight"], ours.to(theirs["weight"].dtype))  # it rounds to the dtype of the scales
-        if dtype == "F32" and SCHEMES[name].family != "FP4":
+        if dtype == "F32" and SCHEMES[name].family.name != "FP4":
             assert theirs["weight"].dtype == torch.float32
         if name == "MXFP4":
             assert torch.equal(theirs["weight"].float(), ours)
@@ -176,7 +177,7 @@ def test_scales_and_codes_are_compressed_tensors_own_or_closer(name: SchemeName,
         assert torch.equal(spread(scale, weight)[used], spread(scales.scale, weight)[used])
     if dtype == "F32":
         assert scales.zero is None or torch.equal(spread(zero, weight)[used], spread(scales.zero, weight)[used])
-        assert torch.equal(units[used], rounding.decode(codes, scales.numbers)[used])
+        assert torch.equal(units[used], scales.numbers.element.decode(codes)[used])
 
     step = scale.double() if scales.tensor is None else scale.double() / scales.tensor.double()
     theirs = (units.double() - spread(zero, weight)) * spread(step, weight)
@@ -198,7 +199,7 @@ def test_codes_are_the_nearest_of_all(name: SchemeName, dtype: str) -> None:
     if scales.numbers.kind == "int":
         values = torch.arange(-(2 ** (scales.numbers.bits - 1)), 2 ** (scales.numbers.bits - 1)).double()
     elif scales.numbers.bits == 4:
-        values = torch.tensor([*rounding.E2M1, *(-value for value in rounding.E2M1)]).double()
+        values = torch.tensor([*e2m1.MAGNITUDES, *(-value for value in e2m1.MAGNITUDES)]).double()
     else:
         values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
         values = values[values.isfinite()]
@@ -217,7 +218,7 @@ def test_the_largest_magnitude_of_a_group_is_not_clipped_by_much(name: SchemeNam
     weight = make(32, 64, dtype).abs().add(2.0**-6) * sign
     scales = find(weight, name, size)
     error = (rounding.dequantize(rounding.quantize(weight, scales), scales) - weight.float()).abs()
-    width = {"FP8": 32, "FP4": 2}.get(SCHEMES[name].family, 1)  # of a step at the top, in units
+    width = {"FP8": 32, "FP4": 2}.get(SCHEMES[name].family.name, 1)  # of a step at the top, in units
     loss = {"tensor_group": 2.0**-4, "group": 2.0**-3 if scales.numbers.kind == "float" else 2.0**-8}
     allowed = width / 2 * spread(scales.step, weight) + loss.get(scales.numbers.strategy, 2.0**-8) * weight.abs()
     assert (error <= allowed * 1.001).all()
@@ -261,7 +262,7 @@ def test_a_power_of_two_is_found_and_stored_over_the_whole_range_of_e8m0() -> No
     from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 
     largest = torch.cat([torch.exp2(torch.arange(-124.0, 127)) * mantissa for mantissa in (1, 1.7499, 1.75, 1.9999)])
-    assert torch.equal(rounding.mx_exponent(largest).float(), generate_mx_scales(largest))
+    assert torch.equal(mxfp4.exponent(largest).float(), generate_mx_scales(largest))
     every = torch.arange(255, dtype=torch.uint8).unsqueeze(1)
     codes = torch.arange(16, dtype=torch.uint8).repeat(255, 2)
     _, scales = rounding.unpack({"weight_packed": codes[:, ::2], "weight_scale": every}, "MXFP4", 32, 32)
@@ -284,7 +285,7 @@ def test_rows_can_be_quantized_apart(name: SchemeName) -> None:
 @every_scheme
 def test_a_scale_that_covers_half_of_the_range_is_half_as_large(name: SchemeName) -> None:
     weight = make(32, 64, "F32").abs().add(1)
-    size, tensor = group_size(name), rounding.fp4_tensor_scale(torch.tensor(60.0))
+    size, tensor = group_size(name), nvfp4.tensor_scale(torch.tensor(60.0))
     whole, half = (rounding.find_scales(weight, name, size, tensor, shrink=shrink) for shrink in (1.0, 0.5))
     assert torch.allclose(whole.step, half.step * 2)
 
@@ -313,8 +314,8 @@ FORMATS = {
 )
 def test_snapping_is_encoding_and_decoding(numbers: Any, values: list[float]) -> None:
     units = torch.tensor([values])
-    through_codes = rounding.decode(rounding.encode(units.clone(), numbers), numbers)
-    assert torch.equal(rounding.snap(units.clone(), numbers), through_codes)
+    through_codes = numbers.element.decode(numbers.element.encode(units.clone()))
+    assert torch.equal(numbers.element.snap(units.clone()), through_codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -323,15 +324,15 @@ def test_fp4_rounds_every_16_bit_number_to_the_nearest_and_ties_to_even(dtype: t
 
     values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     values = values[values.isfinite()]
-    grid = torch.tensor(rounding.E2M1).double()
+    grid = torch.tensor(e2m1.MAGNITUDES).double()
     distance = (values.double().abs().clamp(max=8).unsqueeze(1) - grid).abs()
     near = distance == distance.amin(1, keepdim=True)
     odd = torch.arange(8) % 2
     index = (near * (2 - odd)).argmax(1)  # of two that are equally near, the even one
     wanted = grid[index].copysign(values.double())
-    assert torch.equal(rounding.fp4_snap(values.clone()).double(), wanted)
+    assert torch.equal(e2m1.snap(values.clone()).double(), wanted)
     numbers = SCHEMES["NVFP4"].weights
-    codes = rounding.encode(values.float(), numbers)
+    codes = numbers.element.encode(values.float())
     assert torch.equal(codes & 7, index.to(torch.uint8))
-    assert torch.equal(rounding.decode(codes, numbers).double(), wanted)
+    assert torch.equal(numbers.element.decode(codes).double(), wanted)
     assert torch.equal(FP4_E2M1_DATA.cast_to_fp4(values.clamp(-6, 6)).double(), wanted)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from pipelines.formats import rounding
+from pipelines.formats import nvfp4, rounding
 from pipelines.formats.activations import input_rounder
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from pipelines.planning.quantization_config import written_config
@@ -36,7 +36,7 @@ def linear(name: SchemeName, largest: float, dtype: torch.dtype) -> Any:
     )
     module.quantization_status = QuantizationStatus.FROZEN
     if name == "NVFP4":  # compressed-tensors takes this attribute wherever it is
-        module.input_global_scale = rounding.fp4_tensor_scale(torch.tensor(largest))
+        module.input_global_scale = nvfp4.tensor_scale(torch.tensor(largest))
     if name == "FP8_STATIC":
         module.input_scale = torch.tensor([largest / 448]).to(dtype)
     return module
@@ -105,13 +105,13 @@ def artifact(name: SchemeName, source: Path, folder: Path) -> Path:
     largest = {module: tensors[f"{module}.weight"].abs().amax().float() for module in plan.quantized}
     for module in plan.quantized.values():
         weight = tensors.pop(f"{module.name}.weight")
-        tensor_scale = rounding.fp4_tensor_scale(torch.stack([largest[o] for o in together[module.name]]).amax())
+        tensor_scale = nvfp4.tensor_scale(torch.stack([largest[o] for o in together[module.name]]).amax())
         scales = rounding.find_scales(weight, name, module.group_size, tensor_scale)
         parts = rounding.pack(rounding.quantize(weight, scales), scales, name, weight.dtype)
         given = {
             "weight_shape": torch.tensor(module.shape),
             "input_scale": torch.tensor([2.0 / 448]).to(weight.dtype),
-            "input_global_scale": rounding.fp4_tensor_scale(torch.tensor(2.0)),
+            "input_global_scale": nvfp4.tensor_scale(torch.tensor(2.0)),
         }
         parts |= {suffix: given[suffix] for suffix in module.parts.keys() - parts.keys()}
         tensors |= {f"{module.name}.{suffix}": part for suffix, part in parts.items()}
@@ -162,7 +162,7 @@ def test_logits_equal_transformers_own_bit_for_bit(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [name for name in OWN_SCHEMES if SCHEMES[name].family == "FP4"])
+@pytest.mark.parametrize("name", [name for name in OWN_SCHEMES if SCHEMES[name].family.name == "FP4"])
 def test_fp4_runs_in_the_dtype_of_the_model(name: SchemeName, dtype: torch.dtype, tiny: Path, tmp_path: Path) -> None:
     """compressed-tensors dequantizes it to bfloat16 always, which transformers does not multiply with another dtype."""
     made = artifact(name, in_dtype(dtype, tiny, tmp_path / "source"), tmp_path / "artifact")

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokenizing import encode
-from pipelines.checkpoint.headers import MAX_CARD, Checkpoint, read_checkpoint
+from pipelines.checkpoint.companions import MAX_CARD
+from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.errors import BadInput

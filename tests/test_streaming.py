@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.checkpoint.headers import INDEX, Checkpoint, read_checkpoint, read_header
 from pipelines.core.errors import QuantgateError
-from pipelines.formats import rounding
+from pipelines.formats import nvfp4, rounding
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName, config_group
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.engines import streaming
@@ -128,12 +128,12 @@ def test_artifacts_pass_verification_and_load_in_transformers(
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 1 << 18)  # of the head, a part at a time
     artifact = quantize(plan_for(name, source))
     assert (artifact.checkpoint / INDEX).is_file() == ("shards" in words)
-    decibels, far = CLOSE[SCHEMES[name].family]
+    decibels, far = CLOSE[SCHEMES[name].family.name]
     layers = verify(artifact, "cpu").layers
     assert len(layers) == 14 + ("untied" in words)
     assert min(layer.sqnr for layer in layers) > decibels
 
-    dtype = torch.bfloat16 if SCHEMES[name].family == "FP4" else "auto"  # compressed-tensors makes it of FP4 always
+    dtype = torch.bfloat16 if SCHEMES[name].storage.read_as_bfloat16 else "auto"
     ids = torch.arange(100, 164).view(2, 32)
     with torch.inference_mode():
         after = AutoModelForCausalLM.from_pretrained(artifact.checkpoint, dtype=dtype)(ids).logits.float()
@@ -232,7 +232,7 @@ def test_blocks_of_rows_are_rounded_as_the_whole_weight(
     weight = (torch.randn(rows, 64).pow(3) / 30).to(rounding.DTYPES[dtype])
     plan = plan_for(name, checkpoint(tmp_path / "source", {f"{module}.weight": weight}))
     group_size = plan.quantized[module].group_size
-    tensor_scale = rounding.fp4_tensor_scale(weight.abs().amax())
+    tensor_scale = nvfp4.tensor_scale(weight.abs().amax())
     scales = rounding.find_scales(weight, name, group_size, tensor_scale)
     expected = rounding.pack(rounding.quantize(weight, scales), scales, name, weight.dtype)
     if SCHEMES[name].format == "pack-quantized":

@@ -120,11 +120,11 @@ BLOCKS: tuple[SchemeName, int] = ("FP8_BLOCK", 128)
 
 def test_what_depends_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flags of CPUs that this machine is not."""
-    monkeypatch.setattr(vllm, "_cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(vllm, "cpu_lines", lambda _: ["avx2"])
     assert vllm.runs_on_cpu([INT8]) is None
     assert vllm.runs_on_cpu([BLOCKS]) == "FP8_BLOCK: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
     assert vllm.runs_on_cpu([INT8], "FP8") == "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
-    monkeypatch.setattr(vllm, "_cpu_flags", lambda: {"avx2", "avx512f", "amx_tile"})
+    monkeypatch.setattr(vllm, "cpu_lines", lambda _: ["avx2 avx512f amx_tile"])
     assert vllm.runs_on_cpu([BLOCKS], "FP8") is None
     reason = "FP8_BLOCK: vLLM for CPUs has kernels for blocks of 128, and some here are of 64"
     assert vllm.runs_on_cpu([("FP8_BLOCK", 64)]) == reason

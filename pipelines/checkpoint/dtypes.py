@@ -2,8 +2,6 @@
 
 from typing import get_args
 
-import psutil
-
 from pipelines.checkpoint.headers import BYTES, FLOAT, Checkpoint
 from pipelines.core.device import ComputeDtype, Dtype
 from pipelines.core.errors import Problem, bad_input
@@ -13,15 +11,13 @@ TORCH_DTYPES = {
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""PyTorch's name of each of safetensors' dtypes."""
-
-
+"""safetensors' name of a type → PyTorch's."""
 NAMES: dict[str, ComputeDtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""safetensors' names → PyTorch's."""
+"""safetensors' name of a type that models compute in → PyTorch's."""
 SIZES: dict[ComputeDtype, int] = {name: BYTES[stored] for stored, name in NAMES.items()}
-"""Bytes of a number."""
+"""Bytes of a number of each type that models compute in."""
 FREE_SHARE = 0.8
-"""Of the machine's memory, that a model in float32 may take up with what evaluating it needs beside it."""
+"""Share of the machine's memory for a model in float32; evaluating it needs more beside it."""
 
 
 def choose_dtype(wanted: Dtype, device: str, checkpoint: Checkpoint) -> ComputeDtype:
@@ -43,6 +39,8 @@ def fits(checkpoint: Checkpoint, dtype: ComputeDtype, models: int = 1, device: s
     """Tell whether the whole memory of `device` (not what happens to be free, so that two runs choose alike) holds
     `models` copies of `checkpoint` in `dtype`."""
     if device == "cpu":
+        import psutil
+
         return models * model_bytes(checkpoint, dtype) < FREE_SHARE * psutil.virtual_memory().total
     import torch
 

@@ -23,7 +23,7 @@ def check_finite(checkpoint: Checkpoint, tensors: Iterable[TensorInfo]) -> None:
 
 
 def not_finite(tensor: TensorInfo) -> Problem:
-    """What is wrong with a tensor that holds NaN or infinities."""
+    """Return what is wrong with a tensor that holds NaN or infinities."""
     what = f"tensor {tensor.name} holds NaN or infinite numbers; the source checkpoint is broken"
     return Problem(tensor.file, what, "get it again, or one from before training broke down")
 

@@ -7,7 +7,7 @@ from pipelines.core.errors import bad_input
 
 
 def read_gguf(file: Path) -> Any:
-    """A `gguf.GGUFReader` of `file`, whose tensors are all there.
+    """Return a `gguf.GGUFReader` of `file`, whose tensors are all there.
 
     Raises:
         BadInput: it is no GGUF, or not a whole one.

@@ -55,6 +55,6 @@ def check_tokens(folder: Path, tokenizer: Any, ids: Iterable[int], config: Any) 
 
 
 def _rows(config: Any) -> int | None:
-    """Rows of the embedding."""
+    """Return the rows of the embedding."""
     rows = getattr(config, "vocab_size", None)
     return rows if isinstance(rows, int) else None

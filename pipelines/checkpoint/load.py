@@ -13,7 +13,8 @@ HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktok
 
 
 def load_model(model: str | Path | None = None) -> Checkpoint:
-    """The checkpoint that `model` names: a folder, a hub id `org/name[@revision]`, or none for the default model.
+    """Return the checkpoint that `model` names: a folder, a hub id `org/name[@revision]`, or none for the default
+    model.
 
     Raises:
         BadInput: no such folder or repository, or not a sound safetensors checkpoint.

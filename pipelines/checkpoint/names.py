@@ -20,22 +20,34 @@ NOT_TEXT = re.compile(
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 HEAD = "lm_head"
 FUSED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Modules that read the same input, and that runtimes load as one matrix."""
+"""Last names of modules that read the same input, and that runtimes load as one matrix."""
 EXPERTS = re.compile(r"(.*\.experts)(\.|$)")
 
 
 def matches(pattern: str, name: str, last_layer: int) -> bool:
-    """Whether `pattern` of a recipe means module `name` of a model whose last decoder layer is `last_layer`."""
+    """Tell whether `pattern` of a recipe means module `name` of a model whose last decoder layer is `last_layer`."""
     if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
+        return expression_matches(pattern, name)
     if pattern.startswith("layer:"):
         number = int(pattern.removeprefix("layer:"))
         return layer_number(name) == (number if number >= 0 else last_layer + 1 + number)
     return name == pattern or name.endswith(f".{pattern}")
 
 
+def expression_matches(pattern: str, name: str) -> bool:
+    """Tell whether `pattern` is `re:` and a regular expression that matches `name` from its start."""
+    return pattern.startswith("re:") and re.match(pattern[3:], name) is not None
+
+
+def fused_set(name: str) -> tuple[str, ...]:
+    """Return the last names of the modules that runtimes load as one matrix with module `name`, its own among them;
+    none if it is loaded alone."""
+    last = name.rpartition(".")[2]
+    return next((fused for fused in FUSED if last in fused), ())
+
+
 def layer_number(name: str) -> int:
-    """The number of the decoder layer that module `name` is in, -1 if in none."""
+    """Return the number of the decoder layer that module `name` is in, -1 if in none."""
     found = LAYER.search(name)
     return int(found[1]) if found else -1
 

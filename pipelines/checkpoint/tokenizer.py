@@ -9,7 +9,7 @@ from pipelines.core.errors import bad_input, brief
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer; code in the checkpoint is never run.
+    """Return the checkpoint's own tokenizer; code in the checkpoint is never run.
 
     Raises:
         BadInput: it has none that transformers can load.

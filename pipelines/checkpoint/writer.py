@@ -18,7 +18,7 @@ COPY_CHUNK = 16 << 20
 
 
 def as_bytes(tensor: "torch.Tensor") -> memoryview:
-    """The bytes of a tensor in memory, row after row."""
+    """Return the bytes of a tensor in memory, row after row."""
     import torch
 
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 WIDE_TEXT, NARROW_TEXT = 16, 8
-"""Characters that a column of text keeps at least, if it has as many: while there are other means, and in the end."""
+"""Fewest characters that a longer column of text keeps: while there are other means, and in the end."""
 PIPED = 140
 """Characters of a line where there is no terminal."""
 BREAKS = {" → ": "\n→ ", " … ": "\n… ", ", ": ",\n"}
-"""Where two figures, or a verdict and what it lacks, may stand below each other."""
+"""Text between two figures, or a verdict and what it lacks → the same with the second below the first."""
 
 Cell = str | Text
 Row = tuple[Cell, ...]
@@ -24,7 +24,7 @@ Row = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; of figures, unless told."""
+    """A column of a table, of figures unless `text` is set."""
 
     name: str
     text: bool = False
@@ -32,7 +32,7 @@ class Column:
     left: bool = False
     """Whether its cells begin at the left, as those of text do."""
     spare: int = 0
-    """In which order it is left out for want of room; 0: never."""
+    """Place in the order in which columns are left out for want of room; 0 for one that never is."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Layout:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     least: int
-    """Characters of a column of text."""
+    """Fewest characters of a column of text."""
     padding: int
 
     def needs(self) -> int:
@@ -56,7 +56,7 @@ class _Layout:
 
 
 def console(width: int | None = None) -> Console:
-    """Standard output; wide enough for our tables when it is not a terminal. Names in brackets are no markup."""
+    """Return standard output, wide enough for our tables when it is not a terminal. Names in brackets are no markup."""
     plain = Console(highlight=False, markup=False, width=width)
     return plain if plain.is_terminal or width else Console(highlight=False, markup=False, width=PIPED)
 
@@ -110,13 +110,13 @@ def _layouts(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> Iterator[_La
 
 
 def _headed(column: Column) -> Column:
-    """Let a heading over figures take a line for each word."""
+    """Return the column with a line for each word of a heading over figures."""
     name = column.name if column.text else column.name.replace(" ", "\n")
     return Column(name, column.text, column.left, column.spare)
 
 
 def _broken(column: Column, cell: Cell) -> Cell:
-    """Put the second of two figures below the first; text wraps by itself."""
+    """Return the cell with the second of two figures below the first; text wraps by itself."""
     if column.text:
         return cell
     text = cell.plain if isinstance(cell, Text) else cell

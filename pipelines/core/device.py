@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.core.errors import bad_input
+from pipelines.core.text import size
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -51,11 +52,17 @@ def has_cuda() -> bool:
 
 def processor() -> str:
     """Return the processor's name, as far as the system tells it."""
+    named = cpu_lines("model name")
+    return named[0].split(":", 1)[1].strip() if named else platform.processor() or platform.machine()
+
+
+def cpu_lines(*fields: str) -> list[str]:
+    """Return the lines in which Linux tells `fields` of its processors, such as `flags`; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return []
+    return [line for line in lines if line.startswith(fields)]
 
 
 def default_device() -> str:
@@ -75,7 +82,7 @@ def check_room(needed: int, device: str) -> None:
         return
     free, _ = torch.cuda.mem_get_info(torch.device(device))
     if needed > free:
-        what = f"has {free / 1e9:.1f} GB of memory free, and the model's weights take {needed / 1e9:.1f} GB"
+        what = f"has {size(free)} of memory free, and the model's weights take {size(needed)}"
         raise bad_input(f"--device {device}", what, NO_ROOM)
 
 

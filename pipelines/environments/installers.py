@@ -20,20 +20,21 @@ class Installer(Frozen):
     """Installs into one environment."""
 
     create: tuple[str, ...]
-    """The command that makes it, empty."""
+    """Command that makes the environment, empty."""
     install: tuple[str, ...]
-    """The command that requirements follow."""
+    """Command that requirements follow."""
     uninstall: tuple[str, ...]
-    """The command that distributions follow."""
+    """Command that distributions follow."""
     options: tuple[str, ...] = ()
-    """Where `install` looks."""
+    """Places where `install` looks."""
     constraints: tuple[str, ...] = ()
     """Options of `install`, but not of a lock's, which says each version itself."""
     variables: dict[str, str]
 
 
 def installer(folder: Path, python: Path) -> Installer:
-    """For the environment in `folder`, which is not there yet and will have its Python, which is ours, at `python`."""
+    """Return the installer for a new environment at `folder`, which will have its Python, of our version, at
+    `python`."""
     uv = find_uv()
     if not uv:
         pip = (str(python), "-m", "pip")
@@ -44,28 +45,28 @@ def installer(folder: Path, python: Path) -> Installer:
             uninstall=(*pip, "uninstall", "--yes", *quiet),
             variables={},
         )
-    told = pip_configuration()
+    configured = pip_configuration()
     look_in = ("index-url", "extra-index-url", "find-links")
-    options = [f"--{name}={value}" for name in look_in for value in told.get(name, ())]
-    offline = ["--no-index"] if told.get("no-index", ("",))[-1].lower() in ("1", "true", "yes", "on") else []
+    options = [f"--{name}={value}" for name in look_in for value in configured.get(name, ())]
+    offline = ["--no-index"] if configured.get("no-index", ("",))[-1].lower() in ("1", "true", "yes", "on") else []
     return Installer(
         create=(uv, "venv", "--quiet", "--no-python-downloads", "--python", sys.executable, str(folder)),
         # as pip does: the best version of any index, not of the first that has one
         install=(uv, "pip", "install", "--python", str(python), "--index-strategy", "unsafe-best-match"),
         uninstall=(uv, "pip", "uninstall", "--python", str(python)),
         options=(*options, *offline),
-        constraints=tuple(f"--constraint={file}" for file in told.get("constraint", ())),
-        variables={"SSL_CERT_FILE": told["cert"][-1]} if told.get("cert") else {},
+        constraints=tuple(f"--constraint={file}" for file in configured.get("constraint", ())),
+        variables={"SSL_CERT_FILE": configured["cert"][-1]} if configured.get("cert") else {},
     )
 
 
 def find_uv() -> str | None:
-    """The program, beside our Python or on the path."""
+    """Return uv, beside our Python or on the path."""
     return shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
 def pip_configuration() -> dict[str, tuple[str, ...]]:
-    """What pip's files and variables say: option → values. Empty where there is no pip."""
+    """Return what pip's files and variables say: option → values; nothing where there is no pip."""
     command = [sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check"]
     done = subprocess.run(command, env=clean_variables(), capture_output=True, text=True, check=False)
     found: dict[str, dict[str, tuple[str, ...]]] = {"global": {}, "install": {}, ":env:": {}}

@@ -26,7 +26,7 @@ from pipelines.environments.installers import fill, installer
 
 
 def serve(module: str) -> list[str]:
-    """What follows a Python in the command that serves a module of `pipelines.environments.workers`."""
+    """Return what follows a Python in the command that serves a module of `pipelines.environments.workers`."""
     return [str(Path(__file__).with_name("workers")), module]
 
 
@@ -58,7 +58,7 @@ class Environment(Frozen):
 
     name: str
     module: str
-    """What is imported to see that it works."""
+    """Modules that are imported to see that it works."""
     builds: dict[Accelerator, Build]
 
 
@@ -70,7 +70,7 @@ LOCKS = Path(__file__).with_name("locks")
 
 
 def _locked(lock: str) -> dict[Accelerator, Build]:
-    """The same lock for every accelerator: only torch differs."""
+    """Return the same lock for every accelerator: only torch differs."""
     build = Build(requirements=("torch==2.13.0",), lock=lock)
     return {"cpu": build, "cuda": build}
 
@@ -105,13 +105,13 @@ LLAMA_CPP = "llama-cpp"
 
 
 def names() -> tuple[str, ...]:
-    """Of all environments."""
+    """Return the names of all environments."""
     return (*ENVIRONMENTS, *llama_build.PROGRAMS)
 
 
 def make(name: str) -> Path:
-    """The Python of the environment `name`, or the folder of llama.cpp's programs; made on first use, which takes
-    minutes and, for vLLM, gigabytes.
+    """Return the Python of the environment `name`, or the folder of llama.cpp's programs; made on first use, which
+    takes minutes and, for vLLM, gigabytes.
 
     Raises:
         BadInput: there is no environment of that name.
@@ -136,7 +136,7 @@ def make(name: str) -> Path:
 
 
 def find(name: str) -> Path | None:
-    """What `make` returns, if the environment `name` is finished."""
+    """Return what `make` returns, if the environment `name` is finished."""
     folder = _folder(name)
     entry = _entry(name, folder)
     return entry if (folder / COMPLETE).is_file() and entry.exists() else None
@@ -152,7 +152,7 @@ def remove(name: str) -> None:
 
 
 def check(name: str) -> str:
-    """The version of the runtime in the environment `name`, once it was seen to start.
+    """Return the version of the runtime in the environment `name`, once it was seen to start.
 
     Raises:
         QuantgateError: the environment is not there, or the runtime does not start.
@@ -180,7 +180,7 @@ def check(name: str) -> str:
 
 
 def installed(python: Path, distribution: str) -> str:
-    """The version of `distribution` that `python` has.
+    """Return the version of `distribution` that `python` has.
 
     Raises:
         BadInput: it has none.
@@ -203,7 +203,7 @@ def _build(environment: Environment) -> Build:
 
 
 def _folder(name: str) -> Path:
-    """Where the environment is, or will be: another place for other requirements, Python or kind of machine."""
+    """Return where the environment is, or will be: another place for other requirements, Python or kind of machine."""
     if name not in names():
         raise bad_input(name, "is not an environment", f"known: {', '.join(names())}")
     if name in llama_build.PROGRAMS:
@@ -214,7 +214,7 @@ def _folder(name: str) -> Path:
 
 
 def identity(name: str) -> Any:
-    """What decides which packages the environment `name` has on machines of this kind."""
+    """Return what decides which packages the environment `name` has on machines of this kind."""
     build = _build(ENVIRONMENTS[name])
     described = build.model_dump(exclude_none=True)
     return [described, file_digest(LOCKS / build.lock)] if build.lock else described
@@ -239,7 +239,7 @@ def _install(build: Build, folder: Path) -> None:
 
 
 def _write_stub(stub: Distribution, folder: Path) -> None:
-    """Metadata of a distribution without files, as pip would leave it, so that pip can also remove it."""
+    """Write metadata of a distribution without files, as pip would leave it, so that pip can also remove it."""
     (packages,) = (folder / "lib").glob("python3.*/site-packages")
     info = packages / f"{stub.name.replace('-', '_')}-{stub.version}.dist-info"
     info.mkdir()

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.core import progress, wheels
 from pipelines.core.cache import digest, file_digest
+from pipelines.core.device import cpu_lines
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.core.processes import run_logged
 
@@ -30,13 +31,13 @@ PROGRAMS = {
 second takes half as many files again to compile.
 """
 NEEDED = ("convert_hf_to_gguf.py", "CMakeLists.txt", "include/llama.h", "gguf-py", "tools/quantize")
-"""What a source tree must have."""
+"""Files that a source tree must have."""
 BUILD_TOOLS = ("cmake>=3.28,<5", "ninja>=1.11,<2")
 WORKER = Path(__file__).with_name("llama_worker")
 
 
 def source() -> Path:
-    """The source tree of llama.cpp: the user's own, or the pinned one, fetched on first use.
+    """Return the source tree of llama.cpp: the user's own, or the pinned one, fetched on first use.
 
     Raises:
         BadInput: the user's own is none.
@@ -52,7 +53,8 @@ def source() -> Path:
 
 
 def version() -> str:
-    """What results remember: `llama.cpp of llama-cpp-python 0.3.36`, or the user's own by its sources' digest."""
+    """Return what results remember: `llama.cpp of llama-cpp-python 0.3.36`, or the user's own by its sources'
+    digest."""
     own = os.environ.get(OWN)
     if own is None:
         return f"llama.cpp of {PACKAGE} {wheels.PINNED[PACKAGE].version}"
@@ -60,7 +62,7 @@ def version() -> str:
 
 
 def _sources_digest(tree: Path) -> str:
-    """Of everything that is compiled or converts."""
+    """Return the digest of everything that is compiled or converts."""
     parts = ("src", "include", "ggml/src", "ggml/include", "common", "tools/quantize", "conversion", "gguf-py/gguf")
     files = [file for part in parts for file in sorted((tree / part).rglob("*")) if file.is_file()]
     files = [tree / "convert_hf_to_gguf.py", *(file for file in files if file.suffix != ".pyc")]
@@ -68,7 +70,7 @@ def _sources_digest(tree: Path) -> str:
 
 
 def inputs() -> list[Any]:
-    """What decides where the build lies."""
+    """Return what decides where the build lies."""
     ours = [file_digest(file) for file in sorted(WORKER.iterdir())]
     tree = [version(), str(source())] if OWN in os.environ else [wheels.PINNED[PACKAGE].sha256]
     return [tree, ours, sysconfig.get_platform(), _processor(), _cuda()]
@@ -127,16 +129,13 @@ def check(programs: Path) -> None:
 
 
 def _cuda() -> bool:
-    """Whether to compile for the GPU: there is one, and a compiler for it."""
+    """Tell whether to compile for the GPU: there is one, and a compiler for it."""
     import torch
 
     return torch.cuda.is_available() and shutil.which("nvcc") is not None
 
 
 def _processor() -> str:
-    """A digest of what the processor can do."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return digest(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    """Return a digest of what the processor can do."""
+    lines = cpu_lines("flags", "Features", "model name")
+    return digest(sorted({*lines})) if lines else "unknown"

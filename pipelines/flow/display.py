@@ -1,4 +1,4 @@
-"""What a person sees while a run lasts: its stages, one bar for the running one, and what is known so far.
+"""The display of a run while it lasts: its stages, one bar for the running one, and what is known so far.
 
 On a terminal that is one picture, drawn anew in place; elsewhere (a CI job, a file) a line when a stage begins and
 ends, and one a minute. What libraries write meanwhile goes to the run's log.
@@ -27,19 +27,19 @@ from pipelines.core.cache import cache_dir
 from pipelines.core.secrets import redact
 from pipelines.core.text import roughly, size
 
-REMEMBERED = 120.0
-"""Seconds of the past that the time left is reckoned from."""
-SOONEST = 20.0
-"""Seconds of work before the time left is told."""
-STEADY = 60.0
-"""Seconds between two lines where there is no terminal."""
+PACE_SECONDS = 120.0
+"""Seconds of the past from which the time left is estimated."""
+LEAST_WORK = 20.0
+"""Seconds of work before the time left is shown."""
+LINE_INTERVAL = 60.0
+"""Seconds between two lines about the same stage where there is no terminal."""
 BAR, SHORTEST_BAR = 24, 6
-"""Characters of a bar, where there is room; what is shorter than the latter is left out."""
+"""Characters of a bar where there is room, and of the shortest that is drawn."""
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "to come": ("·", "dim")}
 
 
 class _Stage:
-    """A stage of the run, as far as it has come."""
+    """A stage of the run, and how far it has come."""
 
     def __init__(self, name: str, expected: float | None) -> None:
         self.name, self.expected = name, expected
@@ -47,20 +47,20 @@ class _Stage:
         self.began = 0.0
 
     @property
-    def foretold(self) -> str:
-        """`about 11 min`, `done`, or nothing where nobody knows."""
+    def expectation(self) -> str:
+        """`about 11 min`, `done`, or nothing where nothing is known."""
         if self.expected is None:
             return ""
         return f"about {roughly(self.expected)}" if self.expected else "done"
 
 
-class _Work:
-    """The running bar: how much is done, and how fast it goes."""
+class Work:
+    """The work of the running bar: how much is done, and how fast it goes."""
 
     def __init__(self, what: str, total: float | None, unit: str) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, 0.0
         self._worked = 0.0
-        """Of `done`, what this process did: what was done before says nothing of the pace."""
+        """Share of `done` that this process did: what was done before says nothing of the pace."""
         self._seen: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])
 
     def advance(self, amount: float) -> None:
@@ -68,21 +68,21 @@ class _Work:
         self.done += amount
         self._worked += amount
         self._seen.append((now, self._worked))
-        while now - self._seen[0][0] > REMEMBERED and len(self._seen) > 2:
+        while now - self._seen[0][0] > PACE_SECONDS and len(self._seen) > 2:
             self._seen.popleft()
 
     def skip(self, amount: float) -> None:
         self.done += amount
 
     def left(self) -> float | None:
-        """Seconds, at the pace of the last two minutes; None as long as that is anybody's guess."""
+        """Return the seconds that are left, at the pace of the last two minutes; None while too little is known."""
         (first, before), now = self._seen[0], time.monotonic()
-        if self.total is None or now - first < SOONEST or self._worked <= before:
+        if self.total is None or now - first < LEAST_WORK or self._worked <= before:
             return None
         return max(0.0, self.total - self.done) * (now - first) / (self._worked - before)
 
-    def told(self) -> str:
-        """`1,200 of 7,140 documents, 11 min left`."""
+    def summary(self) -> str:
+        """Return `1,200 of 7,140 documents, 11 min left`."""
         done = size(self.done) if self.unit == "B" else f"{self.done:,.0f}"
         if self.total is None:
             return f"{done} {self.unit}s" if self.done else ""
@@ -100,7 +100,7 @@ class Display:
         self._title, self._log = title, log
         self._stages = {name: _Stage(name, expected.get(name)) for name in stages}
         self._running: _Stage | None = None
-        self._work: _Work | None = None
+        self._work: Work | None = None
         self._note = ""
         self._live: Live | None = None
         self._console = Console(stderr=True)
@@ -110,7 +110,9 @@ class Display:
     def shown(self) -> Iterator["Display"]:
         """Show it, and listen to the progress of what runs inside this block."""
         with _captured(self._log) as stream, _ended_orderly():
-            self._console = Console(file=cast(IO[str], _Patient(stream)), highlight=False, markup=False, soft_wrap=True)
+            self._console = Console(
+                file=cast(IO[str], _TolerantStream(stream)), highlight=False, markup=False, soft_wrap=True
+            )
             self._console.print(redact(f"{self._title}\nlog        {self._log}"))
             with progress.told_to(self), self._drawn():
                 yield self
@@ -138,7 +140,7 @@ class Display:
         stage = self._stages.setdefault(name, _Stage(name, None))
         stage.state, stage.began = "running", time.monotonic()
         self._running, self._note, self._last_line = stage, "", stage.began
-        self._line(f"{name}: begins" + (f", {stage.foretold}" if stage.foretold else ""))
+        self._line(f"{name}: begins" + (f", {stage.expectation}" if stage.expectation else ""))
         try:
             yield
         except BaseException:
@@ -155,14 +157,14 @@ class Display:
             self._running.result = result
 
     def begin(self, what: str, total: float | None, unit: str) -> None:
-        self._work = _Work(what, total, unit)
+        self._work = Work(what, total, unit)
 
     def advance(self, amount: float) -> None:
         if self._work:
             self._work.advance(amount)
-        if self._running and self._work and time.monotonic() - self._last_line > STEADY:
+        if self._running and self._work and time.monotonic() - self._last_line > LINE_INTERVAL:
             self._last_line = time.monotonic()
-            self._line("; ".join(filter(None, [f"{self._running.name}: {self._work.told()}", self._note])))
+            self._line("; ".join(filter(None, [f"{self._running.name}: {self._work.summary()}", self._note])))
 
     def skip(self, amount: float) -> None:
         if self._work:
@@ -182,7 +184,7 @@ class Display:
         self._console.print(redact(text))
 
     def _line(self, text: str) -> None:
-        """A line where there is no terminal to draw on."""
+        """Print a line where there is no terminal to draw on."""
         if self._live is None:
             self._console.print(redact(text))
 
@@ -195,27 +197,29 @@ class Display:
                 table.add_row(Spinner("dots", style="cyan"), Text(stage.name, style="bold"), self._now(stage))
                 continue
             mark, style = MARKS[stage.state]
-            expected = stage.foretold if stage.state == "to come" else ""
+            expected = stage.expectation if stage.state == "to come" else ""
             table.add_row(Text(mark, style=style), Text(stage.name), Text(stage.result or expected, style="dim"))
         return table
 
     def _now(self, stage: _Stage) -> RenderableType:
-        """The running stage: its bar, how far it is, and what is known so far."""
+        """Return the picture of the running stage: its bar, how far it is, and what is known so far."""
         passed = roughly(time.monotonic() - stage.began)
         work = self._work
         if work is None:
             expected = f" of about {roughly(stage.expected)}" if stage.expected else ""
             return Text(f"{passed}{expected}" + (f"; {self._note}" if self._note else ""))
-        told = Text(redact(work.told() or work.what))
-        row: Any = told
-        width = min(BAR, self._room() - told.cell_len - 1)
+        summary = Text(redact(work.summary() or work.what))
+        row: Any = summary
+        width = min(BAR, self._room() - summary.cell_len - 1)
         if width >= SHORTEST_BAR:
             row = Table.grid(padding=(0, 1))
-            row.add_row(ProgressBar(total=work.total, completed=work.done, width=width, pulse=work.total is None), told)
+            row.add_row(
+                ProgressBar(total=work.total, completed=work.done, width=width, pulse=work.total is None), summary
+            )
         return Group(row, Text(redact(self._note), style="cyan")) if self._note else row
 
     def _room(self) -> int:
-        """Characters beside the names of stages."""
+        """Return the number of characters that are free beside the names of stages."""
         return self._console.width - max(map(len, self._stages)) - len("⠋  ")
 
 
@@ -226,7 +230,7 @@ def command_display(command: str, *stages: str) -> Iterator[Display]:
         yield display
 
 
-class _Patient:
+class _TolerantStream:
     """A text stream whose reader may have gone, or whose disk may be full: a run goes on though nobody can see it."""
 
     def __init__(self, stream: IO[str]) -> None:

@@ -1,4 +1,4 @@
-"""How long a run will take on this machine: by finished runs, else by a probe of it, else by a guess that is named one.
+"""The time that a run will take on this machine: by finished runs, else by a probe of it, else a guess, called so.
 
 The probe multiplies matrices as wide as the model's for half a second, in the type that the model will compute in. What
 it found is kept for the machine, so that a plan is asked for it once. What is finished already takes no time.
@@ -33,7 +33,7 @@ Basis = Literal["finished runs", "a probe of this machine", "a guess", "kept res
 PROBE_SECONDS = 0.5
 PROBE_ROWS = 512
 EFFICIENCY = 0.9
-"""What a whole evaluation reaches of the probe's rate: attention, norms and short batches take the rest."""
+"""Share of the probe's rate that a whole evaluation reaches: attention, norms and short batches take the rest."""
 START = 8.0
 """Seconds that loading libraries and a model takes beside what grows with the model."""
 ROUNDING_RATE = 100e6
@@ -45,35 +45,35 @@ VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "MKL_ENABLE_INSTRUCTIONS",
 )
-"""Of the environment, that change how fast products are."""
+"""Environment variables that change how fast matrix products are."""
 OUTSIDE = re.compile(r"(^|[._])(lm_head|embed\w*|wte|wpe)(\.|$)")
-"""Tensors that are no layer's: of the embedding and the head."""
+"""Pattern of the names of tensors that belong to no layer: the embedding and the head."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""What configs call the number of a layer's experts."""
+"""Keys under which configs hold the number of a layer's experts."""
 DOCUMENTS, TOKENS = 1000, 100
-"""Of a task of which nothing is known."""
+"""Numbers of documents, and of tokens in each, to assume of a task of which nothing is known."""
 TASKS_START = 3.0
 """Seconds for each task that lm-eval loads."""
 
 
 class Expected(Frozen):
-    """How long a stage is expected to take now."""
+    """The time that a stage is expected to take now."""
 
     stage: str
     seconds: float
-    """Of what is left of it."""
+    """Seconds of what is left of the stage."""
     basis: Basis
     documents_kept: int = 0
-    """Answers to documents, by baseline and artifact, that an evaluation finds finished."""
+    """Number of answers, of baseline and artifact together, that an evaluation finds finished."""
 
     @property
     def done(self) -> bool:
-        """Whether a run finds all that it needs of the stage finished."""
+        """Tell whether a run finds all that it needs of the stage finished."""
         return self.basis == "kept results"
 
     @property
     def left(self) -> str:
-        """`done`, `11 min`, `11 min for what is left (1,200 answers are kept)`."""
+        """Return `done`, `11 min`, or `11 min for what is left (1,200 answers are kept)`."""
         if self.done:
             return "done"
         kept = f" for what is left ({self.documents_kept:,} answers are kept)" if self.documents_kept else ""
@@ -81,13 +81,13 @@ class Expected(Frozen):
 
 
 class Finished(Frozen):
-    """What a run finds finished (`pipelines.flow.run.finished_work`)."""
+    """The work that a run finds finished (`pipelines.flow.forecast.finished_work`)."""
 
     stages: tuple[str, ...] = ()
-    """Of those that `expected_times` tells of: nothing of them is left to do."""
+    """Stages, among those that `expected_times` tells of, that have nothing left to do."""
     baseline: Share = Field(default=Share())
     artifact: Share = Field(default=Share())
-    """Of their evaluations, where that is not among the `stages`."""
+    """Finished shares of both evaluations; empty where `stages` has `evaluate`."""
 
 
 def expected_times(
@@ -121,14 +121,14 @@ def expected_times(
 
 
 def in_all(times: Sequence[Expected]) -> str:
-    """`about 11 min in all`; what is finished is no part of it."""
+    """Return `about 11 min in all`; what is finished is no part of it."""
     if all(one.done for one in times):
         return "nothing that takes long is left"
     return f"about {roughly(sum(one.seconds for one in times))} in all"
 
 
 def _quantize_seconds(plan: Plan) -> float:
-    """Seconds that come on top of calibrating."""
+    """Return the seconds that quantizing takes beside the operations of calibrating."""
     return (START if plan.recipe.calibrate else 0.0) + plan.quantized_weights / ROUNDING_RATE
 
 
@@ -137,13 +137,13 @@ def _other_engine(plan: Plan) -> bool:
 
 
 def _known(suite: Suite) -> bool:
-    """Whether the suite's files say how much there is to read, and nothing is to be written."""
+    """Tell whether the suite's files say how much there is to read, and nothing is to be written."""
     tasks = [load_task(task.task) for task in suite.tasks]
     return all(task.documents and task.tokens and task.filter is None for task in tasks)
 
 
 def _token_operations(checkpoint: Checkpoint) -> tuple[float, float]:
-    """Operations for a token: of the layers (of a mixture, of the experts that it is sent to), and of the head."""
+    """Return the operations for a token: of the layers (in a mixture, of the experts it goes to), and of the head."""
     config = checkpoint.config.get("text_config") or checkpoint.config
     experts = next((int(config[key]) for key in EXPERT_COUNTS if config.get(key)), 1)
     share = (config.get("num_experts_per_tok") or experts) / max(1, experts)
@@ -162,17 +162,17 @@ def _verify_operations(plan: Plan) -> float:
 
 
 def _verify_seconds(plan: Plan) -> float:
-    """Seconds that come on top: source, artifact, and the artifact in its reader, are each loaded."""
+    """Return the seconds that verifying takes beside its operations: each model is loaded, and all weights are read."""
     return (3 if _is_read(plan) else 2) * START + plan.quantized_weights / ROUNDING_RATE
 
 
 def _is_read(plan: Plan) -> bool:
-    """Whether a reader of its own is going to load the artifact, in a process of its own."""
+    """Tell whether a reader of its own is going to load the artifact, in a process of its own."""
     return isinstance(plan, CheckpointPlan) and reader.is_here(plan.recipe)
 
 
 def _evaluate_operations(plan: Plan, suite: Suite, finished: Finished) -> tuple[float, float]:
-    """Operations of evaluating what is left of both models in full, and the seconds that come on top."""
+    """Return the operations of evaluating what is left of both models in full, and the seconds beside them."""
     body, head = _token_operations(plan.checkpoint)
     sides = [_tokens_left(suite, share) for share in (finished.baseline, finished.artifact)]
     starts = sum(tokens > 0 for tokens in sides)
@@ -180,7 +180,7 @@ def _evaluate_operations(plan: Plan, suite: Suite, finished: Finished) -> tuple[
 
 
 def _tokens_left(suite: Suite, share: Share) -> float:
-    """Tokens of the documents that are not evaluated yet."""
+    """Return the number of tokens in the documents that are not evaluated yet."""
     tokens = 0.0
     for wanted in suite.tasks:
         task = load_task(wanted.task)
@@ -190,7 +190,7 @@ def _tokens_left(suite: Suite, share: Share) -> float:
 
 
 def _quantize_operations(plan: Plan) -> float:
-    """Operations of calibrating: two passes of the tokens, second moments of inputs, and solving for the weights."""
+    """Return the operations of calibrating: two passes of the tokens, second moments of inputs, solving for weights."""
     if not plan.recipe.calibrate:
         return 0.0
     body, _ = _token_operations(plan.checkpoint)
@@ -204,10 +204,10 @@ def _quantize_operations(plan: Plan) -> float:
 
 
 class _Rate(Result):
-    """What a machine computes."""
+    """The speed of a machine, as the probe measured it."""
 
     operations: float
-    """In a second, of float32 or 16-bit matrix products."""
+    """Operations a second of float32 or 16-bit matrix products."""
 
 
 def _rate(plan: Plan, device: str) -> float:
@@ -231,7 +231,7 @@ def _rate(plan: Plan, device: str) -> float:
 
 
 def probe(width: int, dtype: str, device: str) -> float:
-    """Measure operations a second of products (rows, width) x (width, 3 width) in `dtype` on `device`."""
+    """Return the measured operations a second of products (rows, width) x (width, 3 width) in `dtype` on `device`."""
     import torch
 
     x = torch.randn(PROBE_ROWS, width, device=device).to(getattr(torch, dtype))

@@ -1,4 +1,4 @@
-"""What a job is going to take: what is finished already, the time of the rest, its memory and disk."""
+"""The work of a job that is finished already, and the time, memory and disk that the rest will take."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipelines.verification.stage import verify
 
 
 class Forecast(Frozen):
-    """What a job of a release is going to take now: a line of `--dry-run`."""
+    """The time and space that a job of a release will take now: a line of `--dry-run`."""
 
     model: str
     recipe: str
@@ -31,7 +31,7 @@ class Forecast(Frozen):
     bytes_after: int
     bits_per_weight: float
     memory: int
-    """Bytes of memory that the stage takes that needs the most."""
+    """Bytes of memory of the stage that needs the most."""
     disk: int
     """Bytes below the cache and a folder that is a target."""
     seconds: float

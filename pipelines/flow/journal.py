@@ -1,4 +1,4 @@
-"""The record of a run while it lasts, `run.json`, and what it came to."""
+"""`run.json`, the record of a run while it lasts; the outcome of a run, and its report."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,32 +16,34 @@ from pipelines.reporting.report import html, markdown
 
 
 class Run(Frozen):
-    """What a run came to."""
+    """The outcome of a run."""
 
     manifest: Manifest
     verdict: Verdict
     stages: tuple[StageRecord, ...]
     artifact: Path
-    """The quantized checkpoint in the cache, whatever the verdict."""
+    """Folder of the quantized checkpoint in the cache, whatever the verdict."""
     published: tuple[str, ...]
-    """The targets that hold it now; none when the gate refused it."""
+    """Targets that hold the artifact now; none when the gate refused it."""
     unpublished: dict[str, str]
-    """Target → why it could not be published there, though the gate let it through."""
+    """Target → reason why the artifact could not be published there, though the gate let it through."""
     record: Path
-    """`run.json`; `report.html` and `report.md` lie beside it."""
+    """Path of `run.json`; `report.html` and `report.md` lie beside it."""
 
     @property
     def report(self) -> Path:
+        """Path of `report.html`."""
         return self.record.with_name(REPORT)
 
     @property
     def exit_code(self) -> int:
+        """Exit code of a command that did this run."""
         return 1 if self.unpublished else EXIT_CODES[self.verdict.verdict]
 
 
 def write_report(runs: Sequence[Manifest], failed: Mapping[str, str] | None = None, folder: Path | None = None) -> Path:
-    """The report of finished runs, and of those that `failed` (recipe → error), as HTML and as Markdown; returns the
-    first's path. It lies with the records of runs unless `folder` says where."""
+    """Write the report of finished runs, and of those that `failed` (recipe → error), as HTML and as Markdown; return
+    the path of the HTML. Both lie with the records of runs unless `folder` says where."""
     if folder is None:
         folder = cache_dir() / "runs" / digest([[run.model_dump(mode="json") for run in runs], failed])
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def write_report(runs: Sequence[Manifest], failed: Mapping[str, str] | None = No
 
 
 class Journal:
-    """`run.json`, rewritten after every stage, so that a killed run has said what it finished."""
+    """A run's `run.json`, rewritten after every stage, so that a killed run has said what it finished."""
 
     def __init__(self, job: Job) -> None:
         checkpoint = job.plan.checkpoint
@@ -68,8 +70,8 @@ class Journal:
             "started": now(),
             "versions": package_versions(),
         }
-        told = ("recipe", "to", "runtime", "device", "dtype", "full")
-        key = digest([checkpoint.digest, *(self._head[name] for name in told)])
+        identity = ("recipe", "to", "runtime", "device", "dtype", "full")
+        key = digest([checkpoint.digest, *(self._head[name] for name in identity)])
         self.path = cache_dir() / "runs" / key / "run.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stages: list[StageRecord] = []

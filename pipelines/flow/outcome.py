@@ -1,4 +1,4 @@
-"""What a release came to, for people (report.html, summary.md) and for machines (release.json, junit.xml)."""
+"""The outcome of a release, for people (report.html, summary.md) and for machines (release.json, junit.xml)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,54 +24,56 @@ from pipelines.reporting.report import html, markdown, marked
 from pipelines.reporting.sentences import NO_LICENCE, bounds, retained, verdict_line
 
 OUTCOME, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
-"""What is written beside `report.html`."""
+"""Files that are written beside `report.html`."""
 
 
 class Item(Frozen):
-    """A recipe on a model, and what came of it."""
+    """A recipe on a model, and its outcome."""
 
     model: str
     recipe: str
     targets: tuple[str, ...]
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"] | None = None
-    """None: it did not get that far, or not yet."""
+    """The gate's verdict; None where the run did not get that far, or not yet."""
     says: str = ""
     """The verdict in a sentence."""
     error: str | None = None
-    """Why it did not get to a verdict."""
+    """Reason why the run did not get to a verdict."""
     published: tuple[str, ...] = ()
     unpublished: dict[str, str] = Field(default={})
-    """Target → why it does not hold the artifact that passed."""
+    """Target → reason why it does not hold the artifact that passed."""
     artifact_digest: str | None = None
     seconds: float = 0.0
-    """Of all stages, whenever they ran."""
+    """Seconds of all stages, whenever they ran."""
     record: str | None = None
-    """Its run.json."""
+    """Path of the run's `run.json`."""
 
     @property
     def exit_code(self) -> int:
+        """Exit code of a command that did this run alone."""
         if self.error or self.unpublished or self.verdict is None:
             return 1
         return EXIT_CODES[self.verdict]
 
 
 class Outcome(Frozen):
-    """`release.json`."""
+    """The outcome of a release so far: the content of `release.json`."""
 
     release: Release
     quantgate: str
     started: str
     finished: str | None
-    """None while it runs."""
+    """Time of the end; None while the release runs."""
     items: tuple[Item, ...]
 
     @property
     def exit_code(self) -> int:
+        """Exit code of the release: the worst of its items'."""
         return worst(item.exit_code for item in self.items)
 
 
 class OutcomeWriter:
-    """The outcome so far, in all its forms, rewritten after every run."""
+    """Writes the outcome so far in all its forms, anew after every run."""
 
     def __init__(self, release: Release, jobs: list[Job], out: Path | None) -> None:
         self._release, self._jobs = release, jobs
@@ -82,10 +84,12 @@ class OutcomeWriter:
         self._write(None)
 
     def add(self, done: Run | QuantgateError) -> None:
+        """Note what came of the next job, and write it."""
         self._done.append(done)
         self._write(None)
 
     def close(self) -> Outcome:
+        """Write that the release is over, and return its outcome."""
         return self._write(now())
 
     def _write(self, finished: str | None) -> Outcome:
@@ -133,7 +137,7 @@ def _item(job: Job, done: Run | QuantgateError | None) -> Item:
 
 
 def _section(outcome: Outcome, done: Sequence[Run | QuantgateError]) -> Section:
-    """The release's table, above the report of its runs."""
+    """Return the release's table, which stands above the report of its runs."""
     manifests = [run.manifest if isinstance(run, Run) else None for run in done]
     manifests += [None] * (len(outcome.items) - len(manifests))
     columns = ("model", "recipe", "weights", "retention", "bounds", "verdict", "published", "time")
@@ -161,7 +165,7 @@ def _row(item: Item, manifest: Manifest | None) -> tuple[Cell, ...]:
 
 
 def junit(outcome: Outcome) -> str:
-    """The outcome in the form that CI services show as tests: a suite for each model, a case for each recipe.
+    """Return the outcome in the form that CI services show as tests: a suite for each model, a case for each recipe.
 
     A case that has not run yet is skipped; whatever gives the release another exit code than 0 is a failure or an
     error.

@@ -1,4 +1,4 @@
-"""From what was asked for to jobs that nothing known speaks against: everything is checked before the work."""
+"""Preparing jobs: whatever can be checked is checked here, before the work."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -14,18 +14,18 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_len
 
 
 class Release(Frozen):
-    """A release file."""
+    """The content of a release file."""
 
     version: Literal[1]
     name: Name
-    """What `{release}` in a target stands for."""
+    """Name of the release, which `{release}` in a target stands for."""
     summary: str = ""
     models: Texts
-    """Hub ids (`org/name@revision`) or checkpoint folders, as seen from the file."""
+    """Models: hub ids (`org/name@revision`) or checkpoint folders, as seen from the file."""
     recipes: Texts
-    """Names, or files as seen from the release file."""
+    """Recipes: names, or files as seen from the release file."""
     targets: Texts
-    """Each gets every artifact that passed; `{release}`, `{model}` and `{recipe}` stand for names."""
+    """Targets, each of which gets every artifact that passed; `{release}`, `{model}` and `{recipe}` stand for names."""
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> "Release":
@@ -37,7 +37,7 @@ class Release(Frozen):
 
 
 def load_release(file: Path) -> Release:
-    """The release that `file` describes.
+    """Return the release that `file` describes.
 
     Raises:
         BadInput: with every problem, each with line and column; a path that leads out of the file's folder is one.
@@ -49,7 +49,8 @@ def load_release(file: Path) -> Release:
 
 
 def _escapes(document: YamlFile, key: str, names: Sequence[str]) -> Iterator[Problem]:
-    """A file in a pull request must not say what is read and written elsewhere on the machine that runs it."""
+    """Yield a problem for each of `names`, which are under `key`, that leads out of the file's folder: a file in a pull
+    request must not say what is read and written elsewhere on the machine that runs it."""
     folder = document.path.absolute().parent.resolve()
     for number, name in enumerate(names):
         path = Path(name.removeprefix("file://"))

@@ -1,4 +1,4 @@
-"""What to try after a gate that failed: recipes with more bits for the layers that lost most.
+"""Recipes to try after a gate that failed: those with more bits for the layers that lost most.
 
 Layers are ranked by what they lost for each byte that more bits would cost: their noise to signal ratio, as the verify
 stage measured it, over those bytes. Each attempt raises as many more of them as its share of the size budget allows.
@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from pipelines.checkpoint.headers import Checkpoint
-from pipelines.checkpoint.names import EXPERTS, FUSED
+from pipelines.checkpoint.names import EXPERTS, fused_set
 from pipelines.formats.gguf_types import BLOCKS, TensorType
-from pipelines.formats.schemes import SchemeName
+from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
 from pipelines.recipe.load import as_yaml
@@ -21,20 +21,15 @@ from pipelines.reporting.record import Manifest
 
 ATTEMPTS = 4
 """Recipes to try: each may use one more of as many equal shares of the bytes between the artifact and the budget."""
-RAISED: dict[SchemeName, SchemeName] = {
-    "W4A16": "W8A16", "W4A16_ASYM": "W8A16", "NVFP4A16": "W8A16",
-    "NVFP4": "FP8_DYNAMIC", "MXFP4": "FP8_DYNAMIC", "W4AFP8": "FP8_DYNAMIC",
-}  # fmt: skip
-"""Four-bit scheme → the 8-bit scheme for the layers that it hurts most. Other schemes' layers stay in 16 bits."""
 RAISED_TENSOR: TensorType = "Q8_0"
 NUMBER = re.compile(r"\.(\d+)\.")
-"""Of a decoder layer, in the name of what is in it."""
+"""Pattern of a decoder layer's number in the name of what is in the layer."""
 
 
 def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> Iterator[Recipe]:
-    """The recipes to try, the smallest artifact first; none where nothing can be raised."""
+    """Yield the recipes to try, the smallest artifact first; none where nothing can be raised."""
     order = ranked(failed, make_plan(failed.recipe, model))
-    if not failed.recipe.makes_gguf and failed.recipe.method.scheme not in RAISED:
+    if not failed.recipe.makes_gguf and not _raised_scheme(failed.recipe.method.scheme):
         order = order[:-1]  # something must stay quantized
     if not order:
         return
@@ -50,13 +45,13 @@ def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> I
 
 
 def remedies(runs: Iterable[Manifest]) -> dict[str, str]:
-    """Digest of the artifact → a recipe to try, as YAML, for those that did not pass and that there is one for."""
+    """Return the digest of each artifact that did not pass → a recipe to try, as YAML, where there is one."""
     failed = [run for run in runs if run.gate.verdict != "PASS"]
     return {run.artifact_digest: text for run in failed if (text := suggestion(run))}
 
 
 def suggestion(failed: Manifest) -> str | None:
-    """A recipe to try, as YAML, with the third of its layers raised that hurts most; None where there is none.
+    """Return a recipe to try, as YAML, with the third of its layers raised that hurts most; None where there is none.
 
     It needs the record only, so a report can print it anywhere.
     """
@@ -73,7 +68,7 @@ Unit = tuple[str, ...]
 
 
 def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
-    """What could get more bits, the most worthwhile first."""
+    """Return the layers that could get more bits, the most worthwhile first."""
     if not _can_raise(failed.recipe):
         return []
     noise = _noise(failed)
@@ -87,12 +82,12 @@ def ranked(failed: Manifest, plan: Plan) -> list[Unit]:
 
 
 def _noise(failed: Manifest) -> dict[str, float]:
-    """Layer → its noise to signal ratio."""
+    """Return layer → its noise to signal ratio."""
     return {layer.module: 10 ** (-layer.sqnr / 10) for layer in failed.verification.layers}
 
 
 def _grows(kind: TensorType) -> bool:
-    """Whether a GGUF's tensor of this type would get more bits."""
+    """Tell whether a GGUF's tensor of this type would get more bits."""
     block, size = BLOCKS[kind]
     raised_block, raised_size = BLOCKS[RAISED_TENSOR]
     return size / block < raised_size / raised_block
@@ -103,19 +98,18 @@ def _can_raise(recipe: Recipe) -> bool:
 
 
 def _units(names: Iterable[str]) -> list[Unit]:
-    """`names` that are of a decoder layer, those together that runtimes fuse, and all experts of a layer."""
+    """Return the `names` that are of a decoder layer, those together that runtimes fuse, and all experts of a layer."""
     together: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        parent, _, last = name.rpartition(".")
+        parent, fused = name.rpartition(".")[0], fused_set(name)
         expert = EXPERTS.match(name)
-        fused = next((kinds for kinds in FUSED if last in kinds), None)
         if NUMBER.search(name):
             together[expert[1] if expert else f"{parent} {fused}" if fused else name].append(name)
     return [tuple(unit) for unit in together.values()]
 
 
 def _fitting(recipe: Recipe, order: list[Unit], model: Checkpoint, allowed: int) -> int:
-    """How many of the first units can be raised within `allowed` bytes of tensors."""
+    """Return how many of the first units can be raised within `allowed` bytes of tensors."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
@@ -124,14 +118,21 @@ def _fitting(recipe: Recipe, order: list[Unit], model: Checkpoint, allowed: int)
     return low
 
 
+def _raised_scheme(scheme: SchemeName) -> SchemeName | None:
+    """Return the 8-bit scheme for the layers that `scheme` hurts most; None where they stay in 16 bits."""
+    if SCHEMES[scheme].weights.bits >= 8:
+        return None
+    return "FP8_DYNAMIC" if SCHEMES[scheme].activations else "W8A16"
+
+
 def _raised(recipe: Recipe, units: Iterable[Unit], attempt: int) -> Recipe:
-    """`recipe` with more bits for `units`."""
+    """Return `recipe` with more bits for `units`."""
     names = [name for unit in units for name in unit]
     quantize = recipe.quantize.model_dump(mode="json")
     if isinstance(recipe.quantize, Gguf):
         quantize["tensors"] = dict.fromkeys(_patterns(names), RAISED_TENSOR) | quantize["tensors"]
     else:
-        scheme = RAISED.get(recipe.quantize.scheme)
+        scheme = _raised_scheme(recipe.quantize.scheme)
         patterns = [f"re:{pattern}" for pattern in _patterns(names)]
         if scheme:
             quantize["rules"] = [{"match": patterns, "scheme": scheme}, *quantize["rules"]]
@@ -146,7 +147,7 @@ def _raised(recipe: Recipe, units: Iterable[Unit], attempt: int) -> Recipe:
 
 
 def _patterns(names: Iterable[str]) -> list[str]:
-    """Regular expressions that match exactly `names`: one for each kind of layer, with the layers' numbers."""
+    """Return regular expressions that match exactly `names`: one for each kind of layer, with the layers' numbers."""
     kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in names:
         before, number, after = NUMBER.split(name, maxsplit=1)

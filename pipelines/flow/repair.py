@@ -21,9 +21,9 @@ def repair(
     dtype: Dtype = "auto",
 ) -> tuple[Run, ...]:
     """Take `model` through recipes with ever more bits for the layers that hurt most, until the gate says PASS or the
-    `budget` is used up: bytes of tensors, those of the artifact with every layer raised unless given.
+    `budget` is used up, and return all runs: the last is the one that passed, if any did.
 
-    Every attempt is a run of its own; all are returned, the last is the one that passed, if any did.
+    `budget` is in bytes of tensors; unless given, those of the artifact with every layer raised.
 
     Raises:
         BadInput: the model is another one, the run needs no repair, or nothing can be raised within the budget.

@@ -79,7 +79,7 @@ def run_all(
     signer: Signer | None = None,
     dtype: Dtype = "auto",
 ) -> dict[str, Run | QuantgateError]:
-    """Take one model through several recipes: by recipe name, what each came to.
+    """Take one model through several recipes, and return what each came to, by the recipe's name.
 
     They share the baseline's evaluation and, where they ask for the same, the calibration text. A folder `to` without
     `{recipe}` in it is the one above: each recipe publishes below it, under its name. `overrides` apply to recipes
@@ -108,7 +108,7 @@ def _run(job: Job, python: Path | None) -> Run:
 
 
 def _stages(job: Job) -> list[str]:
-    """The stages that `job` goes through, as a person sees them."""
+    """Return the names of the stages that `job` goes through, as a person sees them."""
     text = ["calibrate"] if job.recipe.calibrate else []
     overlap = ["overlap"] if job.recipe.calibrate else []
     if isinstance(job.plan, GgufPlan):
@@ -167,7 +167,7 @@ class _Steps:
 
 
 def _cost(results: Sequence[Result]) -> str:
-    """What a stage cost now, for a person: what was found finished cost nothing."""
+    """Return what a stage cost now, for a person: what was found finished cost nothing."""
     made = [result for result in results if not result.reused]
     if not made:
         return "reused"
@@ -176,7 +176,7 @@ def _cost(results: Sequence[Result]) -> str:
 
 
 def _publish(job: Job, artifact: Artifact, verdict: Verdict, verification: Verification) -> dict[str, str | None]:
-    """Target → why it could not be published there, None where it was: one that fails does not stop the others."""
+    """Publish to each target; return target → reason of its failure, or None. A failure does not stop the others."""
     bundle = make_bundle(artifact, verdict, verification=verification, signer=job.signer)
     outcome: dict[str, str | None] = {}
     for target in job.targets:

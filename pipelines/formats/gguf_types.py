@@ -23,22 +23,27 @@ BLOCKS: dict[TensorType, tuple[int, int]] = {
     "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q4_1": (32, 20), "Q4_0": (32, 18), "IQ4_NL": (32, 18),
     "IQ4_XS": (256, 136), "IQ3_S": (256, 110), "IQ2_S": (256, 82),
 }  # fmt: skip
-"""Elements of a block, and its bytes."""
+"""Type of a tensor → elements of a block, and its bytes."""
 DEFAULTS: dict[FileType, TensorType] = {
     "Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q4_0": "Q4_0", "IQ4_XS": "IQ4_XS",
     "IQ3_M": "IQ3_S", "IQ2_M": "IQ2_S",
 }  # fmt: skip
+DISCORDANCE: dict[str, float] = {
+    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.085,
+    "IQ2_M": 0.15,
+}  # fmt: skip
+"""Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
 FALLBACKS: dict[TensorType, TensorType] = {
     "IQ2_S": "IQ4_NL", "IQ3_S": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
-"""What a tensor gets whose columns no block of 256 divides."""
+"""Type of a tensor → the one that it gets where no block of 256 divides its columns."""
 NEEDS_IMATRIX: tuple[TensorType, ...] = ("IQ2_S",)
 """Types that llama.cpp does not write without an importance matrix."""
 KEPT = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|altup|laurel|per_layer_model_proj|position_embd|token_types|ssm_conv1d|"
     r"shortconv\.conv\.weight|attn_rel_b"
 )
-"""Tensors that llama.cpp leaves in the type the converter gave them."""
+"""Names of tensors that llama.cpp leaves in the type the converter gave them."""
 
 
 class Shape(Frozen):
@@ -71,7 +76,7 @@ class Choice(Frozen):
 
 
 def choose(columns: Mapping[str, int], mixture: Mixture, shape: Shape) -> dict[str, Choice]:
-    """The type of each quantized tensor, by its name in the GGUF; those that are kept are left out.
+    """Return the type of each quantized tensor, by its name in the GGUF; those that are kept are left out.
 
     `columns` are the elements in a row (ne[0]) of every tensor of two or more dimensions. llama.cpp goes through the
     layers in order, and counts values and (but for mixtures of experts) down projections as it meets them.
@@ -109,7 +114,7 @@ class _Tensor:
 
 
 def _asked(name: str, mixture: Mixture, tied: bool) -> TensorType | None:
-    """What the recipe says of this tensor."""
+    """Return what the recipe says of this tensor."""
     category = _category(name)
     if category == "token_embd" and mixture.embedding:
         return mixture.embedding
@@ -145,7 +150,7 @@ def _fitting(chosen: TensorType, columns: int) -> TensorType:
 
 
 def _chosen(tensor: _Tensor, mixture: Mixture, shape: Shape) -> TensorType:
-    """What the file type gives a tensor, before its columns are looked at."""
+    """Return what the file type gives a tensor, before its columns are looked at."""
     default = DEFAULTS[mixture.type]
     if tensor.category == "output" or (tensor.tied and tensor.category == "token_embd"):
         if tensor.columns % BLOCKS[default][0] or default == "Q8_0":

@@ -11,15 +11,17 @@ under other names, in another order. Plain data, no torch; `pipelines.formats.re
   in the high bits, beside the largest magnitude of each group, the table of values, and a description in JSON.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, assert_never
 
 from pipelines.checkpoint.headers import Layout
 from pipelines.core.strict_yaml import Frozen
-from pipelines.formats.schemes import AMPERE, SCHEMES, SchemeName
-from pipelines.formats.schemes import layout as compressed_tensors
+from pipelines.formats import nf4
+from pipelines.formats.description import group_count
+from pipelines.formats.hardware import AMPERE
+from pipelines.formats.schemes import SCHEMES, SchemeName
+from pipelines.formats.schemes import layout as stored
 
 Packing = Literal["compressed-tensors", "gptq", "awq", "modelopt", "bitsandbytes"]
 
@@ -29,12 +31,11 @@ HOLDS: dict[Packing, tuple[SchemeName, ...]] = {
     "modelopt": ("FP8_TENSOR", "NVFP4", "W8A8_STATIC", "W4A16"),
     "bitsandbytes": ("NF4",),
 }
-"""The schemes that a packing other than compressed-tensors can hold."""
+"""Packing other than compressed-tensors → the schemes that it can hold."""
+TENSORRT_ONLY: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
+"""Schemes that nothing but TensorRT-LLM reads from a modelopt checkpoint."""
 WORD = 8
 """Codes of 4 bits in a word of 32: what is packed must be a multiple of it."""
-
-
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 class Form(Frozen):
@@ -46,12 +47,12 @@ class Form(Frozen):
 
 
 def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: str, group_size: int | None) -> Layout:
-    """The tensors that replace a linear module's weight of `shape` (out, in) and source `dtype`."""
-    if packing == "compressed-tensors":
-        return compressed_tensors(scheme, shape, dtype, group_size)
+    """Return the tensors that replace a linear module's weight of `shape` (out, in) and source `dtype`."""
     rows, columns = shape
-    groups = columns // group_size if group_size else 1
+    groups = group_count(columns, group_size)
     match packing:
+        case "compressed-tensors" | "bitsandbytes":
+            return stored(scheme, shape, dtype, group_size)
         case "gptq":
             return {
                 "qweight": ("I32", (columns // WORD, rows)),
@@ -75,26 +76,18 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
                 return {"weight": ("U8", (rows // 2, columns)), "weight_scale": ("F32", (rows, groups))}
             packed: Layout = {"weight": ("U8", (rows, columns // 2)), "weight_scale_2": ("F32", ())}
             return {**packed, **scales, "weight_scale": ("F8_E4M3", (rows, groups))}
-        case "bitsandbytes":
-            said = {"quant_type": "nf4", "blocksize": group_size, "dtype": TORCH_NAMES[dtype], "shape": shape}
-            return {
-                "weight": ("U8", (rows * columns // 2, 1)),
-                "weight.absmax": ("F32", (rows * groups,)),
-                "weight.quant_map": ("F32", (16,)),
-                "weight.quant_state.bitsandbytes__nf4": ("U8", (len(json.dumps(said)),)),
-            }
     assert_never(packing)
 
 
 def hardware(packing: Packing, scheme: SchemeName) -> str:
-    """Where a runtime that reads this packing has kernels for the scheme."""
-    if packing == "modelopt" and scheme == "W4A16":
-        return AMPERE  # TensorRT-LLM alone reads it
+    """Return where a runtime that reads this packing has kernels for the scheme."""
+    if packing == "modelopt" and scheme in TENSORRT_ONLY:
+        return AMPERE
     return SCHEMES[scheme].hardware
 
 
 def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | None, tuple[int, ...]]]) -> str | None:
-    """Why `packing` cannot hold these modules (name → scheme, group size, shape); None if it can."""
+    """Return why `packing` cannot hold these modules (name → scheme, group size, shape); None if it can."""
     if packing == "compressed-tensors" or not modules:
         return None
     kinds = {(scheme, group_size) for scheme, group_size, _ in modules.values()}
@@ -112,7 +105,8 @@ def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | 
 
 
 def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
-    """The `quantization_config` of a gptq or awq checkpoint; `kept` are the linear modules that are not quantized."""
+    """Return the `quantization_config` of a gptq or awq checkpoint; `kept` are the linear modules that are not
+    quantized."""
     shared = {"bits": 4, "group_size": form.group_size}
     if form.packing == "gptq":
         config = {
@@ -120,7 +114,7 @@ def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
             "checkpoint_format": "gptq",
             **shared,
             "desc_act": False,
-            "sym": form.scheme == "W4A16",
+            "sym": SCHEMES[form.scheme].weights.symmetric,
             "lm_head": False,
             "pack_dtype": "int32",
         }
@@ -131,28 +125,13 @@ def quantization_config(form: Form, kept: Collection[str]) -> dict[str, Any]:
     return {"quant_method": "awq", "version": "gemm", **shared, "zero_point": True, **unconverted}
 
 
-def bitsandbytes_config(kept: Collection[str], dtype: str) -> dict[str, Any]:
-    """The `quantization_config` of a bitsandbytes checkpoint; `kept` are the linear modules that are not quantized."""
-    return {
-        "quant_method": "bitsandbytes",
-        **NF4_CONFIG,
-        "load_in_8bit": False,
-        "bnb_4bit_compute_dtype": dtype,
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": sorted(kept),
-    }
-
-
-NF4_CONFIG = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False}
-
-
 def exceptions(kept: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The `dynamic` of a gptq config, GPTQModel's and vLLM's way to leave the modules `kept` out."""
+    """Return the `dynamic` of a gptq config, GPTQModel's and vLLM's way to leave the modules `kept` out."""
     return {rf"-:^{re.escape(name)}$": {} for name in sorted(kept)}
 
 
 def form_of(config: Mapping[str, Any]) -> Form | None:
-    """What a `quantization_config` of gptq, awq, modelopt or bitsandbytes says; None for one of another kind.
+    """Return what a `quantization_config` of gptq, awq, modelopt or bitsandbytes says; None for one of another kind.
 
     Of modelopt's, `hf_quant_config.json` says more, which is expected here, too.
 
@@ -166,7 +145,7 @@ def form_of(config: Mapping[str, Any]) -> Form | None:
         scheme: SchemeName = "W4A16" if symmetric else "W4A16_ASYM"
         return Form(packing=method, scheme=scheme, group_size=int(config["group_size"]))
     if method == "bitsandbytes":
-        for key, value in NF4_CONFIG.items():
+        for key, value in nf4.CONFIG.items():
             if config.get(key) != value:
                 raise ValueError(f"a bitsandbytes checkpoint with {key} {config.get(key)} is not read here")
         return Form(packing="bitsandbytes", scheme="NF4", group_size=64)

@@ -4,7 +4,6 @@ A weight's codes are (rows = output features, columns = input features) as in `p
 to 7 for INT4, whose zero points run from -8 to 7, too. gptq and awq count both from 0 to 15.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,21 +15,22 @@ from pipelines.checkpoint.writer import SafetensorsWriter, as_bytes, write_index
 from pipelines.core import progress
 from pipelines.core.errors import QuantgateError
 from pipelines.formats import rounding
+from pipelines.formats.bits import compact, pack_words, unpack_words
+from pipelines.formats.description import Scales
 from pipelines.formats.packings import WORD, Form, layout
-from pipelines.formats.rounding import Scales, compact, pack_words, unpack_words
 from pipelines.formats.schemes import SCHEMES
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight neighbouring outputs is in the first, second, … four bits of a word (AutoAWQ's GEMM kernels)."""
+"""Numbers of the eight neighbouring outputs in the first, second, … four bits of a word (AutoAWQ's GEMM kernels)."""
 LOWEST = -8
-"""The code and the zero point that gptq and awq call 0."""
+"""Code and zero point that gptq and awq call 0."""
 
 Parts = Mapping[str, torch.Tensor]
-"""The stored tensors of one module by suffix."""
+"""Stored tensors of one module by suffix."""
 
 
 def pack(codes: torch.Tensor, scales: Scales, form: Form, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors that `form` stores for INT4 codes, or for any codes where it is compressed-tensors'.
+    """Return the tensors that `form` stores for INT4 codes, or for any codes where it is compressed-tensors'.
 
     `dtype` is that of compressed-tensors' scales; gptq and awq store float16.
 
@@ -60,7 +60,7 @@ def pack(codes: torch.Tensor, scales: Scales, form: Form, dtype: torch.dtype) ->
 
 
 def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales]:
-    """Codes and scales of a whole module; the inverse of `pack`, and for modelopt's FP8 and NVFP4, too.
+    """Return codes and scales of a whole module; the inverse of `pack`, and for modelopt's FP8 and NVFP4, too.
 
     Only compressed-tensors' integers need to be told their `columns`, whose last word may be padded.
 
@@ -68,15 +68,13 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
         QuantgateError: its columns are not in the order of their groups, or its zero points are not what `form` says.
     """
     numbers = SCHEMES[form.scheme].weights
-    if form.packing == "compressed-tensors":
+    if form.packing in ("compressed-tensors", "bitsandbytes"):
         return rounding.unpack(parts, form.scheme, form.group_size, columns)
     if form.packing == "modelopt" and form.scheme == "W4A16":
         codes = _unpack_outputs(parts["weight"])
         return codes, Scales(numbers, form.group_size, parts["weight_scale"].float())
     if form.packing == "modelopt":
         return rounding.unpack(as_compressed_tensors(parts, form), form.scheme, form.group_size, columns)
-    if form.packing == "bitsandbytes":
-        return _unpack_nf4(parts, form)
     if form.packing == "awq":
         codes, zero = _restore(parts["qweight"]).T, _restore(parts["qzeros"]).T
     else:
@@ -93,8 +91,8 @@ def unpack(parts: Parts, form: Form, columns: int) -> tuple[torch.Tensor, Scales
 
 
 def as_compressed_tensors(parts: Parts, form: Form) -> dict[str, torch.Tensor]:
-    """A module of a modelopt checkpoint, under compressed-tensors' names: which divides where modelopt multiplies, and
-    has a scale for each row."""
+    """Return a module of a modelopt checkpoint under compressed-tensors' names: which divides where modelopt
+    multiplies, and has a scale for each row."""
     if form.scheme in ("FP8_TENSOR", "W8A8_STATIC"):
         scale = parts["weight_scale"].reshape(-1, 1).expand(parts["weight"].shape[0], 1)
         return {**parts, "weight_scale": scale}
@@ -106,42 +104,32 @@ def as_compressed_tensors(parts: Parts, form: Form) -> dict[str, torch.Tensor]:
     }
 
 
-def _unpack_nf4(parts: Parts, form: Form) -> tuple[torch.Tensor, Scales]:
-    """What bitsandbytes stores as one column; its own description of it tells the shape."""
-    rows, columns = json.loads(bytes(parts["weight.quant_state.bitsandbytes__nf4"].tolist()))["shape"]
-    if not torch.equal(parts["weight.quant_map"].cpu(), torch.tensor(rounding.NF4)):
-        raise QuantgateError("its table of values is not that of NF4")
-    packed = parts["weight"].flatten()
-    codes = torch.stack([packed >> 4, packed & 0xF], dim=-1).reshape(rows, columns)
-    return codes, Scales(SCHEMES[form.scheme].weights, form.group_size, parts["weight.absmax"].reshape(rows, -1))
-
-
 def _unpack_outputs(packed: torch.Tensor) -> torch.Tensor:
-    """uint8 (rows / 2, columns), whose low four bits are the even rows', to int8 codes (rows, columns)."""
+    """Return uint8 (rows / 2, columns), whose low four bits are the even rows', as int8 codes (rows, columns)."""
     codes = torch.stack([packed & 0xF, packed >> 4], dim=1).flatten(0, 1).to(torch.int8)
     return (codes ^ 8) - 8  # two's complement
 
 
 def _groups_in_order(columns: int, group_size: int | None) -> torch.Tensor:
-    """Which group each column is in, int32 (columns,)."""
+    """Return the group that each column is in, int32 (columns,)."""
     assert group_size
     return torch.arange(columns, dtype=torch.int32) // group_size
 
 
 def _one_more(zero: torch.Tensor) -> torch.Tensor:
-    """v1's zero points as they are meant; its 15 means 16, which nothing else can hold."""
+    """Return v1's zero points as they are meant; its 15 means 16, which nothing else can hold."""
     if (zero == -LOWEST - 1).any():
         raise QuantgateError("has a zero point of 16, which only a gptq checkpoint can hold")
     return zero + 1
 
 
 def _order(values: torch.Tensor) -> torch.Tensor:
-    """The columns of int8 `values`, every eight of them as AWQ orders them."""
+    """Return the columns of int8 `values`, every eight of them as AWQ orders them."""
     return values.reshape(len(values), -1, WORD)[..., AWQ_ORDER].flatten(1)
 
 
 def _restore(words: torch.Tensor) -> torch.Tensor:
-    """The values of packed `words` in their own order."""
+    """Return the values of packed `words` in their own order."""
     back = sorted(range(WORD), key=AWQ_ORDER.__getitem__)
     return unpack_words(words, 4).reshape(len(words), -1, WORD)[..., back].flatten(1)
 

@@ -8,6 +8,8 @@ from pipelines.core.bounds import quantile
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.scores import Document, Evaluation
+from pipelines.formats.gguf_types import DISCORDANCE
+from pipelines.formats.schemes import FAMILIES
 from pipelines.gating.pairs import FEWEST_INDEPENDENT, RAISE_LIMIT, TOO_FEW
 from pipelines.gating.statistic import Statistic
 from pipelines.recipe.load import task_documents
@@ -57,12 +59,8 @@ class PowerAnalysis(Frozen):
         )
 
 
-TYPICAL_DISCORDANCE = {
-    "FP8": 0.045, "INT8": 0.045, "INT4": 0.10, "FP4": 0.12, "NF4": 0.12,
-    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.085,
-    "IQ2_M": 0.15,
-}  # fmt: skip
-"""Share of documents whose answer changes, by class of loss: about what the default model showed (docs/gate.md)."""
+TYPICAL_DISCORDANCE = {name: family.discordance for name, family in FAMILIES.items()} | DISCORDANCE
+"""Share of documents whose answer changes, by a recipe's `loss_class`."""
 TYPICAL_HEADROOM = 0.3
 """Mean score of a baseline above chance, before it is known."""
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.checkpoint.architecture import Family, load_config, load_on_meta, model_class, quiet
-from pipelines.checkpoint.headers import Checkpoint, TensorInfo, entries
+from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.checkpoint.names import ONE_BY_ONE
+from pipelines.checkpoint.safety import entries
 from pipelines.core.cache import Result, file_digest, keep
 from pipelines.core.errors import Problem, bad_input, brief, refuse
 from pipelines.core.strict_yaml import Frozen

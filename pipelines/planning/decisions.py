@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipelines.checkpoint.headers import FLOAT, TensorInfo
-from pipelines.checkpoint.names import EXPERTS, FUSED, NOT_TEXT, ROUTER, layer_number
+from pipelines.checkpoint.names import EXPERTS, NOT_TEXT, ROUTER, fused_set, layer_number
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.schemes import SCHEMES, SMALLEST_GROUP, SchemeName
 from pipelines.planning.anatomy import Anatomy, Place
@@ -146,10 +146,8 @@ def fused_sets(modules: Sequence[Module]) -> dict[str, list[Module]]:
     """Return what to call it → the modules, for each set that vLLM loads as one matrix or as one tensor of experts."""
     sets: dict[str, list[Module]] = {}
     for module in modules:
-        parent, _, last = module.name.rpartition(".")
-        for fused in FUSED:
-            if last in fused:
-                sets.setdefault(f"{', '.join(fused)} of {parent}", []).append(module)
+        if fused := fused_set(module.name):
+            sets.setdefault(f"{', '.join(fused)} of {module.name.rpartition('.')[0]}", []).append(module)
         if experts := EXPERTS.match(module.name):
             sets.setdefault(f"all experts of {experts[1]}", []).append(module)
     return sets

@@ -1,7 +1,7 @@
 """What the engine of a recipe cannot do with a model, so that it does not stumble in the middle of its work."""
 
 from pipelines.checkpoint.headers import Checkpoint
-from pipelines.checkpoint.names import FUSED, LAYER, layer_number
+from pipelines.checkpoint.names import LAYER, fused_set, layer_number
 from pipelines.core.device import has_cuda
 from pipelines.core.errors import Problem
 from pipelines.environments.engines import ENGINES, OtherEngine
@@ -68,5 +68,5 @@ def scales_input(name: str, recipe: Recipe) -> bool:
     method = recipe.method
     if method.engine == "quantgate" or not ENGINES[method.engine].stores_factors:
         return False
-    reads_norm = any(name.rpartition(".")[2] in fused for fused in FUSED)
+    reads_norm = bool(fused_set(name))
     return method.schemes == ("W8A8_STATIC",) or (method.method == "awq" and not reads_norm)

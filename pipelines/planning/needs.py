@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from pipelines.checkpoint.dtypes import SIZES, fits, model_bytes, own_dtype
-from pipelines.checkpoint.names import EXPERTS, FUSED, layer_number
+from pipelines.checkpoint.names import EXPERTS, fused_set, layer_number
 from pipelines.core.cache import cache_dir
 from pipelines.core.errors import Problem
 from pipelines.environments import isolated
@@ -145,10 +145,8 @@ def _moments(plan: CheckpointPlan) -> int:
     """Return the bytes of the second moments of all distinct inputs of the layer that has most, in float32."""
     layers: dict[int, dict[str, int]] = {}
     for module in plan.quantized.values():
-        parent, _, last = module.name.rpartition(".")
-        fused = any(last in names for names in FUSED)
-        experts = EXPERTS.match(module.name)
-        reads = (experts[1] if experts else parent) if fused else module.name
+        parent, experts = module.name.rpartition(".")[0], EXPERTS.match(module.name)
+        reads = (experts[1] if experts else parent) if fused_set(module.name) else module.name
         layers.setdefault(layer_number(module.name), {})[reads] = module.shape[1] ** 2 * 4
     return max((sum(inputs.values()) for inputs in layers.values()), default=0)
 

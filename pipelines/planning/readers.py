@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
-from pipelines.formats.packings import Packing
-from pipelines.formats.schemes import SCHEMES, Format, SchemeName
+from pipelines.formats.packings import TENSORRT_ONLY, Packing
+from pipelines.formats.schemes import SCHEMES, SchemeName
 
 if TYPE_CHECKING:
     from pipelines.checkpoint.headers import Checkpoint
@@ -48,24 +48,22 @@ HOMES: dict[Packing, Home] = {
     "modelopt": Home(program="vLLM", absent="vLLM, SGLang or TensorRT-LLM has to load it, on a GPU"),
 }
 """Packing → what loads it before it counts as verified."""
-TENSORRT: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
-"""Schemes of modelopt that nothing but TensorRT-LLM reads."""
 
 
 def home(recipe: "Recipe") -> Home:
     """Return what loads the artifacts of `recipe`, which makes no GGUF."""
-    if recipe.packing == "modelopt" and recipe.schemes[0] in TENSORRT:
+    if recipe.packing == "modelopt" and recipe.schemes[0] in TENSORRT_ONLY:
         return Home(program="TensorRT-LLM", absent="TensorRT-LLM has to load it, on a GPU")
     return HOMES[recipe.packing]
 
 
 READABLE_EXPERTS: dict[Packing, tuple[SchemeName, ...]] = {
-    "compressed-tensors": ("FP8_DYNAMIC", "FP8_STATIC", "W8A16", "W4A16", "W4AFP8", "MXFP4"),
+    "compressed-tensors": tuple(name for name, scheme in SCHEMES.items() if scheme.experts_are_read),
     "bitsandbytes": (),
     "gptq": (),
     "awq": (),
 }
-"""The schemes that transformers reads experts in; each was loaded, and gave the logits of the same weights."""
+"""Packing → the schemes that transformers reads experts in; of other packings it is not asked to."""
 INSTEAD = "recipe fp8 can"
 
 
@@ -121,8 +119,8 @@ def _experts_misread(packing: Packing, modules: list["Module"]) -> str:
     if len(found - {(None, None)}) > 1:
         formats = ", ".join(f"{scheme} {size or ''}".strip() for scheme, size in sorted(found, key=str) if scheme)
         return f"transformers reads all experts in one format, and these would be in {formats}"
-    beside_packed = packing == "compressed-tensors" and not all(_is_fp8(scheme) for scheme in deciding)
-    if (None, None) in found and beside_packed:
+    together = packing != "compressed-tensors" or all(SCHEMES[scheme].reads_kept_experts for scheme in deciding)
+    if (None, None) in found and not together:
         kept = next(module.name for module in experts if not module.scheme)
         return f"transformers does not read experts that are kept, like {kept}, beside {', '.join(sorted(deciding))}"
     return ""
@@ -132,9 +130,9 @@ def _types_clash(checkpoint: "Checkpoint", modules: list["Module"]) -> str:
     """Return why transformers would multiply numbers of two types; empty if it would not."""
     from pipelines.checkpoint.names import NOT_TEXT
 
-    formats = {SCHEMES[module.scheme].format for module in modules if module.scheme}
+    schemes = {module.scheme for module in modules if module.scheme}
     stored = {module.dtype for module in modules} - {"BF16"}
-    if not stored or not formats & {*BFLOAT16_FORMATS}:
+    if not stored or not any(SCHEMES[scheme].storage.read_as_bfloat16 for scheme in schemes):
         return ""
     if not any(NOT_TEXT.search(module.name) or module.name != module.address for module in modules):
         return ""
@@ -147,18 +145,9 @@ def _a(packing: Packing) -> str:
     return f"{'an' if packing == 'awq' else 'a'} {packing}"
 
 
-def _is_fp8(scheme: SchemeName) -> bool:
-    """Tell whether the scheme's weights are FP8."""
-    weights = SCHEMES[scheme].weights
-    return (weights.kind, weights.bits) == ("float", 8)
-
-
-BFLOAT16_FORMATS: tuple[Format, ...] = ("nvfp4-pack-quantized", "mxfp4-pack-quantized")
-"""Formats that transformers dequantizes to bfloat16, whatever type the model has that it multiplies them with."""
-
-
 def own_type(quantization: Mapping[str, Any]) -> dict[str, str]:
     """Return what `config.json` has to say of a checkpoint's type where `quantization`, its `quantization_config`,
     leaves transformers no choice."""
-    formats = {group.get("format") for group in quantization.get("config_groups", {}).values()}
-    return {"dtype": "bfloat16"} if formats & {*BFLOAT16_FORMATS} else {}
+    found = {group.get("format") for group in quantization.get("config_groups", {}).values()}
+    forced = {scheme.format for scheme in SCHEMES.values() if scheme.storage.read_as_bfloat16}
+    return {"dtype": "bfloat16"} if found & forced else {}

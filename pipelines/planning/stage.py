@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint.dtypes import check_dtype, choose_dtype
-from pipelines.checkpoint.headers import Checkpoint, refuse_quantized
+from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.names import HEAD
+from pipelines.checkpoint.quantized import refuse_quantized
 from pipelines.core.device import ComputeDtype, Dtype, default_device
 from pipelines.core.errors import BadInput, Problem, refuse
 from pipelines.planning.anatomy import Anatomy, check_complete, examine

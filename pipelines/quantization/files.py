@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pipelines.checkpoint.dtypes import TORCH_DTYPES
 from pipelines.checkpoint.headers import BYTES, INDEX, TensorInfo
 from pipelines.checkpoint.writer import SafetensorsWriter, as_bytes, write_index
 from pipelines.core.errors import QuantgateError
@@ -109,10 +110,6 @@ def read_rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None
     """
     import torch
 
-    dtypes = {
-        "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
-        "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64,
-    }  # fmt: skip
     length, *rest = tensor.shape or (1,)
     row_bytes = tensor.bytes // length
     count = (length if last is None else last) - first
@@ -127,4 +124,4 @@ def read_rows(folder: Path, tensor: TensorInfo, first: int = 0, last: int | None
             done += read
     finally:
         os.close(descriptor)
-    return torch.frombuffer(data, dtype=dtypes[tensor.dtype]).view(count, *rest)
+    return torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[tensor.dtype])).view(count, *rest)

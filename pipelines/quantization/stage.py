@@ -88,10 +88,9 @@ def engine_digest(plan: Plan) -> str:
     if isinstance(plan, GgufPlan):
         ours = [quantization / name for name in ("engines/llama_cpp.py", "gguf/imatrix.py", "gguf/convert.py")]
         return digest([llama_build.version(), *map(file_digest, ours)])
-    shared = ("formats/rounding.py", "formats/schemes.py", "planning/readers.py", "checkpoint/writer.py")
-    files = [*(here / name for name in shared), quantization / "written.py", quantization / "files.py"]
-    engine, packings = plan.recipe.engine, {plan.recipe.packing, plan.recipe.engine_packing}
-    files += [] if packings == {"compressed-tensors"} else [here / "formats/packings.py", here / "formats/repack.py"]
+    shared = ("planning/readers.py", "checkpoint/writer.py", "quantization/written.py", "quantization/files.py")
+    files = [*(here / name for name in shared), *sorted((here / "formats").glob("*.py"))]
+    engine = plan.recipe.engine
     if engine == "quantgate":
         files += [quantization / "engines/streaming.py", quantization / "engines/layerwise.py"]
         return digest([file_digest(file) for file in [*files, *sorted((quantization / "methods").glob("*.py"))]])

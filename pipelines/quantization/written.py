@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipelines.checkpoint.names import FUSED, NOT_TEXT
+from pipelines.checkpoint.names import NOT_TEXT, fused_set
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats import packings
 from pipelines.formats.schemes import SCHEMES
@@ -65,7 +65,7 @@ def fused_names(plan: CheckpointPlan) -> dict[str, tuple[str, ...]]:
     sets: dict[str, tuple[str, ...]] = {}
     for name in plan.quantized:
         parent, _, last = name.rpartition(".")
-        fused = next((fused for fused in FUSED if last in fused), (last,))
+        fused = fused_set(name) or (last,)
         siblings = (f"{parent}.{sibling}" if parent else sibling for sibling in fused)
         sets[name] = tuple(sibling for sibling in siblings if sibling in plan.quantized)
     return sets

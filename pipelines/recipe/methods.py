@@ -41,8 +41,8 @@ class _Target(Frozen):
     """The number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
 
     group_size: int | None = Field(default=None, gt=0)
-    """Input columns that share a scale (W4A16, W4A16_ASYM, W4AFP8), or the side of a block (FP8_BLOCK);
-    a multiple of 16, 128 unless given."""
+    """Input columns that share a scale, or the side of a block, where the scheme leaves that open: a multiple of 16,
+    128 unless given."""
 
     @model_validator(mode="after")
     def _group_size_fits_scheme(self) -> Self:
@@ -135,7 +135,7 @@ class _Quantize(_Target):
     @property
     def loss_class(self) -> str:
         """Number format of the main scheme, which tells what the loss is like."""
-        return SCHEMES[self.scheme].family
+        return SCHEMES[self.scheme].family.name
 
 
 class Rtn(_Quantize):

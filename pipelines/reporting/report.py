@@ -33,7 +33,16 @@ from pipelines.reporting.pages import (
 from pipelines.reporting.pages import html as as_html
 from pipelines.reporting.pages import markdown as as_markdown
 from pipelines.reporting.record import GateRecord, Manifest, StageRecord
-from pipelines.reporting.sentences import NO_LICENCE, bounds, changed, reader_line, retained, verdict_name
+from pipelines.reporting.sentences import (
+    NO_LICENCE,
+    bounds,
+    changed,
+    distance_words,
+    reader_line,
+    retained,
+    verdict_name,
+)
+from pipelines.reporting.task_table import metric, task_row
 from pipelines.verification.results import LayerError
 
 WORST = 10
@@ -212,17 +221,13 @@ def _task_blocks(run: Manifest) -> Iterable[Block]:
     rows: list[tuple[Cell, ...]] = [
         (
             task.task,
-            f"{judged.metrics.get(task.task, '')}, {judged.shots.get(task.task, 0)}-shot",
-            f"{task.documents:,}",
-            f"{task.baseline:.4f}",
-            f"{task.candidate:.4f}",
-            retained(task.retention),
-            bounds(task),
-            f"{task.lost:,}",
-            f"{task.gained:,}",
+            metric(judged, task.task),
+            f"{row.documents:,}",
+            *(row.baseline, row.artifact, row.retention, row.bounds),
+            *(f"{row.lost:,}", f"{row.gained:,}"),
             Mark("below", "bad") if task.below_floor else "not below" if gate.policy.floor else "none",
         )
-        for task in gate.tasks
+        for task, row in zip(gate.tasks, map(task_row, gate.tasks), strict=True)
     ]
     yield Table("Tasks", columns, tuple(rows), ("metric", "floor"))
     if judged.source_in_transformers:
@@ -242,10 +247,9 @@ def _measures(run: Manifest) -> Section:
     if distance := run.verification.distance:
         against = "the F16 GGUF" if run.recipe.makes_gguf else "the source"
         text = f"Against {against} on {distance.tokens:,} held-out tokens: perplexity {distance.perplexity_before:.3f} "
-        text += f"→ {distance.perplexity_after:.3f} (ratio {distance.perplexity_ratio:.4f} ± "
-        text += f"{distance.perplexity_ratio_error:.4f}), KL divergence {distance.divergence:.4f} ± "
-        text += f"{distance.divergence_error:.4f} nats per token, its 99th percentile {distance.divergence_99:.4f}, "
-        text += f"same likeliest token {distance.same_top:.1%} ± {distance.same_top_error:.1%}."
+        said = distance_words(distance)
+        text += f"→ {distance.perplexity_after:.3f} (ratio {said.perplexity_ratio}), KL divergence {said.divergence}, "
+        text += f"its 99th percentile {distance.divergence_99:.4f}, same likeliest token {said.same_top}."
         blocks.append(Note(text))
     if run.verification.continuation.strip():
         blocks.append(Note(f"After a text on the water cycle it writes: “{run.verification.continuation.strip()}”"))

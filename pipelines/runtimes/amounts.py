@@ -1,8 +1,8 @@
 """How much runtimes are given at once, and how much held-out text distances are measured on."""
 
 EVALUATION_LOGITS_BYTES = 512 << 20
-"""Of a forward pass of evaluation on a CPU, in float32."""
+"""Bytes of the logits of one forward pass of evaluation on a CPU, in float32."""
 DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT = 16, 512
-"""Held-out text that the divergence of a GGUF is measured on; llama.cpp scores the second half of each chunk."""
+"""Chunks of held-out text, and tokens of each, for the divergence of a GGUF; llama.cpp scores the second halves."""
 DISTANCE_CHUNKS, DISTANCE_CONTEXT = 8, 512
-"""The same of other artifacts, which transformers measures."""
+"""Chunks of held-out text, and tokens of each, for the distance of artifacts that transformers measures."""

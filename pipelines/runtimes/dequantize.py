@@ -6,7 +6,6 @@ it cannot read at all, the plan refuses (`pipelines.planning.readers`).
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from pipelines.checkpoint.architecture import addresses, model_class
 from pipelines.checkpoint.headers import read_checkpoint
-from pipelines.checkpoint.names import EXPERTS
+from pipelines.checkpoint.names import EXPERTS, expression_matches
 from pipelines.core.device import ComputeDtype
 from pipelines.core.errors import QuantgateError
 from pipelines.formats import rounding
@@ -24,7 +23,7 @@ from pipelines.formats.schemes import SCHEMES, config_group
 
 
 def is_needed(folder: Path, described: dict[str, Any]) -> bool:
-    """Whether the checkpoint in `folder`, whose `quantization_config` is `described`, is to be loaded here.
+    """Tell whether the checkpoint in `folder`, whose `quantization_config` is `described`, is to be loaded here.
 
     Raises:
         QuantgateError: it is of a variant that nothing here reads.
@@ -90,7 +89,7 @@ def load(folder: Path, config: Any, dtype: ComputeDtype | None = None) -> Any:
 
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
-    """The tensors that are stored as they are, and the parts of each quantized module's weight."""
+    """Return the tensors that are stored as they are, and the parts of each quantized module's weight."""
     from safetensors.torch import load_file
 
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
@@ -111,18 +110,14 @@ def _rounds_inputs(form: Form) -> bool:
 
 
 def _group(name: str, described: Any, form: Form | None) -> Any:
-    """The group of compressed-tensors' `quantization_config` that a quantized module is in, or would be."""
+    """Return the group of compressed-tensors' `quantization_config` that a quantized module is in, or would be."""
     if form:
         return config_group(form.scheme, ["Linear"], form.group_size)
     return next(
         group
         for group in described["config_groups"].values()
-        if any(target in ("Linear", name) or _matches(target, name) for target in group["targets"])
+        if any(target in ("Linear", name) or expression_matches(target, name) for target in group["targets"])
     )
-
-
-def _matches(target: str, name: str) -> bool:
-    return target.startswith("re:") and re.match(target[3:], name) is not None
 
 
 def _dequantize(stored: dict[str, torch.Tensor], group: Any, form: Form | None) -> torch.Tensor:
@@ -147,8 +142,8 @@ def _scale_input(module: torch.nn.Module, factors: torch.Tensor) -> None:
 def _round_cache(model: Any, attention: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
     from compressed_tensors.modeling.kvcache import initialize_hooked_kv_cache, register_key_hook, register_value_hook
 
-    from pipelines.formats.activations import fp8_static_round
+    from pipelines.formats.fp8 import round_static
 
     initialize_hooked_kv_cache(model, attention)
-    register_key_hook(attention, lambda _, states: fp8_static_round(states, float(keys)))
-    register_value_hook(attention, lambda _, states: fp8_static_round(states, float(values)))
+    register_key_hook(attention, lambda _, states: round_static(states, float(keys)))
+    register_value_hook(attention, lambda _, states: round_static(states, float(values)))

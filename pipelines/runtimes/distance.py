@@ -43,26 +43,26 @@ class Distance(Frozen):
 ROWS = 64
 """Distributions that are compared at once: they stay in a CPU's cache."""
 LEAST = -65504.0
-"""The least log-probability: what float16 holds. A masked token's is less, and 0 times infinity is no number."""
+"""Least log-probability that float16 holds. A masked token's is less, and 0 times infinity is no number."""
 STRETCH = 51
 """Tokens that are taken as dependent on each other: neighbours in a text are."""
 
 
 def chunks(ids: Sequence[int], most: int | None) -> list[list[int]]:
-    """`DISTANCE_CHUNKS` pieces of as many tokens; shorter ones for a model whose positions are not as `most`."""
+    """Return `DISTANCE_CHUNKS` pieces of as many tokens; shorter ones for a model whose positions are not as `most`."""
     length = min(DISTANCE_CONTEXT, most or DISTANCE_CONTEXT, len(ids) // DISTANCE_CHUNKS)
     return [list(ids[first : first + length]) for first in range(0, length * DISTANCE_CHUNKS, length)]
 
 
 def write_logprobs(model: Any, text: Sequence[list[int]], file: Path) -> None:
-    """The log-probabilities (tokens, vocabulary) of all tokens at each scored place of `text`, as float16."""
+    """Write the log-probabilities (tokens, vocabulary) of all tokens at each scored place of `text`, as float16."""
     with file.open("wb") as stream:
         for logprobs in progress.track(_logprobs(model, text), "source on held-out text", "piece", len(text)):
             stream.write(logprobs.half().cpu().numpy().tobytes())
 
 
 def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Distance:
-    """Of `model` from the one that wrote `file`, on the same `text`."""
+    """Return the distance of `model` from the one that wrote `file`, on the same `text`."""
     import numpy as np
     import torch
 
@@ -84,7 +84,7 @@ def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Dista
 
 
 def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
-    """Chunk by chunk, (scored tokens, vocabulary) in float32: at each place, of the token after it."""
+    """Yield chunk by chunk, (scored tokens, vocabulary) in float32: at each place, of the token after it."""
     import torch
 
     for chunk in text:

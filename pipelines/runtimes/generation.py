@@ -34,8 +34,8 @@ def use_own_settings(model: Any) -> None:
     """Let `model.generate` do what its caller says: of the checkpoint's own settings, only `KEPT` stay."""
     from transformers import GenerationConfig
 
-    told = model.generation_config
-    model.generation_config = GenerationConfig(**{name: getattr(told, name, None) for name in KEPT})
+    recommended = model.generation_config
+    model.generation_config = GenerationConfig(**{name: getattr(recommended, name, None) for name in KEPT})
 
 
 def generate(model: Any, ids: Any, mask: Any, **settings: Any) -> Any:

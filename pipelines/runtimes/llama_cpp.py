@@ -24,13 +24,13 @@ Group = tuple[list[int], list[list[int]]]
 
 
 def threads() -> int:
-    """As many as there are cores for us, or as OpenMP is told."""
+    """Return as many threads as there are cores for us, or as OpenMP is told."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
 
 def program(name: str) -> str:
-    """The path of one of llama.cpp's programs; compiles them on first use."""
+    """Return the path of one of llama.cpp's programs, which are compiled on first use."""
     return str(isolated.make(isolated.LLAMA_CPP) / name)
 
 
@@ -54,18 +54,18 @@ class LlamaProcess(WorkerProcess):
         return self.tokenize(["\n"], special=False)[0][-1] if named < 0 else named
 
     def tokenize(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """The tokens of each text; `special` adds those that the model's tokenizer adds at its ends."""
+        """Return the tokens of each text; `special` adds those that the model's tokenizer adds at its ends."""
         tokens: list[list[int]] = self.ask("tokenize", texts=list(texts), special=special)
         return tokens
 
     def score(self, groups: Sequence[Group]) -> list[list[list[Score]]]:
-        """For each group, for each continuation, the scores of its tokens; a prefix is read once."""
+        """Return for each group, for each continuation, the scores of its tokens; a prefix is read once."""
         asked = [{"prefix": prefix, "continuations": continuations} for prefix, continuations in groups]
         answers = self.ask("score", groups=asked)
         return [[[(p, top) for p, top in scores] for scores in group] for group in answers]
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[str] = ()) -> list[str]:
-        """The text that follows each prompt, greedily, until an end token, a stop string or `max_tokens`."""
+        """Return the text that follows each prompt, greedily, until an end token, a stop string or `max_tokens`."""
         texts: list[str] = self.ask("generate", prompts=list(prompts), max_tokens=max_tokens, stop=list(stop))
         return texts
 
@@ -91,7 +91,8 @@ class LlamaLM(TokenLM):
         return self._process.first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""
+        """Return the tokens of `string`, with the special ones that the tokenizer adds unless it starts with the
+        first."""
         start = self._process.bos_text or self._process.eos_text
         begun = bool(start) and string.startswith(start)
         special = not begun if add_special_tokens is None else add_special_tokens

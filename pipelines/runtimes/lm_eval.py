@@ -23,7 +23,7 @@ SPECIAL = 16
 Score = tuple[float, bool]
 """A token's log-probability in nats, and whether it was the most likely one."""
 Question = tuple[Any, list[int], list[int]]
-"""What lm-eval asked (for its cache), the tokens of the context, and those of the answer to score."""
+"""Lm-eval's own key (for its cache), the tokens of the context, and those of the answer to score."""
 
 
 class Ends(NamedTuple):
@@ -32,7 +32,7 @@ class Ends(NamedTuple):
     max_tokens: int
     stop: tuple[str, ...]
     temperature: float | None
-    """None: the likeliest token is taken."""
+    """Temperature of drawing; None: the likeliest token is taken."""
 
 
 class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
@@ -48,18 +48,19 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     max_length: int
     """Tokens that the model reads, with those that it writes."""
     limit_from: str
-    """What says so."""
+    """Source of the limit."""
     end_text: str | None
-    """Of the end-of-sequence token; None where there is none, so that only stop strings and the length end a text."""
+    """Id of the end-of-sequence token; None where there is none, so that only stop strings and the length end a
+    text."""
     samples: bool = False
-    """Whether it can draw what it writes."""
+    """Whether the runtime can draw what it writes."""
 
     def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
-        """The scores of each question's answer, token by token; contexts are not empty."""
+        """Return the scores of each question's answer, token by token; contexts are not empty."""
         raise NotImplementedError
 
     def write(self, prompts: list[list[int]], ends: Ends) -> Iterable[str]:
-        """What follows each prompt, greedily or as `ends` says."""
+        """Return what follows each prompt, greedily or as `ends` says."""
         raise NotImplementedError
 
     def tokens(self, request: Any) -> int:
@@ -116,7 +117,7 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return results
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-        """What follows each context.
+        """Return what follows each context.
 
         Raises:
             QuantgateError: a task wants samples, and the runtime takes none here; a prompt leaves no room to answer.
@@ -142,12 +143,12 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
 
 def answer_tokens(request: Any) -> int:
-    """The tokens that may be written to answer lm-eval's `request`; 0 where its answers are given."""
+    """Return how many tokens may be written to answer lm-eval's `request`; 0 where its answers are given."""
     return int(_normalized(request.args[1])["max_gen_toks"]) if request.request_type == "generate_until" else 0
 
 
 def _normalized(settings: dict[str, Any]) -> dict[str, Any]:
-    """A task's settings for writing, by the names that lm-eval gives them in the end."""
+    """Return a task's settings for writing, by the names that lm-eval gives them in the end."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     normalized: dict[str, Any] = normalize_gen_kwargs(settings, MOST_WRITTEN)
@@ -155,7 +156,7 @@ def _normalized(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def batches(items: Sequence[Any], name: str, size: int = BATCH) -> Iterator[list[Any]]:
-    """`items`, `size` at a time, with a progress bar."""
+    """Yield `items`, `size` at a time, with a progress bar."""
     with progress.bar(len(items), name, "prompt") as bar:
         for first in range(0, len(items), size):
             batch = list(items[first : first + size])
@@ -197,7 +198,8 @@ class HubLM(TokenLM):
         return self.tokenizer.encode("\n", add_special_tokens=False)[-1] if self._first is None else self._first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of `string`, with the special ones that the tokenizer adds unless it starts with the first."""
+        """Return the tokens of `string`, with the special ones that the tokenizer adds unless it starts with the
+        first."""
         begun = self._first is not None and string.startswith(self.tokenizer.decode(self._first))
         if add_special_tokens is None and begun:
             add_special_tokens = False
@@ -206,12 +208,12 @@ class HubLM(TokenLM):
 
 
 def _given(*tokens: int | None) -> int | None:
-    """The first of `tokens` that there is."""
+    """Return the first of `tokens` that there is."""
     return next((int(token) for token in tokens if token is not None), None)
 
 
 def _stated(folder: Path, known: int, key: str) -> list[int]:
-    """The token or tokens that the model's own files give for `key`, of those that its tokenizer has."""
+    """Return the token or tokens that the model's own files give for `key`, of those that its tokenizer has."""
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         with contextlib.suppress(OSError):
@@ -221,7 +223,7 @@ def _stated(folder: Path, known: int, key: str) -> list[int]:
 
 
 def _limit_from(config: Any, tokenizer: Any) -> str:
-    """What says how many tokens the model reads, in the order of lm-eval's `resolve_max_length`."""
+    """Return what says how many tokens the model reads, in the order of lm-eval's `resolve_max_length`."""
     from lm_eval.models.utils import TOKENIZER_INFINITY
 
     own = getattr(config, "text_config", None) or config

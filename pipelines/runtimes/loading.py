@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import torch
-from pipelines.formats.activations import Rounder, input_rounder
+from pipelines.formats.activations import input_rounder
+from pipelines.formats.description import Rounder
 
 SCALES = ("_scale", "_zero_point")
-"""How the names of compressed-tensors' parameters end that are no weights."""
+"""Ends of the names of compressed-tensors' parameters that are no weights."""
 
 
 def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = None) -> Any:
@@ -56,7 +57,7 @@ def load_for_inference(folder: Path, device: str, dtype: ComputeDtype | None = N
 
 
 def _load(folder: Path, config: Any, quantized: bool, dtype: ComputeDtype | None) -> Any:
-    """As transformers reads it; the weights of a quantized one come dequantized, on their grid."""
+    """Return the model as transformers reads it; quantized weights come dequantized, on their grid."""
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
     extra: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if quantized else {}
@@ -92,7 +93,7 @@ def explained(refusal: "Callable[[str], QuantgateError]") -> "Iterator[None]":
 
 
 def score_tokens(model: Any, ids: "torch.Tensor") -> list[float]:
-    """The log-probability, in nats, of each token of `ids` (1, tokens) after the first."""
+    """Return the log-probability, in nats, of each token of `ids` (1, tokens) after the first."""
     logprobs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
     scores: list[float] = logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
     return scores

@@ -15,10 +15,10 @@ class Ask(NamedTuple):
     """A log-probability to read off a row."""
 
     node: int
-    """Of the token after which it is read; in its row."""
+    """Position in its row of the token after which it is read."""
     sequence: int
     position: int
-    """Of the token whose log-probability it is; in its sequence."""
+    """Position in its sequence of the token whose log-probability it is."""
 
 
 class Row(NamedTuple):
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 def lay_out(
     sequences: Sequence[Tokens], scored: Sequence[int], common: int = 0, longest: int | None = None
 ) -> list[Row]:
-    """Rows that hold all `sequences`, which must be sorted, without the `common` tokens that all begin with.
+    """Return rows that hold all `sequences`, which must be sorted, without the `common` tokens that all begin with.
 
     `scored[i]` is the position of the first token of sequence i that is scored; the last token is predicted only, and
     put nowhere. A row is filled with sequences up to `longest` tokens, so that rows are of nearly the same length, and
@@ -79,6 +79,6 @@ def lay_out(
 
 
 def shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading tokens are the same."""
+    """Return how many leading tokens are the same."""
     pairs = zip(first, second, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

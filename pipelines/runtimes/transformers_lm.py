@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-"""In one forward pass, padding included. More is no faster; where memory is short, it is halved until it suffices."""
+"""Tokens in one forward pass, padding included. More is no faster; where memory is short, it is halved until it
+suffices."""
 LOGITS_BYTES = {"cpu": EVALUATION_LOGITS_BYTES, "cuda": 4 << 30}
-"""Of a forward pass, in float32."""
+"""Bytes of the logits of a forward pass, in float32."""
 BUSY = {"cpu": 0, "cuda": 8192}
 """Tokens in a forward pass below which it takes as long with fewer: a GPU waits for Python then."""
 FEWEST = 16
@@ -37,7 +38,7 @@ LONGEST = 128
 EAGER = 320
 """Tokens up to which unfused attention is the faster on a CPU."""
 PADDED = 0.8
-"""The shortest row of a batch, as a share of its longest: padding is computed, too."""
+"""Length of the shortest row of a batch, as a share of its longest: padding is computed, too."""
 SOFTMAX_ROWS = 64
 """Rows of logits turned to probabilities at once on a CPU: they stay in its cache."""
 WRITE_BATCH = 16
@@ -99,7 +100,7 @@ class TransformersLM(HubLM):
         check_tokens(self._folder, self.tokenizer, itertools.chain.from_iterable(texts), self._config)
 
     def _score(self, sequences: list[Tokens], first: list[int]) -> list[list[Score]]:
-        """Of each of the sorted `sequences`, the scores from its `first` token on."""
+        """Return of each of the sorted `sequences` the scores from its `first` token on."""
         import torch
 
         common = min(min(first) - 1, shared(sequences[0], sequences[-1]))
@@ -119,7 +120,7 @@ class TransformersLM(HubLM):
         sequences: list[Tokens],
         past: "list[tuple[torch.Tensor, torch.Tensor]] | None",
     ) -> Iterator[tuple[Ask, Score]]:
-        """What `rows`, the longest first, ask of the `sequences`, and its scores; in batches.
+        """Yield what `rows`, the longest first, ask of the `sequences`, and its scores; in batches.
 
         Raises:
             QuantgateError: a single row does not fit the GPU's memory.
@@ -147,7 +148,7 @@ class TransformersLM(HubLM):
 
 
 def _past(model: Any, tokens: Sequence[int]) -> "list[tuple[torch.Tensor, torch.Tensor]]":
-    """Keys and values, layer by layer, of what all rows begin with; computed once."""
+    """Return keys and values, layer by layer, of what all rows begin with; computed once."""
     import torch
 
     ids = torch.tensor([tokens], device=model.device)
@@ -156,7 +157,7 @@ def _past(model: Any, tokens: Sequence[int]) -> "list[tuple[torch.Tensor, torch.
 
 
 def _fitting(rows: Sequence[Row], tokens: int, asks: int, busy: int) -> int:
-    """How many of the first of `rows`, the longest of which comes first, go in one forward pass; one at least.
+    """Return how many of the first of `rows`, the longest of which comes first, go in one forward pass; one at least.
 
     That is up to `tokens` with the padding, and up to `asks`; and from `busy` tokens on with little padding only.
     """
@@ -174,8 +175,8 @@ def _fitting(rows: Sequence[Row], tokens: int, asks: int, busy: int) -> int:
 def forward(
     model: Any, rows: Sequence[Row], past: "list[tuple[torch.Tensor, torch.Tensor]] | None" = None
 ) -> "torch.Tensor":
-    """The logits (asks, vocabulary) that `rows` ask for, after `past`: keys and values, each (1, heads, tokens, size),
-    of what all of them begin with.
+    """Return the logits (asks, vocabulary) that `rows` ask for, after `past`: keys and values, each (1, heads, tokens,
+    size), of what all of them begin with.
 
     Rows are padded on the right. Without branches and past this is a plain causal pass, right for any model.
     """
@@ -209,8 +210,8 @@ def forward(
 def _mask(
     rows: Sequence[Row], longest: int, common: int, dtype: "torch.dtype", device: "torch.device"
 ) -> "torch.Tensor":
-    """(rows, 1, tokens, common + tokens): 0 where a token sees another, its ancestors and itself; else the smallest
-    number of `dtype`."""
+    """Return (rows, 1, tokens, common + tokens): 0 where a token sees another, its ancestors and itself; else the
+    smallest number of `dtype`."""
     import torch
 
     ends = torch.arange(longest).repeat(len(rows), 1)  # padding sees itself: a softmax needs one
@@ -224,8 +225,8 @@ def _mask(
 
 
 def _choose_attention(model: Any, tokens: int) -> None:
-    """Of transformers' two that give the same, the faster for rows of so many `tokens`: on a CPU, for short ones, plain
-    matrix products are twice as fast as the fused kernel."""
+    """Choose of transformers' two that give the same the faster for rows of so many `tokens`: on a CPU, for short ones,
+    plain matrix products are twice as fast as the fused kernel."""
     now = model.config._attn_implementation
     wanted = "eager" if model.device.type == "cpu" and tokens <= EAGER else "sdpa"
     if now in ("eager", "sdpa") and now != wanted:
@@ -248,7 +249,7 @@ def _reading(head: Any, asked: "torch.Tensor") -> "Iterator[None]":
 
 
 def _scores(logits: Any, tokens: Sequence[int]) -> list[Score]:
-    """The log-probability of each token, and whether it is the likeliest, by logits (tokens, vocabulary)."""
+    """Return the log-probability of each token, and whether it is the likeliest, by logits (tokens, vocabulary)."""
     import torch
 
     wanted: Any = torch.tensor(tokens, device=logits.device)[:, None]
@@ -265,7 +266,7 @@ PROBE = "The sun warms the surface of the sea, and some of the water becomes vap
 
 
 def shares_prefixes(model: Any, tokens: list[int]) -> bool:
-    """Whether the model's answer to rows that branch, and to rows after a common beginning, is that to plain ones.
+    """Tell whether the model's answer to rows that branch, and to rows after a common beginning, is that to plain ones.
 
     Its configuration says where it surely is not; where it is silent, `tokens` are tried.
     """

@@ -7,16 +7,15 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.cache import cache_dir
-from pipelines.core.device import ComputeDtype
+from pipelines.core.device import ComputeDtype, cpu_lines
 from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.isolated import serve
-from pipelines.formats.schemes import SchemeName
+from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.runtimes.lm_eval import Ends, HubLM, Question, Score, batches
 from pipelines.runtimes.loading import load_for_inference, score_tokens
 from pipelines.runtimes.prefixes import shared
@@ -33,45 +32,27 @@ rounded to 8 bits or fewer: each runtime then rounds other sums, and some land o
 model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float32. Wrong zero points or scales
 everywhere cost more than 10, one misread layer 0.1 to 0.6."""
 PERPLEXITY_RATIO = 1.02
-"""The ratio of the perplexities may be this much, beyond three standard errors: a fixed text is a small sample."""
-
-
-NOT_ON_CPU: dict[SchemeName, str] = {
-    "FP8_STATIC": "rounds activations only with scales found at run time",
-    "FP8_TENSOR": "rounds activations only with scales found at run time",
-    "NVFP4": "has no kernel for FP4",
-    "NVFP4A16": "has no kernel for FP4",
-    "MXFP4": "has no kernel for FP4",
-    "W8A16": "has kernels for INT4 weights, but not for INT8 weights with 16-bit activations",
-    "W4AFP8": "leaves INT4 weights with FP8 activations to Hopper GPUs",
-}
-"""Why vLLM 0.32's CPU build cannot run a scheme: each was tried."""
+"""Largest ratio of the perplexities, beyond three standard errors: a fixed text is a small sample."""
 
 
 def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str | None = None) -> str | None:
-    """Why vLLM's CPU build cannot run a checkpoint on this machine; None if it can.
+    """Return why vLLM's CPU build cannot run a checkpoint on this machine; None if it can.
 
     `formats` are the schemes and group sizes of its modules.
     """
-    flags = _cpu_flags()
+    flags = {flag for line in cpu_lines("flags") for flag in line.split()}
     for scheme, group_size in formats:
-        if scheme in NOT_ON_CPU:
-            return f"{scheme}: vLLM for CPUs {NOT_ON_CPU[scheme]}"
-        if scheme == "FP8_BLOCK" and "amx_tile" not in flags:
+        kernels = SCHEMES[scheme].vllm_cpu
+        if kernels.refusal:
+            return f"{scheme}: vLLM for CPUs {kernels.refusal}"
+        if kernels.needs_amx and "amx_tile" not in flags:
             return f"{scheme}: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
-        if scheme == "FP8_BLOCK" and group_size != 128:
-            return f"{scheme}: vLLM for CPUs has kernels for blocks of 128, and some here are of {group_size}"
+        if kernels.block and group_size != kernels.block:
+            what = f"has kernels for blocks of {kernels.block}, and some here are of {group_size}"
+            return f"{scheme}: vLLM for CPUs {what}"
     if kv_cache == "FP8" and not flags & {"avx512f", "amx_tile"}:
         return "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
     return None
-
-
-def _cpu_flags() -> set[str]:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return set(line.split())
-    return set()
 
 
 class VllmProcess(WorkerProcess):
@@ -91,20 +72,20 @@ class VllmProcess(WorkerProcess):
         self.version: str = loaded["version"]
 
     def logprobs(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[Score], list[Score]]]:
-        """For each prompt with its next tokens: the scores of the prompt's tokens after the first, and those of the
-        next tokens, each as if it alone followed the prompt.
-        """
+        """Return for each prompt with its next tokens the scores of the prompt's tokens after the first, and those of
+        the next tokens, each as if it alone followed the prompt."""
         scored = self.ask("logprobs", batch=batch)
         return [([(p, top) for p, top in read], [(p, top) for p, top in following]) for read, following in scored]
 
     def generate(self, batch: Sequence[list[int]], max_tokens: int, stop: Sequence[str] = ()) -> list[list[int]]:
-        """The tokens that follow each prompt, greedily."""
+        """Return the tokens that follow each prompt, greedily."""
         tokens: list[list[int]] = self.ask("generate", batch=batch, max_tokens=max_tokens, stop=stop)
         return tokens
 
 
 def _variables(device: str) -> dict[str, str]:
-    """The worker's environment variables: ours, what vLLM remembers in our cache, and for `cuda:N` only that GPU."""
+    """Return the worker's environment variables: ours, what vLLM remembers in our cache, and for `cuda:N` only that
+    GPU."""
     variables = {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")} | clean_variables()
     _, _, index = device.partition(":")
     if index:
@@ -114,7 +95,7 @@ def _variables(device: str) -> dict[str, str]:
 
 
 def _dtype(folder: Path) -> str:
-    """What transformers would load it in; vLLM's own choice for float32 is a 16-bit type."""
+    """Return what transformers would load it in; vLLM's own choice for float32 is a 16-bit type."""
     config = _config(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
@@ -128,7 +109,7 @@ class Comparison(Frozen):
     """The same checkpoint in vLLM and in transformers, on a fixed text."""
 
     version: str
-    """Of vLLM."""
+    """Version of vLLM."""
     tokens: int
     """Tokens scored."""
     mean_difference: float
@@ -142,7 +123,7 @@ class Comparison(Frozen):
     """Nats: of the mean signed difference, which is the logarithm of the perplexities' ratio."""
     continuation_vllm: str
     continuation_transformers: str
-    """What each writes after the text, greedily."""
+    """Text that each runtime writes after the prompt, greedily."""
     same_tokens: int
     """Leading tokens that the continuations share, of `CONTINUATION`. A near tie ends them: they decide nothing."""
 
@@ -191,7 +172,7 @@ def _rounds_activations(folder: Path) -> bool:
 
 
 def _in_transformers(folder: Path, tokens: list[int], device: str) -> tuple[list[float], list[int]]:
-    """The log-probability of each token after the first, and what follows them all, greedily."""
+    """Return the log-probability of each token after the first, and what follows them all, greedily."""
     import torch
 
     model = load_for_inference(folder, device)
@@ -228,7 +209,8 @@ class VllmLM(HubLM):
                 yield self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _score(self, sequences: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], list[Score]]:
-        """The scores of each sequence's tokens after the first. What differs in the last token only is read once."""
+        """Return the scores of each sequence's tokens after the first. What differs in the last token only is read
+        once."""
         following: dict[tuple[int, ...], list[int]] = {}
         for sequence in dict.fromkeys(sequences):
             following.setdefault(sequence[:-1], []).append(sequence[-1])
@@ -247,7 +229,7 @@ class VllmLM(HubLM):
         return scores
 
     def _engine(self, tokens: int) -> VllmProcess:
-        """vLLM with room for sequences of `tokens`.
+        """Return vLLM with room for sequences of `tokens`.
 
         It sets memory aside for its longest sequence, and a model's whole context may be more than there is, so the
         room follows what is asked, by powers of two.

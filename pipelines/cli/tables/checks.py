@@ -1,4 +1,4 @@
-"""What was found when an artifact was held against its plan, its proof or another runtime."""
+"""The findings when an artifact was held against its plan, its proof or another runtime."""
 
 from typing import TYPE_CHECKING
 

@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.columns import console
+from pipelines.formats import schemes
 from pipelines.recipe.recipe import Recipe
 
-FAMILIES = ("FP8", "FP4", "NF4", "INT8", "INT4", "GGUF", "mixed")
+FAMILIES = (*schemes.FAMILIES, "GGUF", "mixed")
 """The families of recipes, in the order that they are listed."""
 
 

@@ -115,7 +115,7 @@ class Folder:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._staging() as staging:
                 self._copy(folder, staging)
-                self._show(staging)
+                self._put_in_place(staging)
         except OSError as error:
             raise QuantgateError(f"{self._path}: {_reason(error)}\n    {REMEDY}") from None
 
@@ -152,7 +152,7 @@ class Folder:
         if files_of(staging) != files_of(folder):
             raise QuantgateError(f"{self._path}: files were removed from {staging} while it was filled\n    {REMEDY}")
 
-    def _show(self, staging: Path) -> None:
+    def _put_in_place(self, staging: Path) -> None:
         try:
             staging.replace(self._path)
         except OSError as error:

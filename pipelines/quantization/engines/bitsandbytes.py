@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from pipelines.calibration.tokens import CalibrationTokens
+from pipelines.checkpoint.dtypes import NAMES
 from pipelines.core import progress
 from pipelines.core.device import choose_device
-from pipelines.formats.packings import TORCH_NAMES, bitsandbytes_config
+from pipelines.formats import nf4
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.files import ArtifactFiles, copy_kept, read_rows
 from pipelines.quantization.written import Written, named_kept
@@ -27,6 +28,6 @@ def quantize(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Pat
             files.write(f"{module.name}.weight", packed.cpu())
             for name, part in state.as_dict(packed=True).items():
                 files.write(f"{module.name}.weight.{name}", part.cpu())
-    dtype = TORCH_NAMES[next(iter(plan.quantized.values())).dtype]
-    config = bitsandbytes_config([*named_kept(plan), plan.head], dtype)
+    dtype = NAMES[next(iter(plan.quantized.values())).dtype]
+    config = nf4.quantization_config([*named_kept(plan), plan.head], dtype)
     return Written(quantization_config=config, engine=f"bitsandbytes {bitsandbytes.__version__}")

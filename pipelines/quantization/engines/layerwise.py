@@ -14,8 +14,9 @@ from pipelines.checkpoint.finite import check_finite
 from pipelines.checkpoint.names import layer_number
 from pipelines.core import progress
 from pipelines.core.errors import QuantgateError
-from pipelines.formats import rounding
-from pipelines.formats.schemes import FP8_MAX, SCHEMES
+from pipelines.formats import fp8, nvfp4, rounding
+from pipelines.formats.description import Scales
+from pipelines.formats.schemes import SCHEMES
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.batches import equal_batches
@@ -142,16 +143,13 @@ class LayerQuantizer:
         scales = scales_for(self.plan.quantized[name], weight)(1.0)
         return rounding.dequantize(rounding.quantize(weight, scales), scales)
 
-    def _write(self, module: Module, codes: torch.Tensor, scales: rounding.Scales, inputs: InputStatistics) -> None:
+    def _write(self, module: Module, codes: torch.Tensor, scales: Scales, inputs: InputStatistics) -> None:
         """Write what a module became: codes, scales, and the scale of its input where the format stores one."""
         assert module.scheme
         packed = rounding.pack(codes, scales, module.scheme, rounding.DTYPES[module.dtype])
         parts = {suffix: part.cpu() for suffix, part in packed.items()}
         largest = inputs.largest.amax().cpu()
-        if "input_global_scale" in module.parts:
-            parts["input_global_scale"] = rounding.fp4_tensor_scale(largest)
-        if "input_scale" in module.parts:
-            parts["input_scale"] = fp8_scale(largest).to(rounding.DTYPES[module.dtype])
+        parts |= rounding.input_scale(module.scheme, largest, rounding.DTYPES[module.dtype])
         self.files.write_rows(module, parts)
         self.files.write_shape(module)
 
@@ -165,7 +163,7 @@ class LayerQuantizer:
             raise unseen_cache(name)
         for scale, largest in (("k_scale", cache.keys), ("v_scale", cache.values)):
             dtype = rounding.DTYPES[self.plan.cache_scales[f"{name}.{scale}"][0]]
-            self.files.write(f"{name}.{scale}", fp8_scale(largest.cpu()).to(dtype))
+            self.files.write(f"{name}.{scale}", fp8.measured_scale(largest.cpu()).to(dtype))
         cache.close()
 
 
@@ -177,16 +175,10 @@ def scales_for(module: Module, weight: torch.Tensor) -> ScalesAt:
     assert module.scheme
     scheme, whole = module.scheme, None
     if SCHEMES[scheme].weights.strategy == "tensor_group":
-        whole = rounding.fp4_tensor_scale(weight.abs().amax())
+        whole = nvfp4.tensor_scale(weight.abs().amax())
 
-    def scales_at(share: float) -> rounding.Scales:
+    def scales_at(share: float) -> Scales:
         dtype = rounding.DTYPES[module.dtype]
         return rounding.find_scales(weight, scheme, module.group_size, whole, dtype, share)
 
     return scales_at
-
-
-def fp8_scale(largest: torch.Tensor) -> torch.Tensor:
-    """Return the scale (1,) in float32 that maps `largest` onto FP8's largest value."""
-    largest = largest.float().reshape(1)
-    return torch.where(largest > 0, largest / FP8_MAX, torch.ones_like(largest))

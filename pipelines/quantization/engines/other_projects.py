@@ -24,6 +24,7 @@ from pipelines.environments.isolated import serve
 from pipelines.formats.packings import exceptions
 from pipelines.formats.repack import check_exact, unpack
 from pipelines.formats.rounding import DTYPES, dequantize
+from pipelines.formats.schemes import SCHEMES
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.files import ArtifactFiles, copy_kept, quantized_module, read_rows
 from pipelines.quantization.written import Written, named_kept, packed_config, write_smoothing
@@ -81,7 +82,7 @@ def _settings(plan: CheckpointPlan, engine: OtherEngine) -> dict[str, Any]:
     known: dict[Setting, Any] = {
         "method": method.method,
         "scheme": form.scheme,
-        "symmetric": form.scheme == "W4A16",
+        "symmetric": SCHEMES[form.scheme].weights.symmetric,
         "group_size": form.group_size,
         "kept": named_kept(plan),
         "dynamic": exceptions(named_kept(plan)),

@@ -14,7 +14,7 @@ from pipelines.checkpoint.finite import not_finite
 from pipelines.checkpoint.headers import TensorInfo
 from pipelines.core import progress
 from pipelines.core.errors import QuantgateError, refuse
-from pipelines.formats import rounding
+from pipelines.formats import nvfp4, rounding
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.files import ArtifactFiles, quantized_module
@@ -98,8 +98,7 @@ def _tensor_scales(plan: CheckpointPlan) -> dict[str, torch.Tensor]:
         _check_finite(tensor, largest[module.name])
     together = fused_names(plan)
     return {
-        name: rounding.fp4_tensor_scale(torch.stack([largest[sibling] for sibling in together[name]]).amax())
-        for name in largest
+        name: nvfp4.tensor_scale(torch.stack([largest[other] for other in together[name]]).amax()) for name in largest
     }
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from pipelines.formats import rounding
+from pipelines.formats.description import Scales
 from pipelines.quantization.methods.interface import ScalesAt
 from pipelines.quantization.methods.statistics import InputStatistics, bfloat16_products
 
@@ -12,15 +13,13 @@ FEW_BITS = 4
 """Bits up to which clipping is tried: with more of them, steps are fine enough as they are."""
 
 
-def clip_few_bits(weight: torch.Tensor, scales_at: ScalesAt, inputs: InputStatistics) -> rounding.Scales:
+def clip_few_bits(weight: torch.Tensor, scales_at: ScalesAt, inputs: InputStatistics) -> Scales:
     """Return clipped scales for numbers of few bits, and scales of the whole range for others."""
     whole = scales_at(1.0)
     return clipped_scales(weight, whole, scales_at, inputs) if whole.numbers.bits <= FEW_BITS else whole
 
 
-def clipped_scales(
-    weight: torch.Tensor, whole: rounding.Scales, scales_at: ScalesAt, inputs: InputStatistics
-) -> rounding.Scales:
+def clipped_scales(weight: torch.Tensor, whole: Scales, scales_at: ScalesAt, inputs: InputStatistics) -> Scales:
     """Return for each group of `weight` (rows, columns) the scale, that of `whole` or a clipped one, that loses least.
 
     A loss is e H e^T for the error e of a row's group and the second moment H of the inputs it meets. Clipping moves a
@@ -35,13 +34,11 @@ def clipped_scales(
         better = loss < least
         least = torch.where(better, loss, least)
         zero = None if best.zero is None or scales.zero is None else torch.where(better, scales.zero, best.zero)
-        best = rounding.Scales(
-            best.numbers, best.group_size, torch.where(better, scales.scale, best.scale), zero, best.tensor
-        )
+        best = Scales(best.numbers, best.group_size, torch.where(better, scales.scale, best.scale), zero, best.tensor)
     return best
 
 
-def _loss_by_group(weight: torch.Tensor, scales: rounding.Scales, moments: torch.Tensor) -> torch.Tensor:
+def _loss_by_group(weight: torch.Tensor, scales: Scales, moments: torch.Tensor) -> torch.Tensor:
     """Return e H e^T (rows, groups), to three digits."""
     error = rounding.dequantize(rounding.quantize(weight, scales), scales) - weight
     by_group = error.view(len(weight), *moments.shape[:2]).transpose(0, 1)  # (groups, rows, columns of a group)

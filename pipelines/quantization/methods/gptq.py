@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipelines.formats import rounding
-from pipelines.formats.schemes import Numbers
+from pipelines.formats.description import Numbers, Scales
 from pipelines.quantization.methods.clipping import clip_few_bits
 from pipelines.quantization.methods.interface import CalibratedMethod
 from pipelines.quantization.methods.smoothquant import smoothquant
@@ -21,7 +20,7 @@ LEAF = 16
 def gptq(settings: Gptq) -> CalibratedMethod:
     """Return the method that clips and rounds by `round_weight`, after SmoothQuant where the recipe asks for it."""
 
-    def round_by_moments(weight: torch.Tensor, scales: rounding.Scales, inputs: InputStatistics) -> torch.Tensor:
+    def round_by_moments(weight: torch.Tensor, scales: Scales, inputs: InputStatistics) -> torch.Tensor:
         return round_weight(weight, scales, inputs.hessian, settings.dampening)
 
     return CalibratedMethod(
@@ -33,9 +32,7 @@ def gptq(settings: Gptq) -> CalibratedMethod:
     )
 
 
-def round_weight(
-    weight: torch.Tensor, scales: rounding.Scales, hessian: torch.Tensor, dampening: float
-) -> torch.Tensor:
+def round_weight(weight: torch.Tensor, scales: Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
     """Return the codes of `weight` (rows, columns), float32, for inputs of second moment `hessian` (columns, columns).
 
     `dampening` is the fraction of the moment's mean diagonal that is added to its diagonal.
@@ -49,13 +46,13 @@ def round_weight(
     state.solve(0, weight.shape[1])
     codes = torch.empty_like(state.units)
     codes[order] = state.units
-    return rounding.encode(codes.T.contiguous(), scales.numbers)
+    return scales.numbers.element.encode(codes.T.contiguous())
 
 
 class _State:
     """A weight on its way to codes, (columns, rows) in the order of rounding: a column of the weight is contiguous."""
 
-    def __init__(self, weight: torch.Tensor, scales: rounding.Scales, order: torch.Tensor, carry: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, scales: Scales, order: torch.Tensor, carry: torch.Tensor) -> None:
         self.numbers = scales.numbers
         self.weight = weight.T[order].contiguous()
         self.units = torch.empty_like(self.weight)
@@ -113,10 +110,10 @@ def _round_columns(leaf: _Leaf, numbers: Numbers) -> None:
     for column in range(len(weight)):
         value = torch.div(weight[column], step[column], out=units[column])
         if zero is None:
-            snapped = rounding.snap(value, numbers)
+            snapped = numbers.element.snap(value)
             rounded = value if snapped is value else value.copy_(snapped)
         else:
-            rounded = rounding.snap(value.add_(zero[column]), numbers) - zero[column]
+            rounded = numbers.element.snap(value.add_(zero[column])) - zero[column]
         torch.addcmul(weight[column], rounded, step[column], value=-1, out=error[column])
         if column + 1 < len(weight):
             weight[column + 1 :].addr_(carry[column, column + 1 :], error[column], alpha=-1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.formats.rounding import Scales
+from pipelines.formats.description import Scales
 from pipelines.quantization.methods.smoothing import Smoothing
 from pipelines.quantization.methods.statistics import InputStatistics
 

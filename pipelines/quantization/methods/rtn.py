@@ -3,6 +3,7 @@
 import torch
 
 from pipelines.formats import rounding
+from pipelines.formats.description import Scales
 from pipelines.quantization.methods.interface import CalibratedMethod, ScalesAt
 from pipelines.quantization.methods.statistics import InputStatistics
 
@@ -18,11 +19,11 @@ def rtn() -> CalibratedMethod:
     )
 
 
-def cover_whole_range(_: torch.Tensor, scales_at: ScalesAt, __: InputStatistics) -> rounding.Scales:
+def cover_whole_range(_: torch.Tensor, scales_at: ScalesAt, __: InputStatistics) -> Scales:
     """Return scales that map the largest magnitude of each group onto the largest code: nothing is clipped."""
     return scales_at(1.0)
 
 
-def round_to_nearest(weight: torch.Tensor, scales: rounding.Scales, _: InputStatistics) -> torch.Tensor:
+def round_to_nearest(weight: torch.Tensor, scales: Scales, _: InputStatistics) -> torch.Tensor:
     """Return the codes nearest to `weight` (rows, columns)."""
     return rounding.quantize(weight, scales)

@@ -1,0 +1,12 @@
+"""Names of the hardware that has kernels for number formats, as docs and model cards print them."""
+
+ADA = "NVIDIA GPUs of compute capability 8.9 or later (Ada, Hopper, Blackwell)"
+HOPPER = "NVIDIA GPUs of compute capability 9.0 or later (Hopper, Blackwell)"
+BLACKWELL = "NVIDIA GPUs of compute capability 10.0 or later (Blackwell)"
+HOPPER_ONLY = "NVIDIA GPUs of compute capability 9.0 (Hopper), for layers whose sides 128 divides"
+TURING = "NVIDIA GPUs of compute capability 7.5 or later (Turing on)"
+TURING_TO_HOPPER = "NVIDIA GPUs of compute capability 7.5 to 9.0 (Turing to Hopper)"
+"""Name of the GPUs on which vLLM has kernels for INT8 activations: it has none on Blackwell."""
+AMPERE = "NVIDIA GPUs of compute capability 8.0 or later (Ampere on)"
+"""Name of the GPUs that TensorRT-LLM runs on."""
+PASCAL = "NVIDIA GPUs of compute capability 6.0 or later (Pascal on)"

@@ -1,0 +1,44 @@
+"""INT4: 4-bit integers for weights, in groups, with 16-bit or FP8 activations."""
+
+from functools import partial
+
+from pipelines.formats import fp8, integers
+from pipelines.formats.description import CpuKernels, Family, Scheme, Weights
+from pipelines.formats.hardware import HOPPER_ONLY, TURING
+
+ELEMENT = integers.element(4)
+FAMILY = Family(
+    "INT4",
+    "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
+    discordance=0.10,
+)
+GROUPS = Weights(element=ELEMENT, strategy="group", group_size=128, scale=partial(integers.scale, bits=4))
+
+W4A16 = Scheme(
+    family=FAMILY,
+    storage=integers.PACKED,
+    weights=GROUPS,
+    hardware=f"{TURING}, x86 CPUs",
+    experts_are_read=True,
+)
+W4A16_ASYM = Scheme(
+    family=FAMILY,
+    storage=integers.PACKED,
+    weights=Weights(
+        element=ELEMENT,
+        strategy="group",
+        group_size=128,
+        symmetric=False,
+        scale=partial(integers.scale, bits=4),
+    ),
+    hardware=f"{TURING}, x86 CPUs",
+)
+W4AFP8 = Scheme(
+    family=FAMILY,
+    storage=integers.PACKED,
+    weights=GROUPS,
+    activations=fp8.TOKENS,
+    hardware=HOPPER_ONLY,
+    experts_are_read=True,
+    vllm_cpu=CpuKernels("leaves INT4 weights with FP8 activations to Hopper GPUs"),
+)
