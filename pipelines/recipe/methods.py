@@ -41,7 +41,7 @@ class _Target(Frozen):
     """The number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
 
     group_size: int | None = Field(default=None, gt=0)
-    """Input columns that share a scale, or the side of a block, where the scheme leaves that open: a multiple of 16,
+    """Input columns that share a scale, or the side of a block, where the scheme leaves that open; a multiple of 16,
     128 unless given."""
 
     @model_validator(mode="after")
