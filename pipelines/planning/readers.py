@@ -47,7 +47,7 @@ HOMES: dict[Packing, Home] = {
     "awq": _GPTQMODEL,
     "modelopt": Home(program="vLLM", absent="vLLM, SGLang or TensorRT-LLM has to load it, on a GPU"),
 }
-"""What loads each packing before it counts as verified."""
+"""Packing → what loads it before it counts as verified."""
 
 
 def home(recipe: "Recipe") -> Home:
