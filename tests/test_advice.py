@@ -14,8 +14,8 @@ from pipelines.planning.needs import disk_lacks
 from pipelines.planning.plan import CheckpointPlan, Need, Part
 from pipelines.recipe.load import load_recipe
 from tests.conftest import edit_json, make_tiny
+from tests.helpers.checkpoints import EVEN, ODD, bf16, experts_of, fake
 from tests.plans import plan_checkpoint, plan_gguf
-from tests.test_plan import EVEN, ODD, bf16, experts_of, fake
 
 pytestmark = pytest.mark.usefixtures("fakes")
 

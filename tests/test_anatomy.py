@@ -24,8 +24,8 @@ from pipelines.runtimes.generation import generate
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
+from tests.helpers.families import EXPERTS, UNTIED, Make, make, text
 from tests.plans import plan_checkpoint
-from tests.test_families import EXPERTS, UNTIED, Make, make, text
 
 assert all((make, text))  # fixtures
 HEAD = "quantize.ignore=[lm_head]"

@@ -4,82 +4,33 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from pipelines.checkpoint.headers import BYTES, INDEX, Checkpoint, read_checkpoint, read_header
+from pipelines.checkpoint.headers import INDEX, Checkpoint, read_checkpoint, read_header
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.quantized import refuse_quantized
 from pipelines.core.errors import BadInput
 from tests.conftest import Cli, edit_json
+from tests.helpers.checkpoints import (
+    EMBEDDING,
+    LINEAR,
+    SMALL,
+    WEIGHTS,
+    Tensors,
+    cut,
+    replace_header,
+    split,
+    write_checkpoint,
+    write_index,
+    write_safetensors,
+)
 
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Tensor name → (dtype, shape)."""
 Break = Callable[[Path], object]
-
-EMBEDDING, LINEAR = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
-SMALL: Tensors = {EMBEDDING: ("BF16", (16, 8)), LINEAR: ("BF16", (32, 8))}
-LLAMA: Tensors = {
-    EMBEDDING: ("BF16", (16, 8)),
-    "model.layers.0.mlp.gate_proj.weight": ("BF16", (32, 8)),
-    "model.layers.0.mlp.down_proj.weight": ("BF16", (8, 32)),
-    **{f"model.layers.0.self_attn.{which}_proj.weight": ("BF16", (8, 8)) for which in "qkvo"},
-    **{f"model.layers.0.{which}_layernorm.weight": ("BF16", (8,)) for which in ("input", "post_attention")},
-    "model.norm.weight": ("BF16", (8,)),
-    LINEAR: ("BF16", (32, 8)),
-}
-"""All of a Llama, as transformers wants them."""
-SIZES = {
-    "hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16,
-}  # fmt: skip
-WEIGHTS = "model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def write_safetensors(path: Path, tensors: Tensors, **entries: object) -> Path:
-    """A safetensors file whose data are zeros that take no disk space; `entries` are put into its header as given."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, (dtype, shape) in tensors.items():
-        size = BYTES[dtype]
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    text = json.dumps(header | entries).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + position)
-    return path
-
-
-def write_checkpoint(folder: Path, tensors: Tensors = SMALL, **config: object) -> Path:
-    """A checkpoint folder with a config and one file of zeros."""
-    folder.mkdir(parents=True)
-    sizes = SIZES if tensors is LLAMA else {}
-    told = {"model_type": "llama", "tie_word_embeddings": True} | sizes | config
-    (folder / "config.json").write_text(json.dumps(told))
-    write_safetensors(folder / WEIGHTS, tensors)
-    return folder
-
-
-def write_index(folder: Path, files: Mapping[str, str]) -> None:
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict(files)}))
-
-
-def split(folder: Path) -> None:
-    """Make two shards and an index of a folder's single weight file, as `save_pretrained` does."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / WEIGHTS)
-    names = sorted(tensors)
-    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, inside in shards.items():
-        save_file({name: tensors[name] for name in inside}, folder / file, metadata={"format": "pt"})
-    write_index(folder, {name: file for file, inside in shards.items() for name in inside})
-    (folder / WEIGHTS).unlink()
 
 
 def problems(folder: Path) -> set[str]:
@@ -88,9 +39,6 @@ def problems(folder: Path) -> set[str]:
         read_checkpoint(folder)
     assert caught.value.exit_code == 2
     return {str(problem).replace(str(folder), "MODEL") for problem in caught.value.problems}
-
-
-# Sound checkpoints
 
 
 def test_headers_say_of_every_tensor_what_the_safetensors_library_says(tiny: Path) -> None:
@@ -169,17 +117,6 @@ def test_a_checkpoint_is_called_by_its_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(folder)
     assert read_checkpoint(Path()).label == "my-model"
     assert read_checkpoint(Path()).folder == folder
-
-
-# Broken weight files
-
-
-def cut(path: Path, size: int) -> None:
-    os.truncate(path, path.stat().st_size + size if size < 0 else size)
-
-
-def replace_header(path: Path, text: bytes, length: int | None = None) -> None:
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text)
 
 
 def corrupt(folder: Path, **entry: object) -> None:
@@ -291,9 +228,6 @@ def test_a_file_that_cannot_be_read_is_bad_input(tmp_path: Path, harm: Break) ->
     folder = write_checkpoint(tmp_path / "model")
     harm(folder)
     assert len(problems(folder)) == 1
-
-
-# Folders that are no sound checkpoint
 
 
 def test_a_shard_that_the_index_names_must_be_there(tiny_copy: Path) -> None:
@@ -447,9 +381,6 @@ def test_a_quantization_config_of_null_is_none(tmp_path: Path) -> None:
     refuse_quantized(read_checkpoint(write_checkpoint(tmp_path / "model", quantization_config=None)))
 
 
-# The files beside the weights
-
-
 def test_tokenizer_template_and_licence_travel_and_code_and_other_formats_do_not(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     travel = (
@@ -514,9 +445,6 @@ def test_the_licence_is_read_however_yaml_spells_it(tmp_path: Path, line: str) -
     assert read_checkpoint(folder).licence == "mit"
 
 
-# The digest
-
-
 def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
@@ -565,9 +493,6 @@ def test_digests_are_sha256_of_each_file(tiny: Path) -> None:
     digests = read_checkpoint(tiny).digests
     assert sorted(digests) == sorted(path.name for path in tiny.iterdir())
     assert all(hashlib.sha256((tiny / name).read_bytes()).hexdigest() == value for name, value in digests.items())
-
-
-# The hub, as its cache on disk
 
 
 @pytest.fixture

@@ -16,8 +16,17 @@ from pipelines.cli.tables.lists import FAMILIES
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe
 from tests.conftest import PLAIN, Cli
-from tests.test_checkpoint import LINEAR, LLAMA, SMALL, WEIGHTS, cut, replace_header, write_checkpoint, write_index
-from tests.test_plan import sparse_checkpoint
+from tests.helpers.checkpoints import (
+    LINEAR,
+    LLAMA,
+    SMALL,
+    WEIGHTS,
+    cut,
+    replace_header,
+    sparse_checkpoint,
+    write_checkpoint,
+    write_index,
+)
 
 COMMANDS = (
     "compare",

@@ -14,7 +14,7 @@ from pipelines.quantization.stage import quantize
 from pipelines.runtimes.distance import Distance, measure_distance, write_logprobs
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
-from tests.test_families import Make, make
+from tests.helpers.families import Make, make
 
 assert make  # a fixture
 TEXT = [[*range(4, 36)], [*range(40, 72)]]

@@ -32,8 +32,8 @@ from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import VOCABULARY, Cli, edit_json, make_tiny
+from tests.helpers.families import ALL_HEADS, UNTIED, write_model, write_text
 from tests.plans import plan_checkpoint
-from tests.test_families import ALL_HEADS, UNTIED, write_model, write_text
 
 ENGINES = ("gptqmodel", "modelopt", "auto-gptq", "autoawq")
 ENGINE_OF: dict[str, Engine] = {"gptq-autogptq": "auto-gptq", "awq-autoawq": "autoawq"}

@@ -17,7 +17,7 @@ from pipelines.recipe.load import load_recipe, load_suite, task_documents
 from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.verification import reader
 from tests.conftest import EASY, Cli, own_cache
-from tests.test_progress import Heard
+from tests.helpers.listening import Heard
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ them, a model would hardly notice a missing bias, a norm without its offset or a
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from docs.models import write_tokenizer
 from pipelines.checkpoint.limits import positions
@@ -25,29 +24,19 @@ from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
+from tests.helpers.families import (
+    ALL_HEADS,
+    COMMON,
+    EXPERTS,
+    GEMMA,
+    MIXTRAL,
+    TEXT,
+    UNTIED,
+    Make,
+    enliven,
+    tensors,
+)
 from tests.plans import plan_checkpoint
-
-COMMON = {
-    "vocab_size": 258,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.06,
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
-UNTIED = {"tie_word_embeddings": False}
-ALL_HEADS = {"num_key_value_heads": 4}
-"""As many keys and values as queries: what the values write is what the output projection reads."""
-GEMMA = {"sliding_window": 32, "query_pre_attn_scalar": 16}
-MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "intermediate_size": 64}
 
 BLOOM = {"n_head": 4, "n_layer": 3}
 MPT = {"d_model": 64, "n_heads": 2, "n_layers": 3, "max_seq_len": 512}
@@ -56,29 +45,10 @@ FALCON = {"head_dim": None}
 """Which it works out, and takes from nobody."""
 GPTJ = {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 512, "rotary_dim": 8, **UNTIED}
 OPT = {"word_embed_proj_dim": 64, "ffn_dim": 128}
-
 AWQ8 = ("quantize={method: awq, scheme: W8A16}",)
 """AWQ in a format that loses next to nothing, so that a smoothing that changes the model shows."""
 GROUPS = ("quantize.group_size=32",)
 EVERY_LAYER = ("quantize.ignore=[lm_head]",)
-TEXT = "\n\n".join(
-    f"Chapter {n}. In the year {1500 + 7 * n} the {n}th ship left the harbour with {n * n} barrels of flour and salt."
-    for n in range(40)
-)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    return write_text(tmp_path_factory.mktemp("text"))
-
-
-def write_text(folder: Path) -> tuple[str, ...]:
-    """A calibration set in `folder`, and overrides that calibrate a recipe on a few short samples of it."""
-    (folder / "text.txt").write_text(TEXT)
-    (folder / "set.yaml").write_text(
-        "{version: 1, name: ships, summary: of the tests, source: {kind: files, paths: [text.txt]}}"
-    )
-    return (f"calibrate={{set: {folder / 'set.yaml'}, samples: 8, seq_len: 64}}",)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,44 +57,6 @@ def quick_collections() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-Make = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Writes a checkpoint of a model type, once for each set of arguments."""
-    root = tmp_path_factory.mktemp("families")
-    made: dict[str, Path] = {}
-
-    def write(kind: str, dtype: str = "bfloat16", shards: str | None = None, **settings: object) -> Path:
-        key = f"{kind} {dtype} {shards} {settings}"
-        if key not in made:
-            made[key] = write_model(root / str(len(made)), kind, dtype, shards, **settings)
-        return made[key]
-
-    return write
-
-
-def write_model(folder: Path, kind: str, dtype: str, shards: str | None, **settings: object) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    told = {name: value for name, value in {**COMMON, **settings}.items() if value is not None}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told))
-    enliven(model)
-    model.to(getattr(torch, dtype)).save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
-    write_tokenizer(folder)
-    return folder
-
-
-def enliven(model: torch.nn.Module) -> None:
-    """Move norms and biases off the ones and zeros they start with."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
 def recipe_for(name: str, text: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Recipe:
@@ -147,14 +79,6 @@ def distance(source: Path, artifact: Path) -> float:
     return float((after - before).norm() / before.norm())
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as stored:
-            found |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    return found
-
-
 EXPECTED = {
     "fp8": (30, 0.2),
     "fp8-static": (30, 0.2),
@@ -165,7 +89,6 @@ EXPECTED = {
     "nvfp4": (13, 0.6),
 }
 """Recipe → decibels that every weight keeps, and how far logits may move relative to their size."""
-
 FAMILIES: list[tuple[str, dict[str, Any], str, str | None, str, tuple[str, ...]]] = [
     # model type, settings, dtype, size of shards, recipe, overrides
     ("llama", {}, "bfloat16", None, "fp8", EVERY_LAYER),
@@ -280,9 +203,6 @@ def test_arguments_of_layers_are_those_of_the_batch(make: Make, text: tuple[str,
             assert torch.allclose(found, expected, atol=1e-5)
 
 
-# Mixtures of experts
-
-
 def linear_experts(plan: CheckpointPlan) -> set[str]:
     return {name for name in plan.quantized if ".experts." in name}
 
@@ -370,9 +290,6 @@ def test_inputs_of_experts_are_rounded(make: Make, text: tuple[str, ...]) -> Non
     x = torch.randn(3, found[0].in_features, dtype=torch.bfloat16)
     assert torch.equal(found[0](x), torch.nn.functional.linear(round_tokens(x), found[0].weight))
     assert not torch.equal(found[0](x), torch.nn.functional.linear(x, found[0].weight))
-
-
-# Beside the language model
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from filelock import FileLock
 from pipelines.core import progress
 from pipelines.core.cache import Result, cache_dir, found, keep
 from pipelines.core.errors import bad_input
-from tests.test_progress import Heard
+from tests.helpers.listening import Heard
 
 
 class Made(Result):

@@ -1,6 +1,5 @@
 """Whole runs on the real default model, with the real engines and lm-eval; only the suites are small."""
 
-import hashlib
 import json
 import os
 import re
@@ -29,32 +28,9 @@ from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from tests import warm
 from tests.conftest import EASY, PLAIN, Cli, make_tiny, own_cache
+from tests.helpers.suites import little, sums_hold
 
-SUITE = """
-version: 1
-name: little
-summary: of the tests
-tasks:
-  - {{task: sciq, limit: {sciq}}}
-  - {{task: lambada_openai, limit: {lambada}}}
-policy: {{decide: {decide}}}
-"""
 LENIENT = ("--set", "gate.retention=0.6")
-
-
-def little(folder: Path, sciq: int = 24, lambada: int = 24, decide: str = "point") -> str:
-    path = folder / "little.yaml"
-    path.write_text(SUITE.format(sciq=sciq, lambada=lambada, decide=decide))
-    return f"gate.suite={path}"
-
-
-def sums_hold(folder: Path) -> bool:
-    lines = (folder / "SHA256SUMS").read_text().splitlines()
-    named = {line.split("  ")[1]: line.split("  ")[0] for line in lines}
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"SHA256SUMS"}
-    return named.keys() == present and all(
-        hashlib.sha256((folder / name).read_bytes()).hexdigest() == value for name, value in named.items()
-    )
 
 
 def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path: Path, smollm2: Checkpoint) -> None:
@@ -115,9 +91,6 @@ def test_int8_is_calibrated_and_its_record_says_on_what(cli: Cli, tmp_path: Path
     assert record.verification.quantized == 210
     assert min(layer.sqnr for layer in record.verification.layers) > 20  # GPTQ on 256 tokens moves weights further
     assert [stage.stage for stage in record.stages][:3] == ["calibrate", "quantize", "verify"]
-
-
-# Several recipes
 
 
 def stages(done: Run | QuantgateError) -> dict[str, bool]:
@@ -225,9 +198,6 @@ def test_several_recipes_exit_with_the_worst_of_theirs(
             finish_all({str(number): outcome for number, outcome in enumerate(outcomes)}, as_json=False)
         assert left.value.code == code
         assert capsys.readouterr().out.count("│ error ") == sum(isinstance(o, QuantgateError) for o in outcomes)
-
-
-# Verdicts, and what they allow
 
 
 @pytest.mark.slow

@@ -2,17 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,94 +20,31 @@ from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
 from pipelines.gating.gate import decide, judge
 from pipelines.gating.power import Discordance, analyze_power, typical_discordance
-from pipelines.gating.statistic import PairedMoments, Statistic, combine, tasks_below_floor
+from pipelines.gating.statistic import PairedMoments, tasks_below_floor
 from pipelines.gating.verdict import Verdict
-from pipelines.recipe.suite import Policy, Suite, SuiteTask
+from pipelines.recipe.suite import Policy
+from tests.helpers.evaluations import (
+    ALPHA,
+    CERTIFIED,
+    TARGET,
+    Data,
+    Ints,
+    Truth,
+    differences,
+    documents,
+    expanded,
+    judged,
+    random_data,
+    statistic,
+    suite,
+    table_moments,
+    within_alpha,
+)
 
-ALPHA = 0.05
-TARGET = 0.99
 SIMULATIONS = 4000
 ROOT = Path(__file__).parents[1]
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-CERTIFIED = Policy(decide="certified", floor=None)
 POINT = Policy(decide="point", floor=None)
-
 quick = settings(max_examples=80, deadline=None, derandomize=True, database=None)
-
-
-# Documents and suites
-
-
-def documents(
-    scores: Iterable[float], chance: float = 0.0, clusters: Sequence[object] | None = None
-) -> tuple[Document, ...]:
-    return tuple(
-        Document.model_construct(
-            id=i,
-            doc_hash=f"doc{i}",
-            prompt_hash=f"prompt{i}",
-            target_hash=f"target{i}",
-            cluster=str(clusters[i] if clusters is not None else i),
-            chance=chance,
-            score=float(score),
-        )
-        for i, score in enumerate(scores)
-    )
-
-
-def suite(policy: Policy = CERTIFIED, weights: Mapping[str, float] = MappingProxyType({"a": 1.0})) -> Suite:
-    tasks = tuple(SuiteTask(task=name, weight=weight) for name, weight in weights.items())
-    return Suite(version=1, name="simulated", summary="", tasks=tasks, policy=policy)
-
-
-def judged(
-    baseline: Iterable[float],
-    candidate: Iterable[float],
-    policy: Policy = CERTIFIED,
-    target: float = TARGET,
-    chance: float = 0.0,
-    clusters: Sequence[object] | None = None,
-) -> Verdict:
-    """The verdict over one task."""
-    ours, theirs = documents(baseline, chance, clusters), documents(candidate, chance, clusters)
-    return judge({"a": ours}, {"a": theirs}, suite(policy), target)
-
-
-def expanded(table: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Scores of both sides, from counts of documents right in both, lost, gained and wrong in both."""
-    both, lost, gained, neither = (int(count) for count in table)
-    baseline = [1.0] * (both + lost) + [0.0] * (gained + neither)
-    candidate = [1.0] * both + [0.0] * lost + [1.0] * gained + [0.0] * neither
-    return baseline, candidate
-
-
-# Simulations: truths, draws, and the gate's own code on the drawn moments
-
-
-@dataclass(frozen=True)
-class Truth:
-    """A task of right-or-wrong documents whose true retention is known."""
-
-    documents: int
-    baseline: float
-    discordance: float
-    chance: float = 0.0
-    retention: float = TARGET
-    weight: float = 1.0
-
-    def shares(self) -> list[float]:
-        """Probabilities that a document is right in both, lost, gained, or wrong in both."""
-        fall = (1 - self.retention) * (self.baseline - self.chance)
-        changed = max(self.discordance, abs(fall))
-        lost, gained = (changed + fall) / 2, (changed - fall) / 2
-        shares = [self.baseline - lost, lost, gained, 1 - self.baseline - gained]
-        assert min(shares) >= 0
-        return shares
-
-    def draw(self, random: np.random.Generator, times: int) -> Ints:
-        return random.multinomial(self.documents, self.shares(), size=times)
 
 
 @dataclass(frozen=True)
@@ -141,23 +76,6 @@ class Clusters:
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
 
-def table_moments(table: Sequence[float], chance: float) -> PairedMoments:
-    """What the gate's `_moments` gives for these counts (shown below), without a loop over documents."""
-    both, lost, gained, _ = (float(count) for count in table)
-    count = float(sum(table))
-    b, c = (both + lost) / count, (both + gained) / count
-    return PairedMoments.model_construct(
-        documents=round(count),
-        clusters=round(count),
-        baseline=b - chance,
-        candidate=c - chance,
-        baseline_variance=b * (1 - b) / (count - 1),
-        covariance=(both / count - b * c) / (count - 1),
-        candidate_variance=c * (1 - c) / (count - 1),
-        leverage=1 / count,
-    )
-
-
 def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chance: float) -> list[PairedMoments]:
     """The same for clustered documents: one `_Moments` for each simulation (row)."""
     count, clusters = sum(sizes), len(sizes)
@@ -181,13 +99,6 @@ def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chanc
         )
         for row in np.stack(columns, axis=1).tolist()
     ]
-
-
-def statistic(moments: Sequence[PairedMoments], weights: Sequence[float] = (1.0,)) -> Statistic:
-    total = sum(weights)
-    names = [f"task{i}" for i in range(len(moments))]
-    shares = [weight / total for weight in weights]
-    return combine(dict(zip(names, moments, strict=True)), dict(zip(names, shares, strict=True)))
 
 
 def decided(
@@ -229,11 +140,6 @@ def simulated_clusters(truth: Clusters, ignore: bool = False, times: int = 2000)
     return said
 
 
-def within_alpha(rate: float, times: int, alpha: float = ALPHA) -> bool:
-    """Whether a true error rate of `alpha` gives this one, or a higher one, at least once in a thousand."""
-    return bool(rate * times <= stats.binom.ppf(0.999, times, alpha))
-
-
 GRID = [
     Truth(count, baseline, discordance, chance)
     for count, baseline, discordance, chance in product(
@@ -270,7 +176,6 @@ SUITES = [
     FOUR,
     *(falling_in_one(FOUR, i) for i in range(4)),
 ]
-
 CLUSTERED = [
     Clusters((4,) * 50, 0.5, hit=0.05, gained=0.2),
     Clusters((5,) * 200, 0.8, hit=0.02, gained=0.3, chance=0.25),
@@ -378,9 +283,6 @@ def test_the_clustered_moments_of_the_simulations_are_those_of_the_gate() -> Non
             assert verdict.upper_bound == pytest.approx(ours.retention_bound(ours.upper, 0.95), abs=1e-9)
 
 
-# The sparse corner, against exact tests
-
-
 @pytest.mark.parametrize("count", [50, 300, 1000, 10_000])
 def test_no_loss_in_n_bounds_the_loss_rate_by_three_over_n(count: int) -> None:
     bound = judged([1.0] * count, [1.0] * count).lower_bound
@@ -421,34 +323,6 @@ def test_the_worst_case_of_rare_losses_is_five_point_two_percent() -> None:
         bound = ours.retention_bound(ours.lower, 0.95)
         assert bound is not None
         assert stats.binom.cdf(lost, 20_000, 1 - bound) < 0.052
-
-
-# A second computation
-
-
-@dataclass(frozen=True)
-class Data:
-    """Random scores of a task, fractional and clustered."""
-
-    baseline: Floats
-    candidate: Floats
-    chance: float
-    clusters: Ints
-    weight: float
-
-
-def random_data(seed: int, equal: bool = False) -> Data:
-    random = np.random.default_rng(seed)
-    clusters = np.repeat(np.arange(60), 5) if equal else np.sort(random.integers(0, 80, size=300))
-    chance = float(random.choice([0.0, 0.2, 0.25]))
-    baseline = random.choice([0.0, 0.5, 1.0], size=300, p=[0.2, 0.1, 0.7])
-    candidate = np.where(random.random(300) < 0.1, random.random(300), baseline)
-    return Data(baseline, candidate, chance, clusters, float(random.choice([1.0, 2.0, 3.5])))
-
-
-def differences(data: Data, target: float) -> Floats:
-    result: Floats = (data.candidate - data.chance) - target * (data.baseline - data.chance)
-    return result
 
 
 def variance_by_dummies(data: Data, target: float) -> float:
@@ -531,8 +405,6 @@ def test_chance_correction_measures_the_score_above_chance() -> None:
     plain = Policy(chance_correction=False, floor=None)
     assert judged(baseline, candidate, plain, chance=0.25).retention == pytest.approx(0.54 / 0.60)
 
-
-# Verdicts and policies
 
 EQUAL_BUT_NOISY = [760, 40, 40, 160]
 SLIGHTLY_WORSE = [750, 50, 40, 160]
@@ -639,9 +511,6 @@ def test_every_exact_tie_is_a_pass_by_the_point_estimate() -> None:
     assert max(verdict.more_documents or 0 for verdict in said) < 10**9
 
 
-# What is missing, broken or doubled
-
-
 @pytest.mark.parametrize("policy", [CERTIFIED, POINT])
 def test_a_task_without_scores_fails_with_its_reason(policy: Policy) -> None:
     scores = documents([1.0] * 500)
@@ -726,9 +595,6 @@ def test_a_document_that_the_data_set_holds_twice_is_one_cluster() -> None:
     assert said.upper_bound == pytest.approx(once.upper_bound, abs=1e-9)
 
 
-# A baseline near chance
-
-
 @pytest.mark.parametrize("policy", [CERTIFIED, POINT, Policy()])
 @pytest.mark.parametrize("right", [0, 200, 250])
 def test_a_baseline_that_does_not_score_above_chance_is_inconclusive(policy: Policy, right: int) -> None:
@@ -749,9 +615,6 @@ def test_a_baseline_that_only_guesses_is_rarely_judged() -> None:
 def test_no_pass_is_certified_where_the_ratio_has_no_bound() -> None:
     said = judged(*expanded([2510, 0, 26, 2464]), chance=0.5)
     assert not said.certified or (said.lower_bound or 0) > TARGET
-
-
-# How many documents more
 
 
 @pytest.mark.parametrize("table", [EQUAL_BUT_NOISY, SLIGHTLY_WORSE, [750, 60, 40, 150], [796, 4, 0, 200]])
@@ -775,8 +638,6 @@ def test_so_many_more_documents_decide_about_every_other_time(table: list[int], 
     said = [decided([table_moments(t, 0.0)]) for t in tables.tolist()]
     assert 0.45 < said.count(verdict) / 1000 < 0.6
 
-
-# Properties
 
 counts = st.tuples(*(st.integers(0, 300) for _ in range(4))).filter(lambda table: table[0] + table[1] > 20)
 pairs = st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=4, max_size=60)
@@ -852,9 +713,6 @@ def test_only_the_proportions_of_weights_matter(factor: float, ratio: int) -> No
     other = judge(ours, theirs, suite(CERTIFIED, {"a": factor, "b": ratio * factor}), TARGET)
     assert other.verdict == one.verdict
     assert other.lower_bound == pytest.approx(one.lower_bound, abs=1e-9)
-
-
-# What a suite can see
 
 
 @pytest.mark.parametrize("loss_class", ["INT8", "INT4"])

@@ -27,8 +27,7 @@ from pipelines.evaluation.scores import Document
 from pipelines.gating.power import analyze_power, typical_discordance
 from pipelines.gating.statistic import PairedMoments, Statistic, combine, paired_moments
 from pipelines.recipe.suite import Policy
-from tests.make_paired_results import main as make_paired_results
-from tests.test_gate import (
+from tests.helpers.evaluations import (
     CERTIFIED,
     TARGET,
     Truth,
@@ -41,6 +40,7 @@ from tests.test_gate import (
     suite,
     table_moments,
 )
+from tests.make_paired_results import main as make_paired_results
 
 ALPHA = 0.05
 PAIRED = Path(__file__).parent / "data" / "paired-results.jsonl.gz"

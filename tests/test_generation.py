@@ -14,7 +14,7 @@ from pipelines.runtimes.loading import load_for_inference
 from pipelines.runtimes.transformers_lm import TransformersLM
 from pipelines.verification.stage import verify
 from tests.conftest import BEAMS, Cli, edit_json
-from tests.test_transformers_lm import plain
+from tests.helpers.questions import plain
 
 PROMPT = "The quick brown fox"
 UNREADABLE = {"{": "is not a valid JSON file", "[]": "", '{"early_stopping": "soon"}': "early_stopping", "": "JSON"}

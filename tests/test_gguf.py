@@ -37,9 +37,9 @@ from pipelines.runtimes.probe import PROMPT
 from pipelines.verification.gguf import _plain
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
+from tests.helpers.families import write_model
+from tests.helpers.suites import little, sums_hold
 from tests.plans import plan_gguf
-from tests.test_families import write_model
-from tests.test_flow import little, sums_hold
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_xs", "iq3_m", "iq2_m")
 SHORT = ("calibrate.samples=4", "calibrate.seq_len=64")

@@ -26,10 +26,10 @@ from pipelines.runtimes.distance import chunks, measure_distance, write_logprobs
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.runtimes.transformers_lm import TransformersLM
 from tests.conftest import EASY, PLAIN, Cli
+from tests.helpers.artifacts import IDS, ROUNDED, activations, artifact, linear
+from tests.helpers.layers import DAMPENING, energy, inputs, moment, scales_of
+from tests.helpers.questions import requests
 from tests.plans import plan_checkpoint
-from tests.test_layerwise import DAMPENING, energy, inputs, moment, scales_of
-from tests.test_runtime import IDS, ROUNDED, activations, artifact, linear
-from tests.test_transformers_lm import requests
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

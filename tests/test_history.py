@@ -13,25 +13,14 @@ from pipelines.flow.run import run
 from pipelines.gating.power import Discordance
 from pipelines.recipe.load import load_recipe
 from pipelines.reporting.history import compare, discordance, read_runs
-from pipelines.reporting.record import Manifest
 from tests.conftest import Cli
-from tests.test_flow import little
+from tests.helpers.records import with_result
+from tests.helpers.suites import little
 
 
 @pytest.fixture
 def done(tiny: Path, tmp_path: Path) -> Run:
     return run(load_recipe("fp8", [little(tmp_path, 6, 7)]), tiny, tmp_path / "out")
-
-
-def with_result(manifest: Manifest, name: str, size: int, retention: float | None, verdict: str = "PASS") -> Manifest:
-    """The record of another run of the same model and suite."""
-    return manifest.model_copy(
-        update={
-            "recipe": manifest.recipe.model_copy(update={"name": name}),
-            "size": manifest.size.model_copy(update={"bytes_after": size}),
-            "gate": manifest.gate.model_copy(update={"retention": retention, "verdict": verdict}),
-        }
-    )
 
 
 def test_what_a_run_saw_is_what_the_next_expects(done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

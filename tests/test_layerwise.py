@@ -15,9 +15,9 @@ from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
-from pipelines.formats import nvfp4, rounding
+from pipelines.formats import rounding
 from pipelines.formats.description import Scales
-from pipelines.formats.schemes import SCHEMES, SchemeName, config_group
+from pipelines.formats.schemes import SchemeName, config_group
 from pipelines.planning.plan import CheckpointPlan, Module
 from pipelines.quantization.engines import layerwise
 from pipelines.quantization.engines.layer import Layer
@@ -32,32 +32,9 @@ from pipelines.quantization.written import read_smoothing
 from pipelines.recipe.load import load_recipe
 from pipelines.runtimes.loading import load_for_inference
 from tests.conftest import edit_json
+from tests.helpers.families import ALL_HEADS, EXPERTS, GEMMA, MIXTRAL, TEXT, tensors, write_model
+from tests.helpers.layers import DAMPENING, energy, inputs, moment, scales_of
 from tests.plans import plan_checkpoint
-from tests.test_families import ALL_HEADS, EXPERTS, GEMMA, MIXTRAL, TEXT, tensors, write_model
-
-DAMPENING = 0.01
-
-
-# GPTQ
-
-
-def inputs(columns: int, tokens: int = 256) -> torch.Tensor:
-    """Correlated inputs of very different energy (tokens, columns)."""
-    draw = torch.Generator().manual_seed(columns)
-    mix = torch.randn(columns, columns, generator=draw) / columns**0.5 + torch.eye(columns)
-    x: torch.Tensor = torch.randn(tokens, columns, generator=draw) @ mix * torch.logspace(-1, 1, columns)
-    return x
-
-
-def moment(x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = x.T @ x / len(x)
-    return found
-
-
-def scales_of(weight: torch.Tensor, scheme: SchemeName, group_size: int | None) -> Scales:
-    largest = weight.abs().amax() if SCHEMES[scheme].weights.strategy == "tensor_group" else None
-    tensor_scale = None if largest is None else nvfp4.tensor_scale(largest)
-    return rounding.find_scales(weight, scheme, group_size, tensor_scale)
 
 
 def textbook(weight: torch.Tensor, scales: Scales, hessian: torch.Tensor, dampening: float) -> torch.Tensor:
@@ -74,11 +51,6 @@ def textbook(weight: torch.Tensor, scales: Scales, hessian: torch.Tensor, dampen
         rest = order[step + 1 :]
         left[:, rest] -= torch.outer(error, factor[step, step + 1 :])
     return done
-
-
-def energy(error: torch.Tensor, hessian: torch.Tensor) -> float:
-    """tr(E H E^T): what an error of the weight adds to the outputs, squared, for each token."""
-    return float(torch.einsum("ri,ij,rj->", error.double(), hessian.double(), error.double()))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +111,6 @@ def test_second_moments_that_cannot_be_inverted(x: torch.Tensor, dampening: floa
     assert (restored - weight).norm() < 3 * (nearest - weight).norm()
 
 
-# Statistics
-
-
 class Reads(torch.nn.Module):
     """Two modules that read the same tensor, and one that reads another of the same shape, in reused memory."""
 
@@ -178,9 +147,6 @@ def test_statistics_are_those_of_the_inputs_however_they_come_in_batches(dtype: 
             assert torch.allclose(measured.mean_magnitude.double(), wide.abs().mean(0), rtol=1e-5)
             assert (measured.hessian - moment(wide)).norm() < 1e-5 * moment(wide).norm()
     assert not any(module._forward_pre_hooks for module in model.children())
-
-
-# The engine
 
 
 @pytest.fixture(scope="module")
@@ -380,9 +346,6 @@ def test_layers_that_read_more_than_hidden_states_are_refused(prepare: Prepare) 
         prepare(how, "gemma4_text", **GEMMA, **settings, **layers)
 
 
-# Smoothing
-
-
 QKV, MLP, UP, VALUES = "input_layernorm", "post_attention_layernorm", "mlp.up_proj", "self_attn.v_proj"
 EXPERTS_UP = {f"mlp.experts.{expert}.up_proj" for expert in range(4)}
 MIXTRAL_UP = {f"block_sparse_moe.experts.{expert}.w3" for expert in range(4)}
@@ -556,9 +519,6 @@ def output_errors(
         source = weights[f"{name}.weight"].float()
         errors[name] = energy(weight.float() - source, moments[name]) / energy(source, moments[name])
     return errors
-
-
-# Real weights
 
 
 @pytest.fixture(scope="module")

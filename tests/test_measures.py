@@ -18,7 +18,7 @@ from pipelines.gating.pairs import Pairs
 from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Limits, Policy
 from pipelines.runtimes.distance import Distance
-from tests.test_gate import documents, suite, within_alpha
+from tests.helpers.evaluations import documents, suite, within_alpha
 
 ALPHA = 0.05
 Floats = npt.NDArray[np.float64]

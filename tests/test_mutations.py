@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli.main import main
-from tests.test_families import Make, make
+from tests.helpers.families import Make, make
 
 assert make  # a fixture
 FILES = ("config.json", "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json")

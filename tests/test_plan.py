@@ -26,8 +26,16 @@ from pipelines.recipe.load import load_recipe
 from pipelines.recipe.methods import Gptq, OnIndivisible, Quantize, Rtn, Rule
 from pipelines.recipe.recipe import Calibrate, Recipe
 from tests.conftest import PLAIN, Cli
+from tests.helpers.checkpoints import (
+    EVEN,
+    ODD,
+    Tensors,
+    bf16,
+    experts_of,
+    fake,
+    sparse_checkpoint,
+)
 from tests.plans import plan_checkpoint
-from tests.test_checkpoint import Tensors, write_checkpoint, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("fakes")
 LAYERS, HIDDEN, WIDE, KEYS, VOCABULARY = 30, 576, 1536, 192, 49152
@@ -45,7 +53,6 @@ LINEAR_WEIGHTS = LAYERS * sum(rows * columns for rows, columns in SHAPES.values(
 ROWS = LAYERS * sum(rows for rows, _ in SHAPES.values())
 OTHER_WEIGHTS = VOCABULARY * HIDDEN + (2 * LAYERS + 1) * HIDDEN
 PARAMETERS = LINEAR_WEIGHTS + OTHER_WEIGHTS
-
 FP8 = Rtn(method="rtn", scheme="FP8_DYNAMIC")
 
 
@@ -59,26 +66,15 @@ def w4a16(group_size: int, on_indivisible: OnIndivisible = "error") -> Gptq:
     return Gptq(method="gptq", scheme="W4A16", group_size=group_size, on_indivisible=on_indivisible)
 
 
-def fake(folder: Path, tensors: Tensors, **config: object) -> Checkpoint:
-    return read_checkpoint(write_checkpoint(folder / "model", tensors, **config))
-
-
 def told(quantize: Quantize, model: Checkpoint) -> list[str]:
     with pytest.raises(BadInput) as caught:
         plan_checkpoint(recipe(quantize), model)
     return [str(problem) for problem in caught.value.problems]
 
 
-def bf16(shape: tuple[int, ...], *names: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return dict.fromkeys(names, ("BF16", shape))
-
-
 def decisions(plan: CheckpointPlan) -> dict[str, str]:
     """What becomes of each module: its scheme, or why it is kept."""
     return {module.name: module.scheme or module.reason for module in plan.modules}
-
-
-# Sizes
 
 
 def test_smollm2_has_210_linear_modules_and_keeps_its_embedding(smollm2: Checkpoint) -> None:
@@ -125,13 +121,6 @@ def test_scales_have_the_dtype_of_the_source(tmp_path: Path, dtype: str, size: i
     model = fake(tmp_path, {"model.layers.0.mlp.up_proj.weight": (dtype, (48, 32))})
     (module,) = plan_checkpoint(recipe(FP8), model).modules
     assert (module.dtype, module.bytes_before, module.bytes_after) == (dtype, 48 * 32 * size, 48 * 32 + 48 * size)
-
-
-# Group sizes
-
-
-ODD = "model.layers.0.mlp.up_proj"
-EVEN: Tensors = {"model.layers.0.mlp.wide.weight": ("BF16", (6144, 6144))}  # which every group size here divides
 
 
 def rtn(name: SchemeName, group_size: int | None = None, on_indivisible: OnIndivisible = "error") -> Rtn:
@@ -231,9 +220,6 @@ def test_on_indivisible_shrink_takes_the_largest_power_of_two_and_says_so(smollm
     assert plan.bytes_after == LINEAR_WEIGHTS // 2 + scales + 210 * 16 + 2 * OTHER_WEIGHTS
 
 
-# Ignore patterns
-
-
 def test_full_names_and_regular_expressions_keep_what_they_match(smollm2: Checkpoint) -> None:
     ignore = ("lm_head", "model.layers.3.self_attn.o_proj", r"re:model\.layers\.(0|29)\.", "re:.*down_proj$")
     quantize = Rtn(method="rtn", scheme="FP8_DYNAMIC", ignore=ignore)
@@ -266,9 +252,6 @@ def test_a_recipe_that_leaves_nothing_to_quantize_is_refused(smollm2: Checkpoint
         f"{smollm2.folder}: has no linear module left to quantize\n"
         """    use --set 'quantize.ignore=["lm_head"]'"""
     ]
-
-
-# The head, routers and what is no linear module
 
 
 def test_a_tied_head_can_be_ignored_though_it_has_no_tensor(smollm2: Checkpoint) -> None:
@@ -337,9 +320,6 @@ def test_only_two_dimensional_weights_of_linear_modules_are_modules(tmp_path: Pa
     plan = plan_checkpoint(recipe(FP8), model)
     assert [module.name for module in plan.modules] == ["model.layers.0.mlp.up_proj"]
     assert plan.bytes_after == plan.bytes_before - 2 * 32 * 16 + 32 * 16 + 2 * 32
-
-
-# Mixtures of experts, towers for images and sound, further predictions
 
 
 IMAGE, MTP = "is not part of the language model", "predicts further tokens (MTP)"
@@ -480,9 +460,6 @@ def test_a_config_with_nulls_can_be_planned(tmp_path: Path) -> None:
     assert len(plan_checkpoint(recipe(w4a16(64)), model).quantized) == 1
 
 
-# Needs
-
-
 def test_what_each_stage_needs_is_listed_against_what_there_is(
     smollm2: Checkpoint, cache: Path, tmp_path: Path
 ) -> None:
@@ -500,28 +477,6 @@ def test_what_each_stage_needs_is_listed_against_what_there_is(
 def test_calibration_needs_memory_for_its_text(smollm2: Checkpoint) -> None:
     few, many = (plan_checkpoint(recipe(w4a16(64), samples), smollm2, device="cpu").needs[0] for samples in (8, 16))
     assert many.needed - few.needed == 2 * 8 * 64 * HIDDEN * 4  # a layer's inputs and outputs, in float32
-
-
-def sparse_checkpoint(folder: Path, size: int = 40 * 10**12) -> Path:
-    """A Llama of `size` bytes, of which the disk holds only the headers."""
-    layers = -(-size // (4 * 10**12))  # a file of ext4 has 16 TB at most
-    folder.mkdir()
-    rows = size // layers // 2 // 3 // 8192
-    sizes = {"hidden_size": 8192, "intermediate_size": rows, "num_hidden_layers": layers, "vocab_size": 16}
-    config = {"model_type": "llama", "tie_word_embeddings": True, "num_attention_heads": 64, **sizes}
-    (folder / "config.json").write_text(json.dumps(config))
-    outside = bf16((16, 8192), "model.embed_tokens.weight") | bf16((8192,), "model.norm.weight")
-    for number in range(layers):
-        layer = f"model.layers.{number}"
-        tensors = outside if number == 0 else {}
-        tensors |= bf16((rows, 8192), *(f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up")))
-        tensors |= bf16((8192, rows), f"{layer}.mlp.down_proj.weight")
-        tensors |= bf16((8192, 8192), *(f"{layer}.self_attn.{name}_proj.weight" for name in "qkvo"))
-        tensors |= bf16((8192,), *(f"{layer}.{name}_layernorm.weight" for name in ("input", "post_attention")))
-        write_safetensors(folder / f"model-{number}.safetensors", tensors)
-    held = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-    assert held < 1 << 20, "the file system has no sparse files"
-    return folder
 
 
 def test_a_model_larger_than_the_machine_is_refused_with_every_lack(tmp_path: Path) -> None:
@@ -551,9 +506,6 @@ def test_a_model_larger_than_the_machine_is_refused_before_anything_is_written(
         assert {path.name for path in (own / "stages").iterdir()} <= {"tasks", "anatomy"}
         shutil.rmtree(own / "stages")
     assert sorted(tmp_path.rglob("*")) == before
-
-
-# The plan as data
 
 
 def test_several_artifacts_share_the_disk(tmp_path: Path) -> None:
@@ -652,9 +604,6 @@ print(sorted({"torch", "transformers", "lm_eval", "llmcompressor", "datasets"} &
     assert done.stdout == "[]\n"
 
 
-# Rules
-
-
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
@@ -696,10 +645,6 @@ def test_a_rule_that_matches_nothing_is_told_with_all_other_problems(smollm2: Ch
         "recipe mine: rule pattern 'dwon_proj'",
         "recipe mine: rule pattern 'layer:30'",
     ]
-
-
-def experts_of(name: str, block: str) -> list[str]:
-    return [f"model.layers.0.{block}.experts.{expert}.{name}" for expert in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -766,9 +711,6 @@ def test_all_fused_sets_treated_differently_are_one_problem(smollm2: Checkpoint)
     recipe = load_recipe("fp8", [r"quantize.ignore=[lm_head, 're:.*\.k_proj$']"])
     with pytest.raises(BadInput, match=r"of model.layers.0.self_attn are not treated alike \(30 such groups\)"):
         plan_checkpoint(recipe, smollm2)
-
-
-# Bytes of every scheme, and of the cache
 
 
 def write(plan: CheckpointPlan, folder: Path) -> None:

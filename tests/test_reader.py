@@ -25,8 +25,8 @@ from pipelines.verification import reader as reading
 from pipelines.verification.reader import Reader
 from pipelines.verification.stage import verify
 from tests.conftest import edit_json
+from tests.helpers.families import EXPERTS, MIXTRAL, UNTIED, write_model, write_text
 from tests.plans import plan_checkpoint
-from tests.test_families import EXPERTS, MIXTRAL, UNTIED, write_model, write_text
 
 NEMOTRON: dict[str, Any] = {
     "layers_block_type": ["attention", "moe", "mamba", "moe", "attention"],

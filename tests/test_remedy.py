@@ -16,8 +16,8 @@ from pipelines.recipe.load import as_yaml, load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
 from pipelines.verification.results import LayerError
+from tests.helpers.suites import little
 from tests.plans import plan_checkpoint, plan_gguf
-from tests.test_flow import little
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.report import html, markdown
 from pipelines.reporting.sentences import verdict_line
-from tests.test_flow import little
+from tests.helpers.suites import little
 
 HOSTILE = '<script>alert(1)</script> | `a` & "b"'
 CHARTS = 4

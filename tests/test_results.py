@@ -9,8 +9,8 @@ from pipelines.flow.journal import Run
 from pipelines.flow.run import run
 from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import RECORD
-from tests.test_flow import little
-from tests.test_history import with_result
+from tests.helpers.records import with_result
+from tests.helpers.suites import little
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pipelines.gating.verdict import Verdict
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.suite import Policy, Suite
-from tests.test_gate import documents, within_alpha
+from tests.helpers.evaluations import documents, within_alpha
 
 TIMES = 2000
 """Simulated runs: a true rate of 5% is then seen above 6.6% once in a thousand times (`within_alpha`)."""

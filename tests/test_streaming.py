@@ -25,8 +25,8 @@ from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification import checkpoint as checkpoint_verification
 from pipelines.verification.stage import verify
 from tests.conftest import edit_json, make_tiny
+from tests.helpers.checkpoints import split, write_checkpoint
 from tests.plans import plan_checkpoint
-from tests.test_checkpoint import split, write_checkpoint
 
 DATA_FREE: list[SchemeName] = [name for name in OWN_SCHEMES if not SCHEMES[name].calibrated]
 Tensors = dict[str, torch.Tensor]

@@ -11,23 +11,14 @@ from pipelines.core.errors import QuantgateError
 from pipelines.evaluation import looks
 from pipelines.evaluation.patches import patched
 from pipelines.evaluation.stage import evaluate
-from pipelines.evaluation.tasks import open_task
-from pipelines.recipe.load import load_task
 from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.runtimes import transformers_lm
 from pipelines.runtimes.prefixes import Ask, Row, lay_out, shared
 from pipelines.runtimes.transformers_lm import TransformersLM, _fitting
 from tests.conftest import edit_json, make_tiny
+from tests.helpers.questions import plain, requests
 
 TASKS = ("sciq", "arc_easy", "piqa", "hellaswag", "winogrande", "lambada_openai", "boolq")
-FEW = 10
-"""Documents of each task."""
-
-
-def requests(name: str, folder: Path) -> Any:
-    """lm-eval's questions of the first documents of a task."""
-    asked = open_task(load_task(name), folder).requests(SuiteTask(task=name), range(FEW))
-    return [request for _, request in asked]
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +34,6 @@ def wide(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
         parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     return folder
-
-
-def plain(folder: Path) -> Any:
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    return HFLM(pretrained=model, tokenizer=str(folder), device="cpu", batch_size=4)
 
 
 @pytest.mark.parametrize("examples", [False, True])
