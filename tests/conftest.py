@@ -17,9 +17,9 @@ from pipelines.checkpoint.load import load_model
 from pipelines.core.cache import cache_dir
 from pipelines.environments import isolated
 from pipelines.verification import reader
-from tests import servers, warm, warm_reader
-from tests.fakes import anatomy_of, unreadable_unless_fake
-from tests.servers import Registry, Store
+from tests.helpers import servers, warm, warm_reader
+from tests.helpers.fakes import anatomy_of, unreadable_unless_fake
+from tests.helpers.servers import Registry, Store
 
 PLAIN = ("--set", "quantize.ignore=[lm_head]")
 """Makes the recipe `fp8` quantize every layer, for checkpoints that have no attention or few layers."""
@@ -74,7 +74,7 @@ def own_cache(folder: Path, cache: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_readers() -> Iterator[None]:
-    """Verification starts its reader from a process that has the imports, here and in commands (`tests.warm`)."""
+    """Verification starts its reader from a process that has the imports, here and in commands (`tests.helpers.warm`)."""
     with warm_reader.serving() as command, pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "command", lambda _: command)
         yield

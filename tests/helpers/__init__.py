@@ -1,1 +1,1 @@
-"""What several tests use, and no test."""
+"""What several tests use; no test is in here."""

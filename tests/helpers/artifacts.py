@@ -13,7 +13,7 @@ from pipelines.planning.quantization_config import written_config
 from pipelines.quantization.written import fused_names
 from pipelines.recipe.methods import Rtn
 from pipelines.recipe.recipe import Calibrate, Recipe
-from tests.plans import plan_checkpoint
+from tests.helpers.plans import plan_checkpoint
 
 ROUNDED: list[SchemeName] = [name for name in OWN_SCHEMES if SCHEMES[name].activations]
 

@@ -1,0 +1,1 @@
+"""Tests that run other projects' programs, in environments of their own."""

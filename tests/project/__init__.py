@@ -1,0 +1,1 @@
+"""The README, the documents, the workflows and the wheel."""

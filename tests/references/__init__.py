@@ -1,0 +1,1 @@
+"""Numbers held against other projects' and published ones."""

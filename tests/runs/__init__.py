@@ -1,0 +1,1 @@
+"""Whole runs, from a checkpoint to what is published or refused."""

@@ -1,0 +1,1 @@
+"""Tests of one package each, as the packages lie in pipelines/."""
