@@ -74,7 +74,7 @@ def own_cache(folder: Path, cache: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_readers() -> Iterator[None]:
-    """Verification starts its reader from a process that has the imports, here and in commands (`tests.helpers.warm`)."""
+    """Verification starts its reader from a process that has the imports, here and in commands (`helpers.warm`)."""
     with warm_reader.serving() as command, pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "command", lambda _: command)
         yield

@@ -74,7 +74,8 @@ def test_an_environment_is_made_once_found_checked_and_removed(
 
 
 def test_a_killed_creation_leaves_nothing_that_counts(own_cache: Path) -> None:
-    code = "from tests.environments.test_vllm import *; isolated.ENVIRONMENTS['small'] = small('pip'); isolated.make('small')"
+    code = "from tests.environments.test_vllm import *; "
+    code += "isolated.ENVIRONMENTS['small'] = small('pip'); isolated.make('small')"
     maker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     while not (left := list(own_cache.glob("environments/small-*/pyvenv.cfg"))):
         assert maker.poll() is None
