@@ -327,7 +327,8 @@ def test_an_answer_that_is_longer_than_the_context_is_refused_before_the_work(
         *("run", "fp8", *PLAIN, "--model", model.folder, "--set", f"gate.suite={file}"), QUANTGATE_CACHE=str(own)
     )
     assert done.returncode == 2
-    assert re.fullmatch(f"error: {problem}\n", done.stderr)
+    planning = re.escape(f"planning {model.folder} with fp8\n")
+    assert re.fullmatch(f"{planning}error: {problem}\n", done.stderr)
     assert not {"quantize", "evaluate"} & {path.name for path in (own / "stages").iterdir()}
     assert re.fullmatch(problem, told(evaluate, model, load_suite(file), "cpu"))
 
