@@ -7,32 +7,39 @@ from typing import Any
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import bad_input, brief
 
+MOST_TOKENS = 1 << 24
+"""Number of tokens that no vocabulary has; tokenizers would reserve memory for each up to the largest id."""
+
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Return the checkpoint's own tokenizer; code in the checkpoint is never run.
 
     Raises:
-        BadInput: it has none that transformers can load.
+        BadInput: it has none that transformers can load, or one whose ids cannot be.
     """
     from transformers import AutoTokenizer
 
+    _check_ids(checkpoint.folder / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         tokenizer("Some settings are looked at only now.")
     except Exception as error:  # of transformers, of tokenizers, of sentencepiece: they share no class
         remedy = "copy the tokenizer files beside the weights; one that needs code of its own is not run"
         raise bad_input(checkpoint.folder, f"its tokenizer cannot be used: {brief(error)}", remedy) from None
-    _check_ids(checkpoint.folder / "tokenizer.json")
     return tokenizer
 
 
 def _check_ids(file: Path) -> None:
-    """Raise `BadInput` where two tokens have one id: which of them tokenizers then forgets is chance."""
+    """Raise `BadInput` for ids that are too large, and where two tokens have one id: which of them tokenizers then
+    forgets is chance."""
     try:
         vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none of this kind
         return
-    ids = [repr(one) for one in vocabulary.values()] if isinstance(vocabulary, dict) else []
-    if len(set(ids)) < len(ids):
+    ids = vocabulary if isinstance(vocabulary, dict) else {}
+    if large := next((token for token, one in ids.items() if isinstance(one, int) and one >= MOST_TOKENS), None):
+        what = f"gives token {large!r} the id {ids[large]}, and no vocabulary is that large"
+        raise bad_input(file, what, "copy the tokenizer files again")
+    if len({repr(one) for one in ids.values()}) < len(ids):
         what = "has several tokens of one id, so that chance decides what a text becomes"
         raise bad_input(file, what, "copy the tokenizer files again")

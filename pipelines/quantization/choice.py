@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from pipelines.calibration.tokens import CalibrationTokens
 from pipelines.environments import isolated, llama_build
@@ -10,35 +10,29 @@ from pipelines.environments.engines import ENGINES
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.quantization.written import Written
 
-PACKAGE = "pipelines.quantization.engines"
-WORKERS = "pipelines.environments.workers"
+EngineModule = Literal["streaming", "layerwise", "bitsandbytes", "other_projects", "llama_cpp"]
+"""Name of a module of `pipelines.quantization.engines`."""
 
 
 def engine_modules(plan: Plan) -> tuple[str, ...]:
     """Return the full names of the modules that write the weights: the engine, and its worker elsewhere."""
-    if isinstance(plan, GgufPlan):
-        return (f"{PACKAGE}.llama_cpp",)
-    match plan.recipe.method.engine:
-        case "bitsandbytes":
-            return (f"{PACKAGE}.bitsandbytes",)
-        case "gptqmodel" | "modelopt" | "auto-gptq" | "autoawq" as engine:
-            return f"{PACKAGE}.other_projects", f"{WORKERS}.{ENGINES[engine].worker}"
-        case "quantgate":
-            return (f"{PACKAGE}.{'layerwise' if plan.recipe.calibrate else 'streaming'}",)
-        case _ as never:
-            assert_never(never)
+    engine = _engine_module(plan)
+    modules = (f"pipelines.quantization.engines.{engine}",)
+    if engine != "other_projects":
+        return modules
+    return *modules, f"pipelines.environments.workers.{ENGINES[plan.recipe.method.engine].worker}"
 
 
 def engine_identity(plan: Plan) -> Any:
-    """Return what decides the numbers beside code of ours: another project's version, or its environment."""
-    if isinstance(plan, GgufPlan):
-        return llama_build.version()
-    match plan.recipe.method.engine:
+    """Return what decides the numbers beside our own code: another project's version, or its environment."""
+    match _engine_module(plan):
+        case "llama_cpp":
+            return llama_build.version()
         case "bitsandbytes":
             return version("bitsandbytes")
-        case "gptqmodel" | "modelopt" | "auto-gptq" | "autoawq" as engine:
-            return isolated.identity(engine)
-        case "quantgate":
+        case "other_projects":
+            return isolated.identity(plan.recipe.engine)
+        case "streaming" | "layerwise":
             return None
         case _ as never:
             assert_never(never)
@@ -53,26 +47,37 @@ def run_llama_cpp(plan: GgufPlan, tokens: CalibrationTokens | None, folder: Path
 
 def run_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
     """Let the plan's engine write the weight files into `folder`."""
-    match plan.recipe.method.engine:
+    match _engine_module(plan):
+        case "streaming":
+            from pipelines.quantization.engines import streaming
+
+            return streaming.quantize(plan, None, folder)
+        case "layerwise":
+            from pipelines.quantization.engines import layerwise
+
+            assert tokens is not None
+            return layerwise.quantize(plan, tokens, folder)
         case "bitsandbytes":
             from pipelines.quantization.engines import bitsandbytes
 
             return bitsandbytes.quantize(plan, tokens, folder)
-        case "gptqmodel" | "modelopt" | "auto-gptq" | "autoawq":
+        case "other_projects":
             from pipelines.quantization.engines import other_projects
 
             return other_projects.quantize(plan, tokens, folder)
-        case "quantgate":
-            return _run_own_engine(plan, tokens, folder)
+        case "llama_cpp":
+            raise AssertionError("a plan of a checkpoint is none of a GGUF")
         case _ as never:
             assert_never(never)
 
 
-def _run_own_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: Path) -> Written:
-    if tokens is None:
-        from pipelines.quantization.engines import streaming
-
-        return streaming.quantize(plan, None, folder)
-    from pipelines.quantization.engines import layerwise
-
-    return layerwise.quantize(plan, tokens, folder)
+def _engine_module(plan: Plan) -> EngineModule:
+    if isinstance(plan, GgufPlan):
+        return "llama_cpp"
+    match plan.recipe.method.engine:
+        case "quantgate":
+            return "layerwise" if plan.recipe.calibrate else "streaming"
+        case "bitsandbytes":
+            return "bitsandbytes"
+        case _:
+            return "other_projects"

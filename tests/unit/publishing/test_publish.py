@@ -873,22 +873,22 @@ OLD_PROCESSOR = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "M
     [("fp8", ()), ("int4-gptq", ("calibrate.samples=4", "calibrate.seq_len=64", "quantize.group_size=16"))],
 )
 def test_two_runs_give_the_same_bytes(name: str, settings: tuple[str, ...], tiny: Path, tmp_path: Path) -> None:
-    """In two caches and two processes; where nothing is calibrated, the second is a slower processor's."""
+    """In two caches and two processes; where nothing is calibrated, the other is a slower processor's."""
+    settings = ("quantize.ignore=[lm_head]", *settings)
+    here = quantize(make_plan(load_recipe(name, settings), tiny)).checkpoint
     wheels = (Path(os.environ["QUANTGATE_CACHE"]) / "wheels").resolve()
+    cache = tmp_path / "other"
+    cache.mkdir()
+    (cache / "wheels").symlink_to(wheels)
     program = (
         "import sys; from pipelines import load_recipe, make_plan, quantize;"
-        "from pipelines.calibration.stage import calibrate;"
-        "plan = make_plan(load_recipe(sys.argv[2], ['quantize.ignore=[lm_head]', *sys.argv[3:]]), sys.argv[1]);"
-        "print(quantize(plan, calibrate(plan) if plan.recipe.calibrate else None).checkpoint)"
+        "print(quantize(make_plan(load_recipe(sys.argv[2], sys.argv[3:]), sys.argv[1])).checkpoint)"
     )
-    made = []
-    for cache, slower in ((tmp_path / "one", {}), (tmp_path / "two", {} if settings else OLD_PROCESSOR)):
-        cache.mkdir()
-        (cache / "wheels").symlink_to(wheels)
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(tiny), name, *settings],
-            env={**os.environ, **slower, "QUANTGATE_CACHE": str(cache)}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        made.append(Path(done.stdout.split()[-1]))
-    assert made[0] != made[1] and BIG in folder_digests(made[0])
-    assert folder_digests(made[0]) == folder_digests(made[1])
+    slower = {} if load_recipe(name).calibrate else OLD_PROCESSOR
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny), name, *settings],
+        env={**os.environ, **slower, "QUANTGATE_CACHE": str(cache)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    there = Path(done.stdout.split()[-1])
+    assert here != there and BIG in folder_digests(here)
+    assert folder_digests(here) == folder_digests(there)
