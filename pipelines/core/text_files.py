@@ -11,7 +11,7 @@ from pipelines.core.errors import Problem, bad_input, brief
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, gzipped or not."""
+    """Yield the objects of a JSON-lines file, gzipped or not."""
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         for line in file:
@@ -19,15 +19,15 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 Content = str | list[dict[str, Any]]
-"""A text, or chat messages."""
+"""Content of a row: a text, or chat messages."""
 Row = tuple[str, Content]
-"""A row's id, and what it says."""
+"""Id and content of a row."""
 
 WANTED = "is not a JSON object with 'text' or 'messages'"
 FORM = 'rows are like {"text": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
 KINDS = "give texts between blank lines as .txt, or rows with 'text' or 'messages' as .jsonl or .parquet"
 PARSERS = {".json": "json.load(open(0))", ".csv": "csv.DictReader(open(0))"}
-"""Kinds of files that have rows, too → the Python that reads those from standard input."""
+"""Suffix of other files that have rows → the Python that reads these from standard input."""
 
 
 def read_rows(path: Path) -> Iterator[Row]:

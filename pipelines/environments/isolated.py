@@ -42,12 +42,12 @@ class Distribution(Frozen):
 
 
 class Build(Frozen):
-    """What one environment holds on machines of one kind."""
+    """The content of one environment on machines of one kind."""
 
     requirements: tuple[str, ...]
-    """Installed with whatever they need."""
+    """Requirements that are installed with whatever they need."""
     lock: str | None = None
-    """A file of `locks/`: installed as it is, and nothing else for it."""
+    """Name of a file of `locks/`, which is installed as it is, with nothing else for it; None where there is none."""
     unwanted: tuple[str, ...] = ()
     """Distributions that come along and are removed after the install."""
     stub: Distribution | None = None
@@ -58,7 +58,7 @@ class Environment(Frozen):
 
     name: str
     module: str
-    """Modules that are imported to see that it works."""
+    """Modules that are imported to see that the environment works."""
     builds: dict[Accelerator, Build]
 
 

@@ -50,8 +50,8 @@ class LoadedModel:
         return {"version": vllm.__version__}
 
     def logprobs(self, batch: list[tuple[list[int], list[int]]]) -> list[tuple[list[Score], list[Score]]]:
-        """For each prompt with its next tokens: the scores of the prompt's tokens after the first, and those of the
-        next tokens, each as if it alone followed the prompt.
+        """Return, for each prompt with its next tokens, the scores of the prompt's tokens after the first, and those
+        of the next tokens, each as if it alone followed the prompt.
 
         vLLM reads no prefix from its cache when it is asked for the scores of a prompt.
         """
@@ -68,7 +68,7 @@ class LoadedModel:
         return [_scores(*asked, output) for asked, output in zip(batch, outputs, strict=True)]
 
     def generate(self, batch: list[list[int]], max_tokens: int, stop: list[str]) -> list[list[int]]:
-        """The tokens that follow each prompt, greedily, until a stop string, an end token or `max_tokens`.
+        """Return the tokens that follow each prompt, greedily, until a stop string, an end token or `max_tokens`.
 
         The repetition penalty of the model's generation config applies, as it does in transformers.
         """
@@ -91,8 +91,10 @@ def _scores(prompt: list[int], following: list[int], output: Any) -> tuple[list[
 
 
 def _multiply_fp8_without_onednn() -> None:
-    """On CPUs with AMX, torch hands FP8 products to oneDNN, which has no kernel for them where AMX lacks FP16 and then
-    multiplies element by element, a hundred times slower than torch's own way.
+    """Let torch multiply FP8 by itself on CPUs whose AMX lacks FP16.
+
+    There it hands the products to oneDNN, which has no kernel for them and multiplies element by element, a hundred
+    times slower than torch's own way.
     """
     import torch
 
@@ -108,7 +110,7 @@ def _multiply_fp8_without_onednn() -> None:
 
 
 def commands(_: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of vLLM."""
+    """Return the requests that vLLM answers: name → function."""
     os.environ.update(SETTINGS)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
     model = LoadedModel()
