@@ -1,4 +1,4 @@
-"""Where models run, and in which floating-point type they compute there.
+"""The devices that models run on, and the floating-point types that they compute in there.
 
 What is stored never depends on it. A CPU computes in float32 unless told otherwise: processors without bfloat16 units
 multiply bfloat16 several times slower than float32, and bfloat16's own rounding moves near ties of a model and its

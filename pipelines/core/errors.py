@@ -31,7 +31,7 @@ class QuantgateError(Exception):
 
 
 class BadInput(QuantgateError):
-    """What was asked for cannot be done as asked; carries every problem found, not the first. Exit code 2."""
+    """The error that what was asked for cannot be done as asked; it carries every problem found. Exit code 2."""
 
     exit_code = BAD_INPUT
 

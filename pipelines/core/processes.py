@@ -25,7 +25,7 @@ SILENCE = 4 * 3600.0
 
 
 def clean_variables() -> dict[str, str]:
-    """Our environment variables without those that would make another Python import our packages."""
+    """Return our environment variables without those that would make another Python import our packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 

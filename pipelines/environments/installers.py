@@ -1,4 +1,4 @@
-"""What fills an environment with packages: uv where it is, which is faster, else pip.
+"""The programs that fill an environment with packages: uv where it is, which is faster, else pip.
 
 pip reads its own configuration. uv does not read pip's, so it is told here: indexes, links, constraints and the
 certificate. What uv's own configuration says comes on top.

@@ -70,7 +70,7 @@ def _sources_digest(tree: Path) -> str:
 
 
 def inputs() -> list[Any]:
-    """Return what decides where the build lies."""
+    """Return the inputs that decide where the build lies."""
     ours = [file_digest(file) for file in sorted(WORKER.iterdir())]
     tree = [version(), str(source())] if OWN in os.environ else [wheels.PINNED[PACKAGE].sha256]
     return [tree, ours, sysconfig.get_platform(), _processor(), _cuda()]

@@ -27,7 +27,7 @@ class Subject(Frozen):
 
     @property
     def source(self) -> Checkpoint:
-        """Return the checkpoint of what is no GGUF."""
+        """Checkpoint of a model that is no GGUF."""
         assert self.checkpoint
         return self.checkpoint
 

@@ -20,10 +20,10 @@ NOT_FOR_US = {
     "MULTIMODAL": "shows pictures or plays sounds, and models are asked in text here",
     "UNSAFE_CODE": "runs the code that a model writes, which is not done here",
 }
-"""lm-eval's marks of kinds of tasks that are refused, and why."""
+"""lm-eval's mark of a kind of tasks that is refused → the reason."""
 
 Doc = Mapping[str, Any]
-"""A document as lm-eval has it: column → value."""
+"""Document as lm-eval has it: column → value."""
 Sample = Mapping[str, Any]
 """lm-eval's log of one document's answers: what was asked, what was answered, and each metric's score."""
 
@@ -33,12 +33,12 @@ class NoAnswer(ValueError):
 
 
 class Answers(NamedTuple):
-    """What a model answered to some of a task's documents."""
+    """The answers of a model to some of a task's documents."""
 
     samples: list[Sample]
-    """One for each document, in the order they were asked in."""
+    """Log of each document's answers, in the order they were asked in."""
     shots: int
-    """Examples before each question."""
+    """Number of examples before each question."""
     version: str
     """Version of lm-eval's definition of the task."""
 
@@ -51,39 +51,39 @@ class LmEvalTask:
     task: Task
     """Our addition to lm-eval's definition."""
     loaded: Any
-    """lm-eval's object."""
+    """Task object of lm-eval."""
     documents: tuple[Doc, ...]
     """All documents of the split that is evaluated; `datasets` would decode every row whenever one is asked for."""
 
     @property
     def split(self) -> str:
-        """Return the name of the split that is evaluated."""
+        """Name of the split that is evaluated."""
         return str(self.loaded.config.test_split or self.loaded.config.validation_split)
 
     @property
     def content(self) -> str:
-        """Return the digest of all documents."""
+        """Digest of all documents."""
         return digest(self.documents)
 
     @property
     def refused(self) -> str | None:
-        """Return why such tasks are not asked here; None where they are."""
+        """Reason why such tasks are not asked here; None where they are."""
         return next((why for mark, why in NOT_FOR_US.items() if getattr(self.loaded, mark, False)), None)
 
     @property
     def written(self) -> bool:
-        """Tell whether a model writes the answers, and does not choose among given ones."""
+        """Whether a model writes the answers rather than choose among given ones."""
         return bool(self.loaded.OUTPUT_TYPE == "generate_until")
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return what scores each document; empty where the task's own code decides."""
+        """Names of the metrics that score each document; empty where the task's own code decides."""
         scored = self.loaded.OUTPUT_TYPE in ("multiple_choice", "loglikelihood") and self._is_plain
         return tuple(self.loaded.aggregation()) if scored else ()
 
     @property
     def _is_plain(self) -> bool:
-        """Tell whether lm-eval's own code scores the answers, and not the task's."""
+        """Whether lm-eval's own code scores the answers, and not the task's."""
         from lm_eval.api.task import ConfigurableTask
 
         return type(self.loaded) is ConfigurableTask and self.loaded.config.process_results is None

@@ -48,7 +48,7 @@ class _Stage:
 
     @property
     def expectation(self) -> str:
-        """`about 11 min`, `done`, or nothing where nothing is known."""
+        """Text on the expected time: `about 11 min`, `done`, or nothing where nothing is known."""
         if self.expected is None:
             return ""
         return f"about {roughly(self.expected)}" if self.expected else "done"

@@ -152,7 +152,7 @@ def _through(job: Job, python: Path | None, journal: Journal, display: Display) 
 
 
 class _Steps:
-    """Takes stages one by one, shows each and notes it in the journal."""
+    """A runner of stages, one by one, which shows each and notes it in the journal."""
 
     def __init__(self, journal: Journal, display: Display) -> None:
         self._journal, self._display = journal, display

@@ -1,4 +1,4 @@
-"""What INT8 and INT4 share: rounding to integers, zero points, and codes packed into words."""
+"""The common part of INT8 and INT4: rounding to integers, zero points, and codes packed into words."""
 
 from collections.abc import Mapping
 from functools import partial

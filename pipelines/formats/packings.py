@@ -1,4 +1,4 @@
-"""How the checkpoints of other projects store what compressed-tensors stores: the same codes, scales and zero points
+"""The layouts in which other projects store what compressed-tensors stores: the same codes, scales and zero points
 under other names, in another order. Plain data, no torch; `pipelines.formats.repack` moves the bits.
 
 - `gptq` (AutoGPTQ, GPTQModel): codes packed along the input, which is the first dimension; a zero point is stored as
@@ -39,7 +39,7 @@ WORD = 8
 
 
 class Form(Frozen):
-    """How a module's weight is stored."""
+    """The form in which a module's weight is stored."""
 
     packing: Packing
     scheme: SchemeName
@@ -80,7 +80,7 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
 
 
 def hardware(packing: Packing, scheme: SchemeName) -> str:
-    """Return where a runtime that reads this packing has kernels for the scheme."""
+    """Return the hardware on which a runtime that reads this packing has kernels for the scheme."""
     if packing == "modelopt" and scheme in TENSORRT_ONLY:
         return AMPERE
     return SCHEMES[scheme].hardware

@@ -1,4 +1,4 @@
-"""What becomes of each linear module of a checkpoint: kept or quantized, to which scheme, in which groups."""
+"""The decision on each linear module of a checkpoint: kept or quantized, to which scheme, in which groups."""
 
 from collections.abc import Sequence
 
@@ -23,15 +23,15 @@ class Indivisible(Frozen):
 
 
 class Decision(Frozen):
-    """What becomes of one module, and by which part of the recipe."""
+    """The decision on one module, and the part of the recipe that it is due to."""
 
     module: Module
     rule: int
-    """Number of the rule that decided it, or `advice.MAIN`."""
+    """Number of the rule that decided on the module, or `advice.MAIN`."""
     widths: tuple[int, ...] = ()
-    """Sides of its weight that the group size has to divide; none where it is kept."""
+    """Sides of the weight that the group size has to divide; none where it is kept."""
     indivisible: Indivisible | None = None
-    """Group size and width for which it cannot be quantized as the recipe asks."""
+    """Group size and width for which the module cannot be quantized as the recipe asks; None where it can."""
 
 
 class _Grouping(Frozen):
@@ -40,7 +40,7 @@ class _Grouping(Frozen):
     scheme: SchemeName | None
     group_size: int | None
     reason: str = ""
-    """Reason why they are not those that the recipe asks for."""
+    """Reason why scheme and group size are not those that the recipe asks for; empty if they are."""
     indivisible: Indivisible | None = None
 
 

@@ -1,4 +1,4 @@
-"""What the engine of a recipe cannot do with a model, so that it does not stumble in the middle of its work."""
+"""The limits of the engine of a recipe with a model, found before it would stumble in the middle of its work."""
 
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.names import LAYER, fused_set, layer_number

@@ -1,4 +1,4 @@
-"""How weights are quantized: the methods that a recipe may name, each with its settings."""
+"""The methods of quantizing weights that a recipe may name, each with its settings."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -67,7 +67,7 @@ class Rule(_Target):
 
 
 class _Quantize(_Target):
-    """What every method shares."""
+    """The settings that every method has."""
 
     rules: tuple[Rule, ...] = ()
     """Exceptions from `scheme`; the first that matches a module decides."""
@@ -104,7 +104,7 @@ class _Quantize(_Target):
 
     @property
     def schemes(self) -> tuple[SchemeName, ...]:
-        """Every scheme that a module can get."""
+        """Schemes that modules can get, each once."""
         return tuple(dict.fromkeys((self.scheme, *(rule.scheme for rule in self.rules))))
 
     @property
@@ -114,7 +114,7 @@ class _Quantize(_Target):
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return self.measures_activations
 
     @property
@@ -145,11 +145,11 @@ class Rtn(_Quantize):
 
 
 class _ByText(_Quantize):
-    """What methods share that look at what the model computes of text."""
+    """The common part of the methods that look at what the model computes of text."""
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return True
 
     @property
@@ -239,12 +239,12 @@ class Gguf(Frozen):
 
     @property
     def mixture(self) -> Mixture:
-        """What decides the tensors' types."""
+        """Settings that decide the tensors' types."""
         return Mixture(**self.model_dump(exclude={"method"}))
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return self.imatrix
 
     @property

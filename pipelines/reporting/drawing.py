@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SERIES, HEAT = 8, 7
-"""How many colours there are for lines, and for steps of a heat map (the first is the worst)."""
+"""Number of colours for lines, and for the steps of a heat map (the first is the worst)."""
 NAMES = (
     *("ink", "muted", "paper", "grid", "axis", "accent", "good", "bad", "warn"),
     *(f"series{number}" for number in range(SERIES)),

@@ -30,7 +30,7 @@ MARKS = {"PASS": ("good", "passed"), "FAIL": ("bad", "failed"), "INCONCLUSIVE": 
 
 
 SHAPES = {"PASS": "o", "FAIL": "x", "INCONCLUSIVE": "D"}
-"""Shapes differ as colours do: a disc passed, a cross failed, a diamond is neither."""
+"""Colour of a verdict → shape of its mark: a disc passed, a cross failed, a diamond is neither."""
 
 
 @styled()
@@ -158,7 +158,7 @@ def _marked(plot: "Axes", point: Point) -> None:
 
 
 Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in the chart's units."""
+"""Rectangle as left, bottom, right and top, in the chart's units."""
 
 
 def _labels(plot: "Axes", points: Sequence[Point], taken: Sequence[Box]) -> None:

@@ -102,7 +102,7 @@ class Ranked(Frozen):
 
     manifest: Manifest
     efficient: bool
-    """Whether it is on the frontier of size and quality: no other is smaller and keeps as much, or as small and keeps
+    """Whether the run is on the frontier of size and quality: no other is smaller and keeps as much, or as small and keeps
     more."""
 
 

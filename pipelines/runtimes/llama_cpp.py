@@ -17,10 +17,10 @@ from pipelines.runtimes.lm_eval import Ends, Question, Score, TokenLM, batches
 
 ALL_LAYERS = 999
 MAX_CONTINUATIONS = 64
-"""After one prefix, in one request (the worker's own limit)."""
+"""Most continuations after one prefix in one request (the worker's own limit)."""
 
 Group = tuple[list[int], list[list[int]]]
-"""A prefix and the continuations to score after it, as token ids; none is empty."""
+"""Prefix and the continuations to score after it, as token ids; none is empty."""
 
 
 def threads() -> int:
@@ -44,12 +44,12 @@ class LlamaProcess(WorkerProcess):
         self.context: int = loaded["context"]
         """Tokens that the model was trained to read."""
         self.bos, self.eos = int(loaded["bos"]), int(loaded["eos"])
-        """-1 where there is none."""
+        """Ids of the tokens that begin and end a text; -1 where there is none."""
         self.bos_text, self.eos_text = str(loaded["bos_text"]), str(loaded["eos_text"])
 
     @property
     def first(self) -> int:
-        """The token that a text begins with where nothing is before it: a line break where the file names none."""
+        """Id of the token that a text begins with where nothing is before it; a line break where the file names none."""
         named = self.eos if self.bos < 0 else self.bos
         return self.tokenize(["\n"], special=False)[0][-1] if named < 0 else named
 

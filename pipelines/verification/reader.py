@@ -38,19 +38,19 @@ TOKENS = 96
 NAMED = 3
 """Number of modules or tensors that an error names."""
 NEAR: dict[int | None, float] = {None: 0.1, 8: 0.5, 4: 0.8}
-"""Bits of rounded activations → how far the reader's own logits may be from the evaluated ones, relative to their size,
-in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without rounding
+"""Bits of rounded activations → largest distance of the reader's own logits from the evaluated ones, relative to their
+size, in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without rounding
 (what bfloat16 loses against float32), 0.015 to 0.1 with 8 bits and 0.1 to 0.34 with 4, where one sum's last bit moves a
 number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of one layer
 of three at random) to 1.4 (experts without the scale of their tensor)."""
 EQUAL: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
-"""Type that both compute in → how far the reader's logits may be where both compute with the same numbers. Seen: below
+"""Type that both compute in → largest distance of the logits where both compute with the same numbers. Seen: below
 1e-7 in float32; 0.012 and 0.001 where one of them computes in bfloat16 or float16."""
 NARROWED = 0.02
-"""How far those logits may be where kept tensors are rounded while they are loaded: config.json says another type than
+"""Largest distance of those logits where kept tensors are rounded while they are loaded: config.json says another type than
 the source's, or the source has several. Seen: 0.003 to 0.006."""
 UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
-"""A line of transformers' report on tensors that it could not make a model of."""
+"""Pattern of a line of transformers' report on tensors that it could not make a model of."""
 
 
 class Reader(Frozen):
@@ -71,7 +71,7 @@ class Reader(Frozen):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the model that is evaluated computes on a text, for comparison."""
+    """The output of the model that is evaluated on a text, for comparison."""
 
     text: str
     tokens: list[int]
@@ -127,7 +127,7 @@ def _python(found: Home) -> Path | None:
 
 
 class Reading(Frozen):
-    """What the reader of an artifact computes, and what it finds wrong."""
+    """The logits of the reader of an artifact, and what it finds wrong."""
 
     reader: Reader
     problems: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ class _Comparison:
 
     @property
     def _tolerance(self) -> float:
-        """Distance, relative to their size, that logits may have which both compute of the same numbers."""
+        """Largest distance, relative to their size, of logits that both compute of the same numbers."""
         stored = own_dtype(read_checkpoint(self.artifact.checkpoint))
         kept = {tensor.dtype for tensor in self.artifact.source.tensors} & {*FLOAT}
         narrows = stored != own_dtype(self.artifact.source) or len(kept) > 1

@@ -1,4 +1,4 @@
-"""What verification finds: the error of each layer, and why an artifact is refused."""
+"""The findings of verification: the error of each layer, and why an artifact is refused."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ one loses."""
 
 
 class LayerError(Frozen):
-    """How far a layer's weights moved."""
+    """The distance that a layer's weights moved."""
 
     module: str
     sqnr: float
@@ -24,14 +24,14 @@ class LayerError(Frozen):
 
 
 class CheckedLayer(Frozen):
-    """How far a layer's weights moved, and what is wrong with them."""
+    """The distance that a layer's weights moved, and the objections to them."""
 
     error: LayerError
     problems: tuple[str, ...] = ()
 
 
 class Verification(Result):
-    """What was checked and measured; a check that fails raises instead."""
+    """The results of the checks and measurements; a check that fails raises instead."""
 
     quantized: int
     kept: int

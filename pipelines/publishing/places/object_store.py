@@ -56,7 +56,7 @@ class Filesystem:
 
     @property
     def _root(self) -> tuple[Any, str]:
-        """Return the file system, and the prefix in it; no listing is remembered, others write there too."""
+        """File system, and the prefix in it; no listing is remembered, since others write there too."""
         if self._opened is None:
             import fsspec
 
