@@ -26,7 +26,7 @@ from pipelines.environments.installers import fill, installer
 
 
 def serve(module: str) -> list[str]:
-    """Return the arguments that follow a Python in the command that serves a module of `pipelines.environments.workers`."""
+    """Return the arguments after a Python in the command that serves a module of `pipelines.environments.workers`."""
     return [str(Path(__file__).with_name("workers")), module]
 
 
@@ -203,7 +203,7 @@ def _build(environment: Environment) -> Build:
 
 
 def _folder(name: str) -> Path:
-    """Return the folder where the environment is, or will be: another place for other requirements, Python or kind of machine."""
+    """Return the folder where the environment is, or will be: another for other requirements, Python or kind of machine."""
     if name not in names():
         raise bad_input(name, "is not an environment", f"known: {', '.join(names())}")
     if name in llama_build.PROGRAMS:

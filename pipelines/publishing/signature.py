@@ -49,8 +49,9 @@ class Trust(Frozen):
     roots: tuple[Path, ...] = ()
     """Certificates that are trusted, PEM."""
     identity: str | None = None
+    """Identity (an address, a workflow) of who signs, where the signature is keyless."""
     issuer: str | None = None
-    """Identity (an address, a workflow) and who vouches for it, where the signature is keyless."""
+    """Issuer that vouches for the identity."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -26,11 +26,11 @@ class Point(NamedTuple):
 
 
 MARKS = {"PASS": ("good", "passed"), "FAIL": ("bad", "failed"), "INCONCLUSIVE": ("warn", "inconclusive")}
-"""Verdict → colour and word."""
+"""Verdict → its colour and its word in the legend."""
 
 
 SHAPES = {"PASS": "o", "FAIL": "x", "INCONCLUSIVE": "D"}
-"""Colour of a verdict → shape of its mark: a disc passed, a cross failed, a diamond is neither."""
+"""Verdict → shape of its mark: a disc passed, a cross failed, a diamond is neither."""
 
 
 @styled()

@@ -21,7 +21,7 @@ from pipelines.core.strict_yaml import Frozen
 
 
 class Distance(Frozen):
-    """The distance of an artifact from its source on held-out text, as `llama-perplexity --kl-divergence` defines it."""
+    """The distance of an artifact from its source on held-out text, by the terms of `llama-perplexity --kl-divergence`."""
 
     tokens: int
     """Number of scored tokens: those of the second half of each chunk."""
@@ -84,7 +84,7 @@ def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Dista
 
 
 def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
-    """Yield for each chunk the log-probabilities (scored tokens, vocabulary), float32, of the token after each place."""
+    """Yield each chunk's log-probabilities (scored tokens, vocabulary), float32, of the token after each place."""
     import torch
 
     for chunk in text:

@@ -49,7 +49,7 @@ class LlamaProcess(WorkerProcess):
 
     @property
     def first(self) -> int:
-        """Id of the token that a text begins with where nothing is before it; a line break where the file names none."""
+        """Id of the token that a text begins with where nothing is before it; a line break if the file names none."""
         named = self.eos if self.bos < 0 else self.bos
         return self.tokenize(["\n"], special=False)[0][-1] if named < 0 else named
 

@@ -36,9 +36,11 @@ class Ends(NamedTuple):
 
 
 class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """A model of lm-eval that asks of a runtime what `HFLM` asks of transformers with its defaults: the same tokens, the same stop strings.
-    Log-probabilities are float32's, HFLM's those of the model's dtype. As there, the beginning is cut off a question
-    that is longer than the model reads, if its answers are given; one that leaves no room to write is an error.
+    """A model of lm-eval that asks a runtime for what lm-eval's own `HFLM` asks of transformers with its defaults.
+
+    Tokens and stop strings are the same. Log-probabilities are float32's, HFLM's those of the model's dtype. As
+    there, the beginning is cut off a question that is longer than the model reads, if its answers are given; one that
+    leaves no room to write is an error.
 
     A runtime says `name`, `max_length`, `limit_from`, `end_text`, `eot_token_id`, `prefix_token_id`, `tok_encode`,
     `score_answers` and `write`.
@@ -46,12 +48,12 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     name: str
     max_length: int
-    """Tokens that the model reads, with those that it writes."""
+    """Number of tokens that the model reads, with those that it writes."""
     limit_from: str
     """Source of `max_length`: a file and its key, for messages."""
     end_text: str | None
-    """Id of the end-of-sequence token; None where there is none, so that only stop strings and the length end a
-    text."""
+    """Text of the end-of-sequence token; None where there is none, so that only stop strings and the length end an
+    answer."""
     samples: bool = False
     """Whether the runtime can write by drawing tokens at a temperature."""
 
@@ -223,7 +225,7 @@ def _stated(folder: Path, known: int, key: str) -> list[int]:
 
 
 def _limit_from(config: Any, tokenizer: Any) -> str:
-    """Return the file and key that say how many tokens the model reads, in the order of lm-eval's `resolve_max_length`."""
+    """Return the file and key that limit the tokens that the model reads, as lm-eval's `resolve_max_length` picks them."""
     from lm_eval.models.utils import TOKENIZER_INFINITY
 
     own = getattr(config, "text_config", None) or config

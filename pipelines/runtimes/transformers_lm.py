@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-"""Number of tokens in one forward pass, padding included. More is no faster; where memory is short, it is halved until it
-suffices."""
+"""Number of tokens in one forward pass, padding included. More is no faster; where memory is short, it is halved until
+that suffices."""
 LOGITS_BYTES = {"cpu": EVALUATION_LOGITS_BYTES, "cuda": 4 << 30}
 """Bytes of the logits of a forward pass, in float32."""
 BUSY = {"cpu": 0, "cuda": 8192}
@@ -34,7 +34,7 @@ BUSY = {"cpu": 0, "cuda": 8192}
 FEWEST = 16
 """Fewest tokens that all sequences must begin with to be read before them, and not in each row."""
 LONGEST = 128
-"""Most tokens in a row of several sequences: longer ones waste less on padding, and more on what a token does not see."""
+"""Most tokens in a row of several sequences: longer ones waste less on padding, more on what a token does not see."""
 EAGER = 320
 """Most tokens of a row for which unfused attention is the faster on a CPU."""
 PADDED = 0.8
@@ -44,8 +44,8 @@ SOFTMAX_ROWS = 64
 WRITE_BATCH = 16
 """Number of prompts that are continued at once."""
 ALIKE = 0.05
-"""Largest mean difference, in nats, that sharing may make in `shares_prefixes`. The order of sums makes a tenth of it in
-bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are not
+"""Largest mean difference, in nats, that sharing may make in `shares_prefixes`. The order of sums makes a tenth of it
+in bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are not
 rounded to 8 bits while it is tried: that alone makes 0.1 of a difference in the last bit, and says nothing of the mask.
 """
 OTHER_ATTENTION = ("sliding_window", "attention_chunk_size", "local_attention_window")

@@ -39,16 +39,16 @@ NAMED = 3
 """Number of modules or tensors that an error names."""
 NEAR: dict[int | None, float] = {None: 0.1, 8: 0.5, 4: 0.8}
 """Bits of rounded activations → largest distance of the reader's own logits from the evaluated ones, relative to their
-size, in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without rounding
-(what bfloat16 loses against float32), 0.015 to 0.1 with 8 bits and 0.1 to 0.34 with 4, where one sum's last bit moves a
-number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of one layer
-of three at random) to 1.4 (experts without the scale of their tensor)."""
+size, in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without
+rounding (what bfloat16 loses against float32), 0.015 to 0.1 with 8 bits and 0.1 to 0.34 with 4, where one sum's last
+bit moves a number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of
+one layer of three at random) to 1.4 (experts without the scale of their tensor)."""
 EQUAL: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Type that both compute in → largest distance of the logits where both compute with the same numbers. Seen: below
 1e-7 in float32; 0.012 and 0.001 where one of them computes in bfloat16 or float16."""
 NARROWED = 0.02
-"""Largest distance of those logits where kept tensors are rounded while they are loaded: config.json says another type than
-the source's, or the source has several. Seen: 0.003 to 0.006."""
+"""Largest distance of the logits where both compute with the same numbers but kept tensors are rounded while they are
+loaded: config.json says another type than the source's, or the source has several. Seen: 0.003 to 0.006."""
 UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
 """Pattern of a line of transformers' report on tensors that it could not make a model of."""
 
@@ -127,7 +127,7 @@ def _python(found: Home) -> Path | None:
 
 
 class Reading(Frozen):
-    """The logits of the reader of an artifact, and what it finds wrong."""
+    """The findings of the reader of an artifact: how far its logits are, and what is wrong."""
 
     reader: Reader
     problems: tuple[str, ...] = ()

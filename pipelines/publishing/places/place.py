@@ -1,4 +1,4 @@
-"""The common part of all kinds of places: what a target is, what a place can do, and the helpers that their modules use."""
+"""The common part of all kinds of places: what a target is, what a place can do, and helpers of their modules."""
 
 import contextlib
 import hashlib
