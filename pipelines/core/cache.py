@@ -185,7 +185,7 @@ def _peak_resident() -> int:
 VERSIONED = (
     "quantgate", "torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors", "lm_eval", "datasets"
 )  # fmt: skip
-"""The packages whose version can change a stage's result."""
+"""Names of the packages whose version can change a stage's result."""
 
 
 @functools.cache

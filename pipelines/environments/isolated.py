@@ -203,7 +203,7 @@ def _build(environment: Environment) -> Build:
 
 
 def _folder(name: str) -> Path:
-    """Return the folder where the environment is, or will be: another for other requirements, Python or kind of machine."""
+    """Return the folder of the environment, made or not: another for other requirements, Python or kind of machine."""
     if name not in names():
         raise bad_input(name, "is not an environment", f"known: {', '.join(names())}")
     if name in llama_build.PROGRAMS:

@@ -35,7 +35,7 @@ Scores = Mapping[str, tuple[Document, ...]]
 
 
 class Block(Result):
-    """Some of a task's documents, evaluated together: what a killed evaluation loses at most."""
+    """The scores of some of a task's documents, evaluated together: a killed evaluation loses no more."""
 
     task: str
     metric: str

@@ -20,12 +20,12 @@ NOT_FOR_US = {
     "MULTIMODAL": "shows pictures or plays sounds, and models are asked in text here",
     "UNSAFE_CODE": "runs the code that a model writes, which is not done here",
 }
-"""lm-eval's mark of a kind of tasks that is refused → the reason."""
+"""Mark by which lm-eval tells a kind of tasks that is refused → the reason."""
 
 Doc = Mapping[str, Any]
 """Document as lm-eval has it: column → value."""
 Sample = Mapping[str, Any]
-"""lm-eval's log of one document's answers: what was asked, what was answered, and each metric's score."""
+"""Log that lm-eval keeps of one document's answers: what was asked, what was answered, and each metric's score."""
 
 
 class NoAnswer(ValueError):

@@ -108,7 +108,7 @@ class Display:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["Display"]:
-        """Show it, and listen to the progress of what runs inside this block."""
+        """Show the display, and listen to the progress of what runs inside this block."""
         with _captured(self._log) as stream, _ended_orderly():
             self._console = Console(
                 file=cast(IO[str], _TolerantStream(stream)), highlight=False, markup=False, soft_wrap=True

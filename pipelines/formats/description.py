@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 Rounder = tuple[Any, ...]
-"""A function that rounds activations, and the arguments that follow them: equal ones round alike."""
+"""Function that rounds activations, with the arguments that follow these: equal ones round alike."""
 Kind = Literal["int", "float", "normal"]
 """Spacing of the numbers that codes stand for; `normal`: like the quantiles of a normal distribution."""
 Strategy = Literal["tensor", "channel", "token", "group", "tensor_group", "block"]
-"""compressed-tensors' name of the elements that share a scale."""
+"""Name that compressed-tensors gives the elements that share a scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Numbers:
 
     element: Element
     strategy: Strategy
-    """Elements that share a scale."""
+    """Name of the elements that share a scale."""
     group_size: int | None = None
     """Input columns that share a scale, for the strategies group, tensor_group and block."""
     symmetric: bool = True
@@ -57,7 +57,7 @@ class Numbers:
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Number of bits of a code."""
         return self.element.bits
 
 
@@ -175,7 +175,7 @@ class Scheme:
 
     @property
     def format(self) -> str:
-        """compressed-tensors' name of the storage."""
+        """Name that compressed-tensors gives the storage."""
         return self.storage.name
 
     @property

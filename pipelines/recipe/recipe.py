@@ -19,7 +19,7 @@ class Calibrate(Frozen):
     """The text that a calibrated method sees."""
 
     set: str
-    """A calibration set by name (`quantgate list sets`), or the file of one."""
+    """Calibration set, by its name (`quantgate list sets`), or the file of one."""
     samples: int = Field(default=512, gt=0, le=65536)
     """Number of samples."""
     seq_len: int = Field(default=2048, gt=7, le=131072)
@@ -27,15 +27,15 @@ class Calibrate(Frozen):
     seed: int = 42
     """Seed of the choice of texts, and of their order."""
     pack: bool = True
-    """Join texts, separated by the end-of-sequence token if there is one, so that every sample has `seq_len` tokens;
-    otherwise each text is one sample, cut at `seq_len`."""
+    """Whether texts are joined, separated by the end-of-sequence token if there is one, so that every sample has
+    `seq_len` tokens; otherwise each text is one sample, cut at `seq_len`."""
 
 
 class Gate(Frozen):
     """The share of its baseline that the artifact must keep, and the suite that measures it."""
 
     suite: str = "core"
-    """A suite by name (`quantgate list suites`), or the file of one."""
+    """Suite, by its name (`quantgate list suites`), or the file of one."""
     retention: float = Field(default=0.99, gt=0.5, lt=1)
     """Share of the baseline's score above chance that the artifact must keep."""
 

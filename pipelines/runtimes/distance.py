@@ -21,7 +21,7 @@ from pipelines.core.strict_yaml import Frozen
 
 
 class Distance(Frozen):
-    """The distance of an artifact from its source on held-out text, by the terms of `llama-perplexity --kl-divergence`."""
+    """The distance of an artifact from its source on held-out text, as `llama-perplexity --kl-divergence` tells it."""
 
     tokens: int
     """Number of scored tokens: those of the second half of each chunk."""

@@ -23,7 +23,7 @@ SPECIAL = 16
 Score = tuple[float, bool]
 """Log-probability of a token in nats, and whether it was the most likely one."""
 Question = tuple[Any, list[int], list[int]]
-"""lm-eval's own key (for its cache), the tokens of the context, and those of the answer to score."""
+"""Question: lm-eval's own key (for its cache), tokens of the context, and tokens of the answer to score."""
 
 
 class Ends(NamedTuple):
@@ -225,7 +225,7 @@ def _stated(folder: Path, known: int, key: str) -> list[int]:
 
 
 def _limit_from(config: Any, tokenizer: Any) -> str:
-    """Return the file and key that limit the tokens that the model reads, as lm-eval's `resolve_max_length` picks them."""
+    """Return the file and key that limit the tokens a model reads, in the order of lm-eval's `resolve_max_length`."""
     from lm_eval.models.utils import TOKENIZER_INFINITY
 
     own = getattr(config, "text_config", None) or config

@@ -45,8 +45,9 @@ WRITE_BATCH = 16
 """Number of prompts that are continued at once."""
 ALIKE = 0.05
 """Largest mean difference, in nats, that sharing may make in `shares_prefixes`. The order of sums makes a tenth of it
-in bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are not
-rounded to 8 bits while it is tried: that alone makes 0.1 of a difference in the last bit, and says nothing of the mask.
+in bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are
+not rounded to 8 bits while it is tried: that alone makes 0.1 of a difference in the last bit, and says nothing of the
+mask.
 """
 OTHER_ATTENTION = ("sliding_window", "attention_chunk_size", "local_attention_window")
 """Settings of models whose layers do not see all that comes before."""

@@ -28,9 +28,9 @@ SMALLEST_WINDOW = 2048
 TOLERANCE = 0.1
 ROUNDED_TOLERANCE = 0.4
 """Largest mean difference of tokens' log-probabilities, in nats, where activations, keys or values are rounded to 8
-bits or fewer (`TOLERANCE` elsewhere): each runtime then rounds other sums, and some land on the next value. Seen on the default
-model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float32. Wrong zero points or scales
-everywhere cost more than 10, one misread layer 0.1 to 0.6."""
+bits or fewer (`TOLERANCE` elsewhere): each runtime then rounds other sums, and some land on the next value. Seen on
+the default model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float32. Wrong zero points or
+scales everywhere cost more than 10, one misread layer 0.1 to 0.6."""
 PERPLEXITY_RATIO = 1.02
 """Largest ratio of the perplexities, beyond three standard errors: a fixed text is a small sample."""
 
@@ -125,7 +125,7 @@ class Comparison(Frozen):
     continuation_transformers: str
     """Text that each runtime writes after the prompt, greedily."""
     same_tokens: int
-    """Number of leading tokens that the continuations share, of `CONTINUATION`. A near tie ends them: they decide nothing."""
+    """Number of leading tokens that both texts share, of `CONTINUATION`. A near tie ends them: they decide nothing."""
 
     @property
     def agrees(self) -> bool:

@@ -11,8 +11,8 @@ from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 
 WORST_LOSS = 1.0
-"""Nats per token that the artifact may lose on held-out text: far more than by any sound scheme, far less than a broken
-one loses."""
+"""Nats per token by which the artifact's loss on held-out text may exceed the source's: far more than any sound scheme
+loses, far less than a broken one."""
 
 
 class LayerError(Frozen):
@@ -44,7 +44,7 @@ class Verification(Result):
     bits_per_weight: float
     loss_before: float
     loss_after: float
-    """Nats per token on held-out text."""
+    """Losses of source and artifact, in nats per token of held-out text."""
     agreement: float
     """Share of the held-out text's positions at which source and artifact predict the same token."""
     continuation: str

@@ -17,7 +17,7 @@ SETTINGS = {
 KV_CACHE_GIB = "1"  # on a CPU, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise; vLLM would take 92% of memory
 Report = Callable[[int, int, str], None]
 Score = tuple[float, bool]
-"""A token's log-probability in nats, and whether it was the most likely one."""
+"""Log-probability of a token in nats, and whether it was the most likely one."""
 
 
 class LoadedModel:
