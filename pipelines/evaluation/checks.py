@@ -97,7 +97,7 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
 
 
 def check_unchanged(task: LmEvalTask, asked: Asked) -> None:
-    """Check that a task's documents are those that were looked at; else forget those.
+    """Check that a task's documents are those that were looked at; if not, forget what was found on those.
 
     Raises:
         QuantgateError: they are others.

@@ -191,7 +191,7 @@ class LmEvalTask:
         return ["\n".join(asked) for asked in by_document.values()]
 
     def scores(self, samples: Iterable[Sample], metric: str) -> list[Document]:
-        """Return what each sample scores by `metric`.
+        """Return the score of each sample by `metric`.
 
         Raises:
             BadInput: the metric is none of those that score each document.
@@ -200,7 +200,7 @@ class LmEvalTask:
             return [self._score(sample, metric) for sample in samples]
 
     def _score(self, sample: Sample, metric: str) -> Document:
-        """Return what one sample scores, with what is needed to pair it."""
+        """Return the score of one sample, with what is needed to pair it."""
         if metric not in sample:
             raise unscored(self.task, metric, sample["metrics"])
         return Document(
@@ -215,7 +215,7 @@ class LmEvalTask:
         )
 
     def _chance(self, sample: Sample) -> float:
-        """Return what guessing scores, in [0, 1]: the share of the choices that are right; 0 of an answer that is
+        """Return the score of guessing, in [0, 1]: the share of the choices that are right; 0 of an answer that is
         written or not chosen among others."""
         choices = self._choices(sample)
         if choices == 1 or not all(len(arguments) == 2 for arguments in sample["arguments"]):
@@ -254,7 +254,7 @@ class LmEvalTask:
 
 
 def task_inputs(task: Task) -> dict[str, Any]:
-    """Return what decides a task's questions and documents; those of the hub may still change."""
+    """Return the inputs that decide a task's questions and documents; those of the hub may still change."""
     return {"task": task.model_dump(exclude=NOT_ASKED), "data": data_digest(task)}
 
 

@@ -167,7 +167,7 @@ class _Steps:
 
 
 def _cost(results: Sequence[Result]) -> str:
-    """Return what a stage cost now, for a person: what was found finished cost nothing."""
+    """Return the cost of a stage in this run as text: what was found finished cost nothing."""
     made = [result for result in results if not result.reused]
     if not made:
         return "reused"

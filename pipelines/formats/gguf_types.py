@@ -150,7 +150,7 @@ def _fitting(chosen: TensorType, columns: int) -> TensorType:
 
 
 def _chosen(tensor: _Tensor, mixture: Mixture, shape: Shape) -> TensorType:
-    """Return what the file type gives a tensor, before its columns are looked at."""
+    """Return the type that the file type gives a tensor, before its columns are looked at."""
     default = DEFAULTS[mixture.type]
     if tensor.category == "output" or (tensor.tied and tensor.category == "token_embd"):
         if tensor.columns % BLOCKS[default][0] or default == "Q8_0":

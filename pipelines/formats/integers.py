@@ -32,7 +32,7 @@ def snap(values: "torch.Tensor", bits: int) -> "torch.Tensor":
 
 
 def element(bits: int) -> Element:
-    """Return integers of so many `bits`."""
+    """Return the element of integers of so many `bits`."""
     return Element(f"INT{bits}", "int", bits, partial(encode, bits=bits), decode, partial(snap, bits=bits))
 
 

@@ -131,7 +131,7 @@ def exceptions(kept: Collection[str]) -> dict[str, dict[str, Any]]:
 
 
 def form_of(config: Mapping[str, Any]) -> Form | None:
-    """Return what a `quantization_config` of gptq, awq, modelopt or bitsandbytes says; None for one of another kind.
+    """Return the form that a `quantization_config` of gptq, awq, modelopt or bitsandbytes tells; None for another kind.
 
     Of modelopt's, `hf_quant_config.json` says more, which is expected here, too.
 

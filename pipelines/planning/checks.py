@@ -99,7 +99,7 @@ def _indivisible(decisions: Sequence[Decision]) -> Iterator[str]:
 
 
 def _inseparable(anatomy: Anatomy, linear: LinearModules, quantized: Sequence[Module]) -> Iterator[str]:
-    """Yield that experts would be quantized one by one whose module is of a class that cannot be taken apart."""
+    """Yield a sentence if experts would be quantized one by one whose module cannot be taken apart."""
     together = sorted({anatomy.places[linear.weights[module.name].name].module for module in quantized})
     if found := [name for name in together if name in anatomy.inseparable]:
         yield f"quantized experts have to be modules of their own, and {found[0]} cannot be taken apart into such"

@@ -45,7 +45,7 @@ class _Grouping(Frozen):
 
 
 def decide(recipe: Recipe, anatomy: Anatomy, modules: LinearModules, matched: Matches) -> tuple[Decision, ...]:
-    """Return what becomes of each of `modules`, sorted by name."""
+    """Return the decision on each of `modules`, sorted by name."""
     ignored = frozenset[str]().union(*matched.ignored.values())
     tied = modules.head if anatomy.head_is_embedding else None
     decisions = []
@@ -58,7 +58,7 @@ def decide(recipe: Recipe, anatomy: Anatomy, modules: LinearModules, matched: Ma
 
 
 def _decision(recipe: Recipe, name: str, weight: TensorInfo, place: Place, rule: int, kept: str) -> Decision:
-    """Return what becomes of module `name`, which is kept for the reason `kept` unless that is empty."""
+    """Return the decision on module `name`, which is kept for the reason `kept` unless that is empty."""
     target = recipe.method if rule == advice.MAIN else recipe.method.rules[rule]
     widths = _grouped_sides(weight.shape, target.scheme)
     chosen = _Grouping(scheme=None, group_size=None, reason=kept) if kept else _grouping(recipe.method, target, widths)
@@ -143,7 +143,7 @@ def _shrunk_to(module: Module, least: Module | None) -> Module:
 
 
 def fused_sets(modules: Sequence[Module]) -> dict[str, list[Module]]:
-    """Return what to call it → the modules, for each set that vLLM loads as one matrix or as one tensor of experts."""
+    """Return the modules of each set that vLLM loads as one matrix or as one tensor of experts, by a name for it."""
     sets: dict[str, list[Module]] = {}
     for module in modules:
         if fused := fused_set(module.name):

@@ -179,7 +179,7 @@ class _Tracer:
         return torch.device("cpu") if isinstance(given, torch.device) else given
 
     def _check_types(self, func: Any, given: list[Any]) -> None:
-        """Note an operation on numbers of two types that no device does."""
+        """Note the operation if it is on numbers of two types that no device combines."""
         types = [tensor.dtype for tensor in given if tensor.is_floating_point()]
         if not self.exact or self.clash or len({*types}) < 2:
             return
@@ -226,14 +226,14 @@ def _type_name(dtype: Any) -> str:
 
 
 def _unknown(func: Any) -> bool:
-    """Tell whether what `func` makes of known numbers is not known."""
+    """Tell whether the result of `func` is unknown even where its arguments are known, as random numbers are."""
     import torch
 
     return torch.Tag.nondeterministic_seeded in func.tags or "empty" in func.overloadpacket.__name__
 
 
 def _is_mask(tensor: Any) -> bool:
-    """Tell whether `tensor` says yes or no: of a text, where it is padded, which texts for calibration are not."""
+    """Tell whether `tensor` holds booleans, which say where a text is padded; texts for calibration are not."""
     import torch
 
     return bool(tensor.dtype == torch.bool)
@@ -270,7 +270,7 @@ class _LinearCalls:
         return torch.nn.functional.linear(x, weight, module.bias)
 
     def compare(self, name: str, module: Any, given: Any, made: Any) -> None:
-        """Note a module of a class of its own that is more than a linear one, like one of groups."""
+        """Note the module `name` if what it made has not the shape that a linear one makes, as with groups."""
         if tuple(made.shape) != (*given[0].shape[:-1], len(module.weight)):
             self.read.add(name)
 

@@ -51,7 +51,7 @@ def _value(value: Any) -> str:
 
 
 def helpful(recipe: Recipe, tries: Iterable[Settings], suits: Suits) -> list[str]:
-    """Return those of the `tries` that make the recipe suit, as they are told."""
+    """Return those of the `tries` that make the recipe suit the model, each as options of the command line."""
     made = ((settings, changed(recipe, settings)) for settings in tries)
     return list(dict.fromkeys(as_options(settings) for settings, other in made if other and suits(other)))
 

@@ -101,7 +101,7 @@ class TransformersLM(HubLM):
         check_tokens(self._folder, self.tokenizer, itertools.chain.from_iterable(texts), self._config)
 
     def _score(self, sequences: list[Tokens], first: list[int]) -> list[list[Score]]:
-        """Return of each of the sorted `sequences` the scores from its `first` token on."""
+        """Return the scores of each of the sorted `sequences`, from its `first` token on."""
         import torch
 
         common = min(min(first) - 1, shared(sequences[0], sequences[-1]))
@@ -121,7 +121,7 @@ class TransformersLM(HubLM):
         sequences: list[Tokens],
         past: "list[tuple[torch.Tensor, torch.Tensor]] | None",
     ) -> Iterator[tuple[Ask, Score]]:
-        """Yield what `rows`, the longest first, ask of the `sequences`, and its scores; in batches.
+        """Yield each thing that `rows`, the longest first, ask of the `sequences`, with its score; in batches.
 
         Raises:
             QuantgateError: a single row does not fit the GPU's memory.

@@ -95,7 +95,7 @@ def _variables(device: str) -> dict[str, str]:
 
 
 def _dtype(folder: Path) -> str:
-    """Return what transformers would load it in; vLLM's own choice for float32 is a 16-bit type."""
+    """Return the type that transformers would load the checkpoint in; vLLM's choice for float32 is a 16-bit type."""
     config = _config(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 

@@ -108,7 +108,7 @@ def _narrow(model: Any, artifact: "CheckpointArtifact") -> None:
 
 
 def identity(artifact: "CheckpointArtifact") -> Any:
-    """Return what decides how `artifact` is read: by what, and which environment that has here."""
+    """Return the facts that decide how `artifact` is read: the program, and the environment that it has here."""
     found = home(artifact.recipe)
     other = str(_python(found)) if found.environment else ""
     return [found.model_dump(), other]
@@ -166,7 +166,7 @@ def _leave_gpu(device: str) -> None:
 
 
 def command(python: Path) -> list[str]:
-    """Return what starts the reader in a process that finds nothing but the packages of `python`."""
+    """Return the command that starts the reader in a process that finds nothing but the packages of `python`."""
     return [str(python), "-I", *serve("transformers_reader")]
 
 
@@ -189,7 +189,7 @@ class _Comparison:
         return said
 
     def other_tokens(self) -> tuple[str, ...]:
-        """Return that the artifact's tokenizer reads a text otherwise than the source's, if it does."""
+        """Return a sentence if the artifact's tokenizer makes other tokens of a text than the source's; else none."""
         if self.process.ask("tokens", folder=self._folder, text=self.ours.text) == self.ours.tokens:
             return ()
         return ("its tokenizer makes other tokens of a text than the source's",)
@@ -199,7 +199,7 @@ class _Comparison:
         return str(self.artifact.checkpoint.absolute())
 
     def compare(self, said: Mapping[str, Any]) -> Reading:
-        """Return how far from `ours` the reader computes, once it has loaded the artifact and `said` so."""
+        """Return how far the reader's logits are from `ours`; `said` is what it told when it loaded the artifact."""
         own = self._errors(self.ours.rounded)
         plain = self._plain_errors() if self.artifact.recipe.packing == "compressed-tensors" else None
         reader = Reader(

@@ -55,14 +55,14 @@ class Verification(Result):
 
 
 def worst_loss(before: float, after: float) -> list[str]:
-    """Return what is wrong with losses of source and artifact, in nats per token."""
+    """Return a sentence if the artifact lost too much, by losses in nats per token of source and artifact."""
     if after <= before + WORST_LOSS:
         return []
     return [f"its loss is {after:.2f} nats per token, the source's is {before:.2f}: it is broken, not merely quantized"]
 
 
 def fail(artifact: Artifact, problems: Iterable[str]) -> None:
-    """Raise QuantgateError if there are problems."""
+    """Raise QuantgateError with `problems`, if there are any."""
     if found := [*problems]:
         raise failed(artifact, found)
 

@@ -30,6 +30,9 @@ class LoadedModel:
         """Load the checkpoint in `folder`; `max_model_len` is in tokens, prompt and continuation together.
 
         Keys and values are cached in FP8 where the checkpoint's config says so.
+
+        Raises:
+            RuntimeError: this vLLM is built for another kind of device.
         """
         import vllm  # type: ignore[import-not-found]  # of another environment
         from vllm.platforms import current_platform  # type: ignore[import-not-found]

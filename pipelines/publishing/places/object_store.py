@@ -29,9 +29,12 @@ class FilesystemTarget(Target):
 
 
 def parse(text: str) -> FilesystemTarget | None:
-    """Read an address of a file system that fsspec knows.
+    """Return the prefix that an address of a file system names; None where fsspec knows no such file system.
 
     It knows the hub's and registries', too: so this kind is asked last.
+
+    Raises:
+        BadInput: the address names no place for an artifact, or holds a credential.
     """
     from fsspec.registry import known_implementations
 
