@@ -69,7 +69,7 @@ def refusals(where: str, path: Path) -> Iterator[Problem]:
 
 
 def _conversion(path: Path) -> str:
-    """Say how to make JSON lines of a file that has rows; nothing for other kinds."""
+    """Return a command that makes JSON lines of a file that has rows; nothing for other kinds."""
     parser = PARSERS.get(path.suffix.lower())
     if parser is None:
         return ""
@@ -136,7 +136,7 @@ def _is_chat(content: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Say what a JSON value is."""
+    """Return a word for the kind of a JSON value."""
     match value:
         case dict():
             return f"an object with {_listed(value)}" if value else "an empty object"

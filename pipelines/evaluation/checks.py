@@ -129,7 +129,7 @@ class _Fit(Result):
     """The finding that a model can answer every prompt of a task."""
 
     cut: int
-    """Number of prompts whose beginnings it does not read."""
+    """Number of prompts whose beginnings the model does not read."""
 
 
 def check_prompts(suite: Suite, opened: Opened, reader: Callable[[], "TokenLM"], reads: object) -> None:

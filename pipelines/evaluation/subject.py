@@ -13,7 +13,7 @@ from pipelines.environments import isolated, llama_build
 from pipelines.quantization.artifact import Artifact, GgufArtifact
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
-"""Name of what loads a model and computes its log-probabilities."""
+"""Name of the program that loads a model and computes its log-probabilities."""
 
 
 class Subject(Frozen):

@@ -148,7 +148,7 @@ class CpuKernels:
     """The needs of vLLM 0.32's CPU build for a scheme, by trial."""
 
     refusal: str = ""
-    """Reason why it cannot run the scheme at all, to follow "vLLM for CPUs"; empty if it can."""
+    """Reason why vLLM cannot run the scheme at all, to follow "vLLM for CPUs"; empty if it can."""
     needs_amx: bool = False
     block: int | None = None
     """Only side of blocks that vLLM has kernels for; None where it takes any."""

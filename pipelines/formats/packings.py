@@ -35,7 +35,7 @@ HOLDS: dict[Packing, tuple[SchemeName, ...]] = {
 TENSORRT_ONLY: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
 """Schemes that nothing but TensorRT-LLM reads from a modelopt checkpoint."""
 WORD = 8
-"""Codes of 4 bits in a word of 32: what is packed must be a multiple of it."""
+"""Number of codes of 4 bits in a word of 32: it must divide the size that is packed."""
 
 
 class Form(Frozen):

@@ -111,7 +111,7 @@ class Checked(Frozen):
     files: int
     bytes: int
     signature: str
-    """Sentence on its signature: whether there is one, and whether it is trusted."""
+    """Sentence on the artifact's signature: whether there is one, and whether it is trusted."""
 
 
 def check(folder: Path, trust: Trust | None = None) -> Checked:

@@ -24,7 +24,7 @@ Group = tuple[list[int], list[list[int]]]
 
 
 def threads() -> int:
-    """Return as many threads as there are cores for us, or as OpenMP is told."""
+    """Return the number of threads to use: that of the cores for us, or what OpenMP is told."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 

@@ -59,14 +59,15 @@ class Reader(Frozen):
     program: Program
     version: str | None = None
     dtype: ComputeDtype | None = None
-    """Type that it computes in by itself."""
+    """Type that the program computes in by itself."""
     median_error: float | None = None
+    """Median error of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
     largest_error: float | None = None
-    """Errors of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
+    """Largest error of its logits over the same tokens."""
     weights_error: float | None = None
-    """Median error where both compute in the type of the evaluation and round no inputs."""
+    """Median error of its logits where both compute in the type of the evaluation and round no inputs."""
     not_loaded: str = ""
-    """Reason why it was not loaded here; empty if it was."""
+    """Reason why the artifact was not loaded here; empty if it was."""
 
 
 @dataclass(frozen=True)
