@@ -69,7 +69,7 @@ def refusals(where: str, path: Path) -> Iterator[Problem]:
 
 
 def _conversion(path: Path) -> str:
-    """Return a command that makes JSON lines of a file that has rows; nothing for other kinds."""
+    """Return advice with a command that makes JSON lines of a file that has rows; empty for other kinds."""
     parser = PARSERS.get(path.suffix.lower())
     if parser is None:
         return ""
@@ -136,7 +136,7 @@ def _is_chat(content: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Return a word for the kind of a JSON value."""
+    """Return words for a JSON value, like `a list of 3, the first of which is text`."""
     match value:
         case dict():
             return f"an object with {_listed(value)}" if value else "an empty object"
