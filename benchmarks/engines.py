@@ -30,7 +30,7 @@ ENGINES = {
         ("GPTQModel", "engine", "awq-gptqmodel", []),
     ],
 }
-"""Method → who, the way of `quantize.py`, the recipe, and what makes it ask for the same: groups of 64."""
+"""Method → engines, each with the way of `quantize.py`, the recipe, and the settings that ask for groups of 64."""
 
 
 def main() -> None:

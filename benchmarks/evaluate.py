@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 TASKS = ("sciq", "arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", "lambada_openai")
 BATCHES = {"cpu": {"plain": 16, "other": 5}, "cuda": {"plain": 64, "other": 20}}
-"""Of plain lm-eval: what people use on a CPU, and what `--batch_size auto` takes at most on a GPU; and another, to see
-how much that alone changes."""
+"""Device → batch sizes of plain lm-eval: what people use on a CPU, and what `--batch_size auto` takes at most on a GPU;
+and another, to see how much that alone changes."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def print_ratios(options: argparse.Namespace) -> None:
-    """Artifacts against their source, and bfloat16 against float32, in seconds over all tasks."""
+    """Print the seconds over all tasks of artifacts and of bfloat16, relative to the source in float32."""
     from pipelines.checkpoint.load import load_model
     from pipelines.planning.stage import make_plan
     from pipelines.quantization.stage import quantize
@@ -75,7 +75,7 @@ def print_ratios(options: argparse.Namespace) -> None:
 
 
 def print_table(tasks: list[str], limit: int, model: str, device: str, dtype: str) -> None:
-    """Both ways, task by task, and their sum."""
+    """Print both ways, task by task, and their sum."""
     print("| task | documents | plain lm-eval, s | quantgate, s | ratio | peak memory | scores that differ | largest "
           "difference of margins | scores that differ in plain lm-eval with another batch size |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -95,12 +95,12 @@ def print_table(tasks: list[str], limit: int, model: str, device: str, dtype: st
 
 
 def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """Documents whose score is not the same."""
+    """Return the number of documents whose score is not the same."""
     return sum(a != b for a, b in zip(one["scores"], other["scores"], strict=True))
 
 
 def measure(way: str, task: str, limit: int, model: str, device: str, dtype: str) -> dict[str, Any]:
-    """`one` in a process of its own, with a cache of its own but for what is fetched."""
+    """Run `one` in a process of its own, with a cache of its own but for what is fetched, and return its result."""
     from pipelines.core.cache import cache_dir
 
     fetched = cache_dir() / "wheels"
@@ -127,7 +127,8 @@ def measure(way: str, task: str, limit: int, model: str, device: str, dtype: str
 
 
 def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) -> dict[str, Any]:
-    """Seconds, peak memory in bytes, and each document's score and margin."""
+    """Return seconds, peak memory in bytes, and each document's score and margin, by the way `ours`, `plain` or
+    `other`."""
     import lm_eval.evaluator
     import lm_eval.models.huggingface  # noqa: F401  # imports are not counted, in either way
     import torch
@@ -157,7 +158,7 @@ def one(way: str, name: str, limit: int, model: str, device: str, dtype: Any) ->
 
 
 def plain(model: str, task: "LmEvalTask", limit: int, device: str, batch: int) -> "list[Document]":
-    """What `lm_eval --model hf --batch_size 16` does, on the same first documents."""
+    """Return the scores of `lm_eval --model hf` with batches of `batch`, on the same first documents."""
     from lm_eval.evaluator import evaluate as run_lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -172,7 +173,7 @@ def plain(model: str, task: "LmEvalTask", limit: int, device: str, batch: int) -
 
 
 def in_dtype(model: str | None, dtype: str, scratch: Path) -> str:
-    """The model's folder, of a copy if its own dtype is another."""
+    """Return the folder of the model in `dtype`: its own, or that of a copy in `scratch` if its dtype is another."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def print_imatrix(plan: GgufPlan, tokens: CalibrationTokens, source: Path, folder: Path) -> None:
-    """Seconds for the matrix; leaves ours in `folder`."""
+    """Print the time for the importance matrix, and leave ours in `folder`."""
     ours = timed(write_imatrix, plan, tokens, folder / IMATRIX)
     chunk = tokens.tokens // tokens.samples
     (folder / "text.txt").write_text(held_out(None, 8 * tokens.tokens), encoding="utf-8")
@@ -61,7 +61,7 @@ def print_imatrix(plan: GgufPlan, tokens: CalibrationTokens, source: Path, folde
 
 
 def print_types(tokens: CalibrationTokens, source: Path, folder: Path) -> None:
-    """Seconds and bytes of each type."""
+    """Print the time to quantize to each type, and how many tensors have the same bytes."""
     print("| recipe | time, relative to llama-quantize | tensors with the same bytes |\n|---|---|---|")
     for name in TYPES:
         plan = make_plan(load_recipe(f"gguf-{name}"), load_model())
@@ -78,7 +78,7 @@ def print_types(tokens: CalibrationTokens, source: Path, folder: Path) -> None:
 
 
 def compare(first: Path, second: Path) -> tuple[int, int]:
-    """How many tensors are the same in type and bytes, and how many there are."""
+    """Return how many tensors are the same in type and bytes, and how many there are."""
     import gguf
 
     ours = {tensor.name: tensor for tensor in gguf.GGUFReader(first).tensors}
@@ -88,12 +88,12 @@ def compare(first: Path, second: Path) -> tuple[int, int]:
 
 
 def alike(first: Any, second: Any) -> bool:
-    """Whether two tensors have the same type and bytes."""
+    """Tell whether two tensors have the same type and bytes."""
     return bool(first.tensor_type == second.tensor_type and first.data.tobytes() == second.data.tobytes())
 
 
 def print_memory(scratch: Path) -> None:
-    """The converter's peak memory."""
+    """Print the converter's peak memory for a small and a large checkpoint."""
     print("\n| converted | weights | peak memory of the converter |\n|---|---|---|")
     large = scratch / "large"
     write_large(large)
@@ -106,7 +106,7 @@ def print_memory(scratch: Path) -> None:
 
 
 def peak_memory(command: list[str]) -> int:
-    """Bytes, of a process while it runs; not ru_maxrss, of which a process inherits its parent's."""
+    """Run `command`, and return its peak memory in bytes; not ru_maxrss, of which a process inherits its parent's."""
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         status = Path(f"/proc/{process.pid}/status")
@@ -119,7 +119,7 @@ def peak_memory(command: list[str]) -> int:
 
 
 def write_large(folder: Path) -> None:
-    """A Llama of random weights in shards, with the default model's tokenizer."""
+    """Write a Llama of random weights in shards into `folder`, with the default model's tokenizer."""
     import shutil
 
     import torch
@@ -140,7 +140,7 @@ def run(command: list[str]) -> None:
 
 
 def timed(work: Callable[..., object], *arguments: Any) -> float:
-    """Seconds."""
+    """Return the seconds that `work` takes."""
     start = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - start

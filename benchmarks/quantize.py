@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def print_recipes(recipes: tuple[str, ...], calibrate: list[str], runs: int, scratch: Path) -> None:
-    """The first table, as Markdown, a line as soon as it is known."""
+    """Print the first table, as Markdown, a line as soon as it is known."""
     from pipelines.checkpoint.load import load_model
 
     source = load_model().folder
@@ -87,7 +87,7 @@ def print_recipes(recipes: tuple[str, ...], calibrate: list[str], runs: int, scr
 
 
 def print_streams(source: Path, target: Path, runs: int) -> None:
-    """The second table, as Markdown."""
+    """Print the second table, as Markdown."""
     print("\n| data-free FP8 | seconds, relative to cp | peak memory | SQNR |\n|---|---|---|---|")
     rows: dict[str, list[Measured]] = {}
     for _ in range(runs):
@@ -104,7 +104,7 @@ def print_streams(source: Path, target: Path, runs: int) -> None:
 
 
 def print_wide(source: Path, calibrate: list[str], target: Path, runs: int) -> None:
-    """The third table, as Markdown, a line as soon as it is known."""
+    """Print the third table, as Markdown, a line as soon as it is known."""
     print("\n| wide layers | made by | seconds | against llmcompressor | peak memory | of the GPU |")
     print("|---|---|---|---|---|---|", flush=True)
     for recipe in RECIPES[1:]:
@@ -121,7 +121,7 @@ def print_wide(source: Path, calibrate: list[str], target: Path, runs: int) -> N
 
 
 def measure(way: str, recipe: str, source: Path, target: Path, settings: list[str]) -> Measured:
-    """Run one way in a process of its own, into an empty `target`."""
+    """Run one way in a process of its own, into an empty `target`, and return what it measured."""
     if target.is_dir():
         shutil.rmtree(target)
     command = [sys.executable, __file__, "--one", way, recipe, str(source), str(target), *settings]
@@ -133,7 +133,7 @@ def measure(way: str, recipe: str, source: Path, target: Path, settings: list[st
 
 
 def one(way: str, recipe: str, source: str, target: str, settings: list[str]) -> Measured:
-    """Do one thing in this process: seconds and peak memory, or the quality of an artifact."""
+    """Do one thing in this process, and return seconds and peak memory (bytes), or the quality of an artifact."""
     import warnings
 
     import torch
@@ -160,7 +160,7 @@ def one(way: str, recipe: str, source: str, target: str, settings: list[str]) ->
 
 
 def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
-    """Our engine; plan and tokens are made before."""
+    """Return the work of our engine; plan and tokens are made before."""
     from pipelines.calibration.stage import calibrate
     from pipelines.planning.plan import CheckpointPlan
     from pipelines.planning.stage import make_plan
@@ -185,7 +185,10 @@ def prepare_quantgate(recipe: str, source: Path, target: Path, settings: list[st
 
 
 def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], int]:
-    """Another project's engine, in an environment that is made before; its work tells its own peak memory in bytes."""
+    """Return the work of another project's engine, in an environment that is made before.
+
+    The work returns its own peak memory in bytes.
+    """
     from pipelines.calibration.stage import calibrate
     from pipelines.environments import isolated
     from pipelines.planning.plan import CheckpointPlan
@@ -209,7 +212,7 @@ def prepare_engine(recipe: str, source: Path, target: Path, settings: list[str])
 
 
 def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
-    """What one writes with llmcompressor: load, oneshot, save."""
+    """Return the work as one writes it with llmcompressor: load, oneshot, save."""
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
@@ -263,7 +266,7 @@ def prepare_oneshot(recipe: str, source: Path, target: Path, settings: list[str]
 
 
 def prepare_model_free(recipe: str, source: Path, target: Path, settings: list[str]) -> Callable[[], Any]:
-    """llmcompressor's own streaming path."""
+    """Return the work of llmcompressor's own streaming path."""
     assert recipe == "fp8" and settings == SAME["fp8"]
     from llmcompressor import model_free_ptq
 
@@ -272,7 +275,7 @@ def prepare_model_free(recipe: str, source: Path, target: Path, settings: list[s
 
 
 def prepare_copy(_: str, source: Path, target: Path, __: list[str]) -> Callable[[], Any]:
-    """`cp` and sync."""
+    """Return the work of `cp` and `sync`."""
 
     def work() -> None:
         subprocess.run(["cp", "-r", str(source), str(target)], check=True)
@@ -282,14 +285,14 @@ def prepare_copy(_: str, source: Path, target: Path, __: list[str]) -> Callable[
 
 
 def write_reference(source: Path, target: Path, settings: list[str]) -> None:
-    """Keep the source's log-probabilities on held-out text."""
+    """Write the source's log-probabilities on held-out text into `target`."""
     from safetensors.torch import save_file
 
     save_file({"logprobs": log_probabilities(source, held_out(settings))}, target)
 
 
 def quality(artifact: Path, reference: Path, settings: list[str]) -> Measured:
-    """Perplexity ratio and mean KL divergence (nats per token) of an artifact to the source."""
+    """Return perplexity ratio and mean KL divergence (nats per token) of an artifact to the source."""
     from safetensors.torch import load_file
 
     tokens = held_out(settings)
@@ -301,7 +304,7 @@ def quality(artifact: Path, reference: Path, settings: list[str]) -> Measured:
 
 
 def held_out(settings: list[str]) -> Any:
-    """Token ids (samples, tokens) that no calibration of this benchmark uses the like of: another seed."""
+    """Return token ids (samples, tokens), int64, of texts drawn with another seed than those for calibration."""
     import torch
 
     from pipelines.calibration.stage import calibrate
@@ -313,7 +316,7 @@ def held_out(settings: list[str]) -> Any:
 
 
 def log_probabilities(folder: Path, tokens: Any) -> Any:
-    """(samples, tokens, vocabulary) in float32."""
+    """Return the log-probabilities (samples, tokens, vocabulary) of the model in `folder`, float32."""
     import torch
 
     from pipelines.runtimes.loading import load_for_inference
@@ -324,7 +327,7 @@ def log_probabilities(folder: Path, tokens: Any) -> Any:
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> None:
-    """A Llama-shaped checkpoint of random bf16 weights in shards of 352 MB."""
+    """Write a Llama-shaped checkpoint of random bf16 weights, about `gigabytes` in shards of 352 MB."""
     import torch
     from safetensors.torch import save_file
 
@@ -345,7 +348,7 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
 
 
 def make_wide(folder: Path, layers: int) -> None:
-    """A whole model with the default model's tokenizer and Llama 3 8B's widths."""
+    """Write a whole model into `folder`, with the default model's tokenizer and Llama 3 8B's widths."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -364,7 +367,7 @@ def make_wide(folder: Path, layers: int) -> None:
 
 
 def sqnr(source: Path, target: Path) -> float:
-    """Signal to noise ratio over all quantized weights, in decibels."""
+    """Return the signal to noise ratio over all quantized weights, in decibels."""
     import math
 
     from safetensors import safe_open

@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def cli_page() -> str:
-    """docs/cli.md."""
+    """Return the text of docs/cli.md."""
     commands = list(_commands(cli.main, "quantgate"))
     lines = [CLI_HEAD, "| command | does |", "|---|---|"]
     lines += [f"| [`{name}`](#{name.replace(' ', '-')}) | {_summary(command)} |" for name, command in commands]
@@ -187,7 +187,7 @@ def cli_page() -> str:
 
 
 def _commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
-    """Each command below `group`, with its whole name."""
+    """Yield each command below `group`, with its whole name."""
     for part, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from _commands(command, f"{name} {part}")
@@ -196,12 +196,12 @@ def _commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Comman
 
 
 def _summary(command: click.Command) -> str:
-    """The first sentence of its help, which ends where a line does or before a capital."""
+    """Return the first sentence of the help of `command`, which ends where a line does or before a capital."""
     return _prose(re.split(r"\n\n|(?<=[.;]) (?=[A-Z])", inspect.cleandoc(command.help or ""))[0])
 
 
 def _command(name: str, command: click.Command) -> list[str]:
-    """The section of a command: usage, help, and a table of what it takes."""
+    """Return the lines of the section on a command: usage, help, and a table of what it takes."""
     context = click.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     lines = [f"## {name}", "", "```", usage, "```", "", full_help(command), ""]
@@ -226,13 +226,13 @@ def _option(context: click.Context, option: click.Option) -> str:
 
 
 def _given(parameter: click.Parameter) -> str:
-    """The default, where it is a value that one could write."""
+    """Return the default of `parameter`, where it is a value that one could write; else nothing."""
     default = parameter.default
     return f"`{default}`" if isinstance(default, str | float) and not isinstance(default, bool) else ""
 
 
 def _tagless(text: str) -> str:
-    """Markdown takes `<model>` for HTML and shows nothing of it."""
+    """Return `text` with each `<` escaped: Markdown takes `<model>` for HTML and shows nothing of it."""
     return text.replace("<", "\\<")
 
 
@@ -241,7 +241,7 @@ def _cell(text: str) -> str:
 
 
 def recipes_page() -> str:
-    """docs/recipes.md."""
+    """Return the text of docs/recipes.md."""
     grouped = by_family(load_recipe(name) for name in library.names("recipe"))
     lines = [HEAD]
     for family, recipes in grouped.items():
@@ -312,7 +312,7 @@ def _scheme(packing: Packing, name: SchemeName, group_size: int | None, label: s
 
 
 def _words(numbers: Numbers, chosen: int | None, line: str) -> str:
-    """A number format in words: `INT4, one scale per row and group of 128 columns`.
+    """Return a number format in words: `INT4, one scale per row and group of 128 columns`.
 
     `line` is what a vector of input columns is called: a row of the weight, or a token.
     """
@@ -335,7 +335,7 @@ SOURCE_DTYPE = "BF16"
 
 
 def _stored_scales(packing: Packing, name: SchemeName, group_size: int | None) -> str:
-    """In what type the scales of weights are stored, by the tensors that the packing makes of a weight."""
+    """Return a phrase on the type of weights' scales, by the tensors that the packing makes of a weight."""
     numbers = SCHEMES[name].weights
     tensors = layout(packing, name, (256, 256), SOURCE_DTYPE, group_size or numbers.group_size)
     local = next(tensors[key][0] for key in ("weight_scale", "scales", "weight.absmax") if key in tensors)
@@ -344,13 +344,13 @@ def _stored_scales(packing: Packing, name: SchemeName, group_size: int | None) -
 
 
 def _blocks(tensor: TensorType) -> str:
-    """`Q4_K tensors: blocks of 256 weights in 144 bytes, 4.50 bits per weight`."""
+    """Return a phrase on a type: `Q4_K tensors (blocks of 256 weights in 144 bytes: 4.50 bits per weight)`."""
     weights, size = BLOCKS[tensor]
     return f"{tensor} tensors (blocks of {weights} weights in {size} bytes: {size * 8 / weights:.2f} bits per weight)"
 
 
 def _no_room(tensor: TensorType) -> str:
-    """What llama.cpp does where blocks do not fit."""
+    """Return a phrase on what llama.cpp does where blocks of `tensor` do not fit."""
     weights, _ = BLOCKS[tensor]
     instead = FALLBACKS.get(tensor, "F16")
     return f"where {weights} does not divide a tensor's rows, llama.cpp takes {instead} in place of {tensor}"
@@ -371,7 +371,7 @@ def _hardware(recipe: Recipe) -> list[str]:
 
 
 def _keys() -> Iterator[str]:
-    """A table row for each key a recipe may have."""
+    """Yield a table row for each key that a recipe may have."""
     yield from _rows(Recipe, "", ("version", "name", "summary"))
     shared = [name for name in Rtn.model_fields if all(name in method.model_fields for method in METHODS)]
     methods = ", ".join(f"`{_name(method)}`" for method in (*METHODS, Gguf))
@@ -405,7 +405,7 @@ RECIPE = f"{recipe_package.__name__}."
 
 
 def _docs(model: type[BaseModel]) -> dict[str, str]:
-    """Field → the docstring below it, those of the base classes too."""
+    """Return the docstring below each field of `model` and of its base classes, by the field's name."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if not issubclass(base, BaseModel) or not base.__module__.startswith(RECIPE):
@@ -419,7 +419,7 @@ def _docs(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _type(annotation: Any, metadata: list[Any]) -> str:
-    """A field's type for people, with its limits."""
+    """Return a field's type for people, with its limits."""
     plain = {int: "integer", float: "number", str: "text", bool: "`true` or `false`"}
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
@@ -456,7 +456,7 @@ def _name(method: type[BaseModel]) -> str:
 
 
 def _prose(docstring: str | None) -> str:
-    """A docstring on one line, for a table."""
+    """Return a docstring on one line, for a table."""
     return re.sub(r"\s+", " ", docstring or "").strip().replace("|", "\\|")
 
 

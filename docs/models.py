@@ -1,4 +1,4 @@
-"""What becomes of every causal language model that transformers knows: `make models` builds a tiny one of each class,
+"""The fate of every causal language model that transformers knows: `make models` builds a tiny one of each class,
 takes it through three recipes, and writes docs/models.md (half an hour); `make models TYPES="llama gpt2"` does so for
 these model types alone and leaves the other rows as they are.
 
@@ -103,16 +103,16 @@ EXTRA: dict[str, dict[str, Any]] = {
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 RECIPES = ("fp8", "int4-gptq", "gguf-q8_0")
 NEAR = {"fp8": 0.5, "int4-gptq": 0.8}
-"""How far the logits of an artifact may be from the source's, relative to their size."""
+"""Recipe → largest distance of an artifact's logits from the source's, relative to their size."""
 
 
 class Outcome(NamedTuple):
-    """What became of a model type."""
+    """The result of each recipe with a model type."""
 
     kind: str
     architecture: str
     results: tuple[str, ...]
-    """For each of `RECIPES`: `yes`, or why not."""
+    """Result for each of `RECIPES`: `yes`, or the reason why not."""
 
 
 def tiny_settings(default: Any) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def render(outcomes: Sequence[Outcome]) -> str:
 
 
 def _counted(outcomes: Sequence[Outcome], number: int) -> str:
-    """How many model types a recipe works for, and how many end otherwise."""
+    """Return a phrase on how many model types a recipe works for, and how many end otherwise."""
     kinds = Counter(short(one.results[number]) for one in outcomes)
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
@@ -313,14 +313,14 @@ def short(result: str) -> str:
 
 
 def read_outcomes() -> list[Outcome]:
-    """Return what docs/models.md says."""
+    """Return the outcomes in the table of docs/models.md."""
     rows = [line.strip("|").split(" | ") for line in (HERE / "models.md").read_text("utf-8").splitlines()]
     cells = [[cell.strip() for cell in row] for row in rows if len(row) == 2 + len(RECIPES)]
     return [Outcome(kind, architecture, tuple(results)) for kind, architecture, *results in cells[1:]]
 
 
 def read_table() -> dict[str, tuple[str, ...]]:
-    """Return what docs/models.md says: model type → the results of `RECIPES`."""
+    """Return the table of docs/models.md as a mapping: model type → the results of `RECIPES`."""
     return {one.kind: one.results for one in read_outcomes()}
 
 

@@ -37,7 +37,7 @@ def main(places: Sequence[str]) -> None:
 
 
 def found(place: Path) -> list[Path]:
-    """The runs in `place`, or `place` itself where it is one, or is none at all."""
+    """Return the runs in `place`, or `place` itself where it is one, or is none at all."""
     names = (RECORD, "run.json")
     if not place.is_dir() or any((place / name).is_file() for name in names):
         return [place]
@@ -45,13 +45,13 @@ def found(place: Path) -> list[Path]:
 
 
 def replaced(page: str, block: str) -> str:
-    """`page` with `block` between its marks."""
+    """Return `page` with `block` between its marks."""
     before, after = re.split(f"{BEGIN}.*?{END}", page, flags=re.DOTALL)
     return f"{before}{BEGIN}\n\n{block}\n{END}{after}"
 
 
 def distinct(runs: Iterable[Manifest]) -> list[Manifest]:
-    """Each of `runs` once, though its artifact and its `run.json` were both given."""
+    """Return each of `runs` once, though its artifact and its `run.json` were both given."""
     kept: list[Manifest] = []
     for run in runs:
         if run not in kept:
@@ -60,7 +60,7 @@ def distinct(runs: Iterable[Manifest]) -> list[Manifest]:
 
 
 def tables(runs: Sequence[Manifest]) -> str:
-    """A table for each baseline: retentions of different baselines say nothing about each other."""
+    """Return a table for each baseline: retentions of different baselines say nothing about each other."""
     return "\n".join(line for ranking in compare(runs) for line in _table(ranking))
 
 

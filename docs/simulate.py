@@ -27,9 +27,9 @@ from pipelines.reporting import charts
 HERE = Path(__file__).parent
 TARGET = 0.99
 TOGETHER = 0.7
-"""How likely a document does as its cluster does, rather than as it pleases."""
+"""Probability that a document goes as its cluster does, rather than its own way."""
 BATCH = 4_000_000
-"""Documents held in memory at a time."""
+"""Number of documents held in memory at a time."""
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -45,22 +45,23 @@ class Task(NamedTuple):
     """Share of answers that change, unless the loss takes more."""
     chance: float = 0.0
     cluster: int = 1
-    """Documents that share a passage: so many in a row."""
+    """Number of documents in a row that share a passage."""
     retention: float = TARGET
 
 
 class Outcome(NamedTuple):
-    """What the gate says in one simulated run: certified, FAIL or INCONCLUSIVE."""
+    """The verdicts of the gate in one simulated run: certified, FAIL or INCONCLUSIVE."""
 
     fixed: str
-    """Of all documents."""
+    """Verdict once over all documents."""
     sequential: str
+    """Verdict at the first look that shows one, else at the last."""
     share: float
-    """Of the documents, that were used until the sequential verdict."""
+    """Share of the documents that were used until the sequential verdict."""
 
 
 def shares(task: Task) -> tuple[float, float, float, float]:
-    """Probabilities that a document is right in both, lost, gained, or wrong in both."""
+    """Return the probabilities that a document is right in both, lost, gained, or wrong in both."""
     fall = (1 - task.retention) * (task.baseline - task.chance)
     changed = max(task.discordance, abs(fall))
     lost, gained = (changed + fall) / 2, (changed - fall) / 2
@@ -68,7 +69,7 @@ def shares(task: Task) -> tuple[float, float, float, float]:
 
 
 def answers(task: Task, random: np.random.Generator, times: int) -> tuple[Bools, Bools]:
-    """Which answers are right, of baseline and candidate: runs by documents."""
+    """Return which answers of baseline and candidate are right: each bool (runs, documents)."""
     drawn = random.random((times, task.documents), dtype=np.float32)
     if task.cluster > 1:
         passages = random.random((times, math.ceil(task.documents / task.cluster)), dtype=np.float32)
@@ -79,7 +80,7 @@ def answers(task: Task, random: np.random.Generator, times: int) -> tuple[Bools,
 
 
 def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterator[list[PairedMoments]]:
-    """For each look, what the gate's `_moments` gives for the documents seen by then, of each run."""
+    """Yield, for each look, what the gate's `_moments` gives for the documents seen by then, of each run."""
     passage = np.arange(task.documents) // task.cluster
     size = np.zeros(passage[-1] + 1)
     right = np.zeros((2, len(baseline), len(size)))
@@ -94,7 +95,8 @@ def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterato
 
 
 def _reduced(size: Floats, right: Floats, chance: float) -> list[PairedMoments]:
-    """Of clusters' sizes and right answers (sides by runs by clusters): means above chance, and their variances."""
+    """Return each run's means above chance and their variances, from clusters' sizes (clusters) and their numbers of
+    right answers (sides, runs, clusters)."""
     count, clusters = size.sum(), int((size > 0).sum())
     b, c = (side.sum(axis=1) / count for side in right)
     rest_b, rest_c = (side - np.outer(mean, size) for side, mean in zip(right, (b, c), strict=True))
@@ -116,7 +118,7 @@ def _reduced(size: Floats, right: Floats, chance: float) -> list[PairedMoments]:
 
 
 def said(seen: Mapping[str, PairedMoments], suite: Suite, confidence: float) -> str:
-    """The gate's word on these moments."""
+    """Return the gate's verdict on these moments: `certified` for a PASS that is shown."""
     policy = suite.policy.model_copy(update={"confidence": confidence})
     below = tasks_below_floor(seen, policy)
     tasks = tuple(TaskVerdict.model_construct(task=name, below_floor=name in below) for name in seen)
@@ -126,7 +128,7 @@ def said(seen: Mapping[str, PairedMoments], suite: Suite, confidence: float) -> 
 
 
 def outcome(looks: Sequence[Mapping[str, PairedMoments]], suite: Suite) -> Outcome:
-    """What is said of one run, whose moments at each look are given."""
+    """Return the outcome of one run, whose moments at each look are given."""
     confidence = suite.policy.confidence
     for look, seen in enumerate(looks):
         verdict = said(seen, suite, look_confidence(look, confidence))
@@ -137,7 +139,7 @@ def outcome(looks: Sequence[Mapping[str, PairedMoments]], suite: Suite) -> Outco
 
 
 def drawn(tasks: Mapping[str, Task], times: int, seed: int = 1) -> Iterator[list[dict[str, PairedMoments]]]:
-    """So many runs: what is known of each task at each look."""
+    """Yield `times` simulated runs, each as the moments of every task at each look."""
     random = np.random.default_rng(seed)
     batch = max(1, BATCH // sum(task.documents for task in tasks.values()))
     for start in range(0, times, batch):
@@ -148,13 +150,13 @@ def drawn(tasks: Mapping[str, Task], times: int, seed: int = 1) -> Iterator[list
 
 
 def simulate(tasks: Mapping[str, Task], suite: Suite, times: int, seed: int = 1) -> list[Outcome]:
-    """So many runs; the policy decides only what is shown."""
+    """Return the outcomes of `times` runs, by a policy that decides only what is shown."""
     shown = suite.model_copy(update={"policy": suite.policy.model_copy(update={"decide": "certified"})})
     return [outcome(looks, shown) for looks in drawn(tasks, times, seed)]
 
 
 def plain_suite(names: Iterable[str], policy: Policy | None = None) -> Suite:
-    """A suite of equal weights."""
+    """Return a suite of tasks with equal weights."""
     tasks = tuple(SuiteTask(task=name) for name in names)
     return Suite(version=1, name="simulated", summary="", tasks=tasks, policy=policy or Policy())
 
@@ -166,18 +168,18 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "20,000": {"task": 20_000},
     "`core`": {wanted.task: load_task(wanted.task).documents or 0 for wanted in CORE.tasks},
 }
-"""One task of so many documents, and the seven of `core` with theirs."""
+"""Name of a size → number of documents of each task: a single task, or the seven of `core`."""
 ACCURACIES, DISCORDANCES, CLUSTERS, CHANCES = (0.4, 0.7), (0.02, 0.1), (1, 5), (0.0, 0.25)
 RETENTIONS = (0, 0.5, 0.8, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 1.0, 1.01, 1.02)
 POWERFUL = RETENTIONS[3:]
-"""Where the probability of a verdict is worth a row."""
+"""True retentions for which the probability of a verdict is worth a row."""
 
 Cell = tuple[str, int, float, float, float]
-"""Size, documents in a cluster, accuracy, chance, discordance."""
+"""Setting of a simulation: size, documents in a cluster, accuracy, chance and discordance."""
 
 
 def runs(cell: Cell, retention: float, times: int) -> list[Outcome]:
-    """Simulations of a cell of the grid."""
+    """Return the outcomes of `times` runs in a cell of the grid, at a true `retention`."""
     size, cluster, accuracy, chance, discordance = cell
     tasks = {
         name: Task(count, accuracy, discordance, chance, cluster, retention) for name, count in SIZES[size].items()
@@ -190,7 +192,7 @@ def rate(verdicts: Iterable[str], which: str) -> float:
 
 
 def rates(found: Sequence[Outcome]) -> tuple[float, float, float, float]:
-    """Certified by the fixed test and sequentially, FAIL by the fixed test and sequentially."""
+    """Return the shares of runs certified by the fixed test and sequentially, and of FAIL by both."""
     fixed, sequential = [run.fixed for run in found], [run.sequential for run in found]
     return (
         rate(fixed, "certified"),
@@ -204,7 +206,7 @@ RATES = ("certified, all at once", "certified, with looks", "FAIL, all at once",
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
+    """Return a table as Markdown."""
     ruled = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
@@ -214,12 +216,12 @@ def percents(values: Iterable[float], digits: int = 1) -> list[str]:
 
 
 def errors(times: int) -> tuple[dict[str, str], str]:
-    """Tables and figure of the error rates at a true retention of exactly the target."""
+    """Return tables and a figure of the error rates at a true retention of exactly the target."""
     grid = list(itertools.product(SIZES, CLUSTERS, ACCURACIES, CHANCES, DISCORDANCES))
     found = {cell: rates(runs(cell, TARGET, times)) for cell in grid}
 
     def largest(size: str, *clusters: int) -> list[float]:
-        """Of each rate, over the settings."""
+        """Return the largest of each rate over the settings of a size and cluster sizes."""
         chosen = [rate for cell, rate in found.items() if cell[0] == size and cell[1] in clusters]
         return [max(column) for column in zip(*chosen, strict=True)]
 
@@ -250,7 +252,7 @@ def errors(times: int) -> tuple[dict[str, str], str]:
 
 
 def power_and_stopping(times: int) -> tuple[dict[str, str], str, str]:
-    """Tables and figures of what is said, and after how many documents, against the true retention."""
+    """Return tables and figures of verdicts, and of the documents that they take, against the true retention."""
     cells: list[Cell] = [
         (size, 1, 0.7, 0.25, discordance) for size in ("2,000", "20,000", "`core`") for discordance in DISCORDANCES
     ]

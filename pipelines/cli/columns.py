@@ -28,9 +28,9 @@ class Column:
 
     name: str
     text: bool = False
-    """Whether its cells may wrap; figures never do."""
+    """Whether the cells of the column may wrap; figures never do."""
     left: bool = False
-    """Whether its cells begin at the left, as those of text do."""
+    """Whether the cells of the column begin at the left, as those of text do."""
     spare: int = 0
     """Place in the order in which columns are left out for want of room; 0 for one that never is."""
 

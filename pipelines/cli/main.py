@@ -24,7 +24,7 @@ COMMANDS = (
     list_, show, validate, plan, run, release, quantize, evaluate, gate, compare, report, repair, publish, pull, verify,
     env,
 )  # fmt: skip
-"""The subcommands, in the order of docs/cli.md."""
+"""Names of the subcommands, in the order of docs/cli.md."""
 HELP = "Quantize a checkpoint, prove that it is still good, and publish it only then."
 EXIT_HELP = "\n".join(["\b", "Exit codes:", *(f"  {code} {meaning}" for code, meaning in EXITS.items()), SEVERAL])
 

@@ -1,4 +1,4 @@
-"""How commands speak to whoever started them: JSON on standard output, one message for each error on standard error."""
+"""The output of commands: JSON on standard output, and one message for each error on standard error."""
 
 import contextlib
 import json

@@ -1,1 +1,1 @@
-"""What every room needs and no room owns: errors, cache, progress, processes, devices. Nothing here quantizes."""
+"""The things that all packages need: errors, cache, progress, processes, devices. Nothing here quantizes."""

@@ -29,7 +29,7 @@ from pipelines.core.strict_yaml import Frozen
 
 
 class Result(Frozen):
-    """What a stage left behind, and what it cost when it really ran."""
+    """A stage's result, and what it cost when it really ran."""
 
     stage: str
     key: str
@@ -38,18 +38,18 @@ class Result(Frozen):
     folder: Path
     seconds: float
     peak_memory: int
-    """Bytes: the process's largest resident set while the stage ran (on a GPU, see `peak_gpu_memory`)."""
+    """Largest resident set of the process while the stage ran, in bytes (of a GPU's memory, see `peak_gpu_memory`)."""
     peak_gpu_memory: int = 0
     versions: dict[str, str]
     reused: bool = False
-    """Whether this was found finished rather than done now."""
+    """Whether the result was found finished rather than made now."""
 
 
 R = TypeVar("R", bound=Result)
 T = TypeVar("T")
 
 _only_looks: contextvars.ContextVar[bool] = contextvars.ContextVar("only_looks", default=False)
-"""Whether `keep` makes nothing."""
+"""Whether `keep` only looks for finished results and makes none (see `found`)."""
 
 
 class _Unfinished(Exception):
@@ -70,14 +70,14 @@ def found(work: Callable[[], T]) -> T | None:
 
 
 def cache_dir() -> Path:
-    """`$QUANTGATE_CACHE`, or `quantgate` in the user's cache folder."""
+    """Return the folder of the cache: `$QUANTGATE_CACHE`, or `quantgate` in the user's cache folder."""
     if chosen := os.environ.get("QUANTGATE_CACHE"):
         return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantgate"
 
 
 def digest(value: Any) -> str:
-    """SHA-256 over the canonical JSON of `value`, as 32 hexadecimal digits."""
+    """Return the SHA-256 over the canonical JSON of `value`, as its first 32 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -133,7 +133,7 @@ def keep(
 
 
 def _finished(folder: Path, result: type[R]) -> R | None:
-    """The result in `folder`, unless there is none or it was written by another version of `result`."""
+    """Return the result in `folder`; None if there is none, or none that `result` as it is now can read."""
     try:
         saved = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return result.model_validate({**saved, "folder": folder, "reused": True})
@@ -185,12 +185,12 @@ def _peak_resident() -> int:
 VERSIONED = (
     "quantgate", "torch", "transformers", "tokenizers", "llmcompressor", "compressed-tensors", "lm_eval", "datasets"
 )  # fmt: skip
-"""The packages whose version can change a stage's result."""
+"""Names of the packages whose version can change a stage's result."""
 
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """The installed versions of `VERSIONED`."""
+    """Return the installed version of each package of `VERSIONED`, or `not installed`."""
     versions = {}
     for name in VERSIONED:
         try:
@@ -204,12 +204,12 @@ HASH_CHUNK = 8 << 20
 
 
 def now() -> str:
-    """In UTC, to the second (ISO 8601)."""
+    """Return the current time in UTC, to the second (ISO 8601)."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and modification time so that a large file is read once."""
+    """Return a file's SHA-256 in hexadecimal, remembered by path, size and modification time: it is read once."""
     stat = path.stat()
     key = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     memo = cache_dir() / "digests" / key
@@ -234,6 +234,6 @@ def _sha256(path: Path, size: int) -> str:
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by its relative path."""
+    """Return the SHA-256 (hexadecimal) of every file below `folder`, by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}

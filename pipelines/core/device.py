@@ -1,4 +1,4 @@
-"""Where models run, and in which floating-point type they compute there.
+"""The devices that models run on, and the floating-point types that they compute in there.
 
 What is stored never depends on it. A CPU computes in float32 unless told otherwise: processors without bfloat16 units
 multiply bfloat16 several times slower than float32, and bfloat16's own rounding moves near ties of a model and its
@@ -18,12 +18,12 @@ from pipelines.core.text import size
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""What a user may ask for."""
+"""Name of the floating-point type that a user asks models to compute in; `auto` leaves the choice to us."""
 DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
-"""Of NVIDIA's cards and boards, of Windows' Linux, and of AMD's cards."""
+"""Device files of GPU drivers: NVIDIA's for cards and for boards, that of Linux in Windows, and AMD's."""
 NO_ROOM = "give --device cpu, or a GPU with more memory"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for: the free memory kept at the end of the heap; the size from which a block is not part of it."""
+"""Numbers by which glibc knows the free memory to keep at the heap's end, and the size of blocks outside the heap."""
 
 
 def choose_device(wanted: str | None) -> str:

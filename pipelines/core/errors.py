@@ -31,7 +31,7 @@ class QuantgateError(Exception):
 
 
 class BadInput(QuantgateError):
-    """What was asked for cannot be done as asked; carries every problem found, not the first. Exit code 2."""
+    """The error that what was asked for cannot be done as asked; it carries every problem found. Exit code 2."""
 
     exit_code = BAD_INPUT
 
@@ -46,7 +46,7 @@ def brief(error: Exception) -> str:
 
 
 def bad_input(where: object, what: str, remedy: str = "") -> BadInput:
-    """A `BadInput` with a single problem."""
+    """Return a `BadInput` with a single problem."""
     return BadInput([Problem(str(where), what, remedy)])
 
 
@@ -64,7 +64,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Ask for the nearest of the `known` names; empty where none is near."""
+    """Return a question after the nearest of the `known` names; empty where none is near."""
     near = nearest(name, known, cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
 

@@ -19,13 +19,13 @@ from pipelines.core.errors import QuantgateError
 
 LOG_LINES = 8
 See = Callable[[int, int, str], None]
-"""Is told of progress: how much is done, of how much, and what is being done."""
+"""Function that is told of progress: how much is done, of how much, and what is being done."""
 SILENCE = 4 * 3600.0
 """Seconds after which a program that says nothing is taken for dead: longer than an engine needs for one step."""
 
 
 def clean_variables() -> dict[str, str]:
-    """Our environment variables without those that would make another Python import our packages."""
+    """Return our environment variables without those that would make another Python import our packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
@@ -81,14 +81,14 @@ class WorkerProcess:
         silence: float = SILENCE,
         folder: Path | None = None,
     ) -> None:
-        """`name` is what errors call it, `variables` its environment; what it prints is kept in the file `log`.
+        """Start `command` in `folder`, or where we run, with the environment `variables`.
 
-        What it says of its progress is shown to `see`. After `silence` seconds without a word it is ended. It runs in
-        `folder`, or where we do.
+        Errors call it `name`. What it prints is kept in the file `log`, and what it says of its progress is shown to
+        `see`. After `silence` seconds without a word it is ended.
         """
         self._name, self._see, self._silence, self._silent = name, see, silence, False
         self.peak_memory = 0
-        """Bytes: the largest resident set of the program until its last answer, if it tells."""
+        """Largest resident set of the program until its last answer, in bytes; 0 if it does not tell."""
         self._log: IO[bytes] = log.open("w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115  # `stop` closes it
         try:
             self._process = subprocess.Popen(
@@ -115,7 +115,7 @@ class WorkerProcess:
         self.stop()
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """The program's answer.
+        """Send the request `command` with its `arguments`, and return the program's answer.
 
         Raises:
             QuantgateError: it failed, or said nothing for too long, and is over.
@@ -140,7 +140,7 @@ class WorkerProcess:
         return reply["result"]
 
     def _listen(self) -> str:
-        """The next line it says; empty when it ended, or was ended because it said none."""
+        """Return the program's next line; empty when it ended, or was ended because none came in time."""
         assert self._process.stdout
         timer = threading.Timer(self._silence, self._end)
         timer.daemon = True

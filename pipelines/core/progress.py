@@ -1,4 +1,4 @@
-"""What work in progress tells of itself: how much there is, how much is done, what is known so far.
+"""The progress of running work, told to whoever shows it: the amount in all, the amount done, and notes.
 
 Stages tell it here, and know nothing of who listens: the display of a run (`pipelines.flow.display`), or, where there
 is none, a progress bar of their own on a terminal.
@@ -14,28 +14,28 @@ T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """Who shows progress."""
+    """Something that shows the progress it is told of."""
 
     def begin(self, what: str, total: float | None, unit: str) -> None:
-        """Work on `what` begins: `total` units, or None where nobody knows."""
+        """Begin to show work on `what`: `total` units, or None where nobody knows."""
 
     def advance(self, amount: float) -> None:
-        """So many units more are done."""
+        """Count `amount` units more as done."""
 
     def skip(self, amount: float) -> None:
-        """So many units turn out to have been done before, which says nothing of the pace."""
+        """Count `amount` units as done before, which says nothing of the pace."""
 
     def resize(self, total: float) -> None:
-        """There are so many units in all, as turns out now."""
+        """Take `total` for the number of all units from now on."""
 
     def end(self) -> None:
-        """The work is over, finished or not."""
+        """End the display of the work, which is over, finished or not."""
 
     def note(self, text: str) -> None:
-        """Something to show beside the running work."""
+        """Show `text` beside the running work, in place of the note before."""
 
     def say(self, text: str) -> None:
-        """A line to keep."""
+        """Show the line `text`, which stays."""
 
 
 class Bar:
@@ -58,7 +58,7 @@ class Bar:
         if self._listener:
             self._listener.skip(amount)
 
-    def reach(self, done: float, total: float) -> None:
+    def update_to(self, done: float, total: float) -> None:
         """Tell that `done` of `total` units are done."""
         if self._listener and total != self.total:
             self._listener.resize(total)
@@ -94,16 +94,17 @@ class _Part:
 
 
 class _Entry:
-    """One of the listeners, told apart from an equal one."""
+    """A place in the stack of listeners, so that one listener can be there twice."""
 
     def __init__(self, listener: Listener | None) -> None:
         self.listener = listener
 
 
 _listeners: list[_Entry] = []
-"""The innermost last: a display, parts of a bar, and None for a bar that is running (what is nested is not told)."""
+"""Stack of listeners, the innermost last: displays, parts of bars, and None for a running bar (what is nested is not
+told)."""
 _bars: list[Bar] = []
-"""The running bars, the innermost last."""
+"""Stack of the running bars, the innermost last."""
 
 
 @contextlib.contextmanager
@@ -143,7 +144,7 @@ def muted() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def bar(total: float | None, what: str, unit: str = "step") -> Iterator[Bar]:
-    """Show that `what` is done, `total` units of it; call `update` of what this yields as they are done."""
+    """Show that `what` is being done, `total` units of it, and yield the bar whose `update` counts them."""
     listener = _listeners[-1].listener if _listeners else _Terminal()
     running = Bar(listener, total)
     if listener:
@@ -191,7 +192,7 @@ def status(text: str) -> Iterator[None]:
 
 
 def track(items: Iterable[T], what: str, unit: str = "step", total: int | None = None) -> Iterator[T]:
-    """Yield `items`, and show how many were."""
+    """Yield `items`, and show how many of them are done."""
     count = len(items) if total is None and isinstance(items, Sized) else total
     with bar(count, what, unit) as running:
         for item in items:
@@ -206,7 +207,7 @@ def note(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Show a line that stays."""
+    """Show the line `text`, which stays."""
     if display := _display():
         display.say(text)
     else:

@@ -10,16 +10,16 @@ import re
 SECRET = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SIGNING_KEY)(_\w+)?$|AUTH$"
 )
-"""Environment variables that hold one, by name."""
+"""Pattern of the names of environment variables that hold a secret."""
 IN_TEXT = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}|\b(hf_\w{16,})|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
-"""Forms of one that are known by their looks: a header's, the hub's, a password in an address."""
+"""Pattern of secrets that are known by their looks: a header's, the hub's, a password in an address."""
 SHORTEST = 6
-"""Characters: a shorter value is in half of all texts by chance."""
+"""Fewest characters of a value that is hidden: a shorter one is in half of all texts by chance."""
 HIDDEN = "(hidden)"
 
 
 def redact(text: str) -> str:
-    """`text` without the values of secret environment variables, and without what looks like a secret."""
+    """Return `text` without the values of secret environment variables, and without what looks like a secret."""
     values = [value for name, value in os.environ.items() if SECRET.search(name.upper()) and len(value) >= SHORTEST]
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, HIDDEN)

@@ -20,11 +20,12 @@ from pydantic_core import ErrorDetails
 from pipelines.core.errors import BadInput, Problem, bad_input, did_you_mean, nearest, refuse
 
 HALF = re.compile("[\ud800-\udfff]")
-"""Half of a character of UTF-16, which stands for none by itself."""
+"""Pattern of half a character of UTF-16 (a lone surrogate), which stands for no character by itself."""
 KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 64
-"""Of nesting: far more than a hand-written file has. PyYAML takes a millisecond for a bracket within a thousand."""
+"""Deepest nesting that is read: far more than a hand-written file has. PyYAML takes a millisecond for each bracket
+within a thousand others."""
 
 
 class Frozen(BaseModel):
@@ -92,7 +93,11 @@ def load(path: Path, model: type[M], overrides: Iterable[str] = ()) -> M:
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> YamlFile:
-    """The data of `path` with `overrides` applied."""
+    """Return the data of the file `path` with `overrides` (`key.key=value`) applied.
+
+    Raises:
+        BadInput: the file cannot be read, is not plain YAML, or an override is wrong.
+    """
     return _override(_read(path), overrides)
 
 
@@ -136,7 +141,7 @@ def _texts(value: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
-    """Whether `detail` only says that a list is too short because its items are wrong."""
+    """Tell whether `detail` only says that a list is too short because its items are wrong."""
     loc = detail["loc"]
     return detail["type"] == "too_short" and any(d["loc"][: len(loc)] == loc for d in details if d is not detail)
 
@@ -220,7 +225,7 @@ def _override(document: YamlFile, overrides: Iterable[str]) -> YamlFile:
 
 
 def _value(text: str, at: Path) -> Any:
-    """What `text` is as YAML; if it is none, or none that a file might hold, the text itself.
+    """Return the value of `text` as YAML; if it is none, or none that a file might hold, the text itself.
 
     Raises:
         BadInput: it is a list or a mapping with a mistake in it, like a key that is given twice.
@@ -275,7 +280,7 @@ def _explain(document: YamlFile, model: type[BaseModel], detail: ErrorDetails) -
 
 
 def _inside(owner: type[BaseModel] | None, location: KeyPath) -> list[str]:
-    """Return where a key that `owner` does not know stands, one level below."""
+    """Return the place, one level below, of a key that `owner` itself does not know; empty if nothing there has it."""
     *above, last = map(str, location)
     below = {name: _models_in(field.annotation) for name, field in owner.model_fields.items()} if owner else {}
     found = [name for name, models in below.items() if any(last in model.model_fields for model in models)]
@@ -283,12 +288,12 @@ def _inside(owner: type[BaseModel] | None, location: KeyPath) -> list[str]:
 
 
 def place(document: YamlFile, path: KeyPath) -> str:
-    """Where `path`, or the innermost part of it that the file has, stands."""
+    """Return where the key path `path`, or the innermost part of it that the file has, stands, for messages."""
     return next(document.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.places)
 
 
 def _locate(model: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseModel] | None]:
-    """The key path of an error as the file spells it, and the model that owns its last key.
+    """Return the key path of an error as the file spells it, and the model that owns its last key.
 
     pydantic puts a union's tag into the location; the file has no such key, so it is left out.
     """

@@ -2,12 +2,12 @@
 
 
 def plain(value: float) -> str:
-    """`12,500`, `0.25`."""
+    """Return a number as text: `12,500`, `0.25`."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
 def size(count: float) -> str:
-    """Bytes for people: `163.2 MB`."""
+    """Return a number of bytes as text: `163.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -16,7 +16,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Return a time in seconds as text: `0.4 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -25,10 +25,10 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """`8 s`, `11 min`, `2 h 5 min`: as exact as a forecast is."""
+    """Return a time in seconds as text that is as exact as a forecast: `8 s`, `11 min`, `2 h 5 min`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else duration(seconds)
 
 
 def percent(value: float) -> str:
-    """`98.5%`, with as many digits as it has, three at most after the point."""
+    """Return a share as percent: `98.5%`, with as many digits as it has, three at most after the point."""
     return f"{100 * value:.3f}".rstrip("0").rstrip(".") + "%"

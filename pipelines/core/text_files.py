@@ -11,7 +11,7 @@ from pipelines.core.errors import Problem, bad_input, brief
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, gzipped or not."""
+    """Yield the objects of a JSON-lines file, gzipped or not."""
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         for line in file:
@@ -19,15 +19,15 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 Content = str | list[dict[str, Any]]
-"""A text, or chat messages."""
+"""Content of a row: a text, or chat messages."""
 Row = tuple[str, Content]
-"""A row's id, and what it says."""
+"""Id and content of a row."""
 
 WANTED = "is not a JSON object with 'text' or 'messages'"
 FORM = 'rows are like {"text": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
 KINDS = "give texts between blank lines as .txt, or rows with 'text' or 'messages' as .jsonl or .parquet"
 PARSERS = {".json": "json.load(open(0))", ".csv": "csv.DictReader(open(0))"}
-"""Kinds of files that have rows, too → the Python that reads those from standard input."""
+"""Suffix of other files that have rows → the Python that reads these from standard input."""
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -69,7 +69,7 @@ def refusals(where: str, path: Path) -> Iterator[Problem]:
 
 
 def _conversion(path: Path) -> str:
-    """Say how to make JSON lines of a file that has rows; nothing for other kinds."""
+    """Return advice with a command that makes JSON lines of a file that has rows; empty for other kinds."""
     parser = PARSERS.get(path.suffix.lower())
     if parser is None:
         return ""
@@ -136,7 +136,7 @@ def _is_chat(content: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """Say what a JSON value is."""
+    """Return words for a JSON value, like `a list of 3, the first of which is text`."""
     match value:
         case dict():
             return f"an object with {_listed(value)}" if value else "an empty object"

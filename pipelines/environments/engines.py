@@ -14,7 +14,7 @@ from pipelines.formats.schemes import SchemeName
 Engine = Literal["quantgate", "gptqmodel", "modelopt", "auto-gptq", "autoawq", "bitsandbytes"]
 """Name of an engine that a recipe may ask for; `quantgate` is ours."""
 Setting = Literal["method", "scheme", "symmetric", "group_size", "kept", "dynamic", "dampening"]
-"""What the worker of an engine may be told beside files and modules (`quantization.engines.other_projects`)."""
+"""Name of something that the worker of an engine may be told (`quantization.engines.other_projects`)."""
 
 
 class OtherEngine(Frozen):
@@ -22,21 +22,21 @@ class OtherEngine(Frozen):
 
     name: Engine
     title: str
-    """What its project calls it."""
+    """Name that its project gives it."""
     schemes: dict[str, tuple[SchemeName, ...]]
     """Method → the schemes that the engine quantizes to here."""
     packings: dict[str, Packing]
-    """Method → how the engine stores weights."""
+    """Method → packing in which the engine stores weights."""
     imports: str = ""
-    """Module that is imported to see that the engine's own environment works; empty: it runs in our process."""
+    """Module that is imported to see that the engine's own environment works; empty where it runs in our process."""
     settings: tuple[Setting, ...] = ()
-    """What its worker is told."""
+    """Settings that its worker is told."""
     clips_together: dict[str, int] = Field(default={})
     """Method → the number of output features that the engine clips at a time, and which has to divide them."""
     known_models: tuple[str, ...] = ()
-    """Model types that an engine without maintainers was seen to quantize in full; empty: any."""
+    """Model types that an engine without maintainers was seen to quantize in full; empty where any is taken."""
     without_cuda: str = ""
-    """What to do where an engine that needs CUDA finds none; empty: it needs none."""
+    """Advice where an engine that needs CUDA finds none; empty for an engine that needs none."""
     stores_factors: bool = False
     """Whether smoothing factors that no norm can take are stored beside the weight."""
 

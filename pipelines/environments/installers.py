@@ -1,4 +1,4 @@
-"""What fills an environment with packages: uv where it is, which is faster, else pip.
+"""The programs that fill an environment with packages: uv where it is, which is faster, else pip.
 
 pip reads its own configuration. uv does not read pip's, so it is told here: indexes, links, constraints and the
 certificate. What uv's own configuration says comes on top.
@@ -17,18 +17,18 @@ from pipelines.core.strict_yaml import Frozen
 
 
 class Installer(Frozen):
-    """Installs into one environment."""
+    """The commands that make and fill one environment."""
 
     create: tuple[str, ...]
     """Command that makes the environment, empty."""
     install: tuple[str, ...]
-    """Command that requirements follow."""
+    """Command that installs the requirements that follow it."""
     uninstall: tuple[str, ...]
-    """Command that distributions follow."""
+    """Command that removes the distributions that follow it."""
     options: tuple[str, ...] = ()
-    """Places where `install` looks."""
+    """Options of `install` that name the indexes and places it looks in."""
     constraints: tuple[str, ...] = ()
-    """Options of `install`, but not of a lock's, which says each version itself."""
+    """Options of `install` that limit versions; those of a lock, which says each version itself, get none."""
     variables: dict[str, str]
 
 

@@ -26,7 +26,7 @@ from pipelines.environments.installers import fill, installer
 
 
 def serve(module: str) -> list[str]:
-    """Return what follows a Python in the command that serves a module of `pipelines.environments.workers`."""
+    """Return the arguments after a Python in the command that serves a module of `pipelines.environments.workers`."""
     return [str(Path(__file__).with_name("workers")), module]
 
 
@@ -42,12 +42,12 @@ class Distribution(Frozen):
 
 
 class Build(Frozen):
-    """What one environment holds on machines of one kind."""
+    """The content of one environment on machines of one kind."""
 
     requirements: tuple[str, ...]
-    """Installed with whatever they need."""
+    """Requirements that are installed with whatever they need."""
     lock: str | None = None
-    """A file of `locks/`: installed as it is, and nothing else for it."""
+    """Name of a file of `locks/`, which is installed as it is, with nothing else for it; None where there is none."""
     unwanted: tuple[str, ...] = ()
     """Distributions that come along and are removed after the install."""
     stub: Distribution | None = None
@@ -58,7 +58,7 @@ class Environment(Frozen):
 
     name: str
     module: str
-    """Modules that are imported to see that it works."""
+    """Modules that are imported to see that the environment works."""
     builds: dict[Accelerator, Build]
 
 
@@ -203,7 +203,7 @@ def _build(environment: Environment) -> Build:
 
 
 def _folder(name: str) -> Path:
-    """Return where the environment is, or will be: another place for other requirements, Python or kind of machine."""
+    """Return the folder of the environment, made or not: another for other requirements, Python or kind of machine."""
     if name not in names():
         raise bad_input(name, "is not an environment", f"known: {', '.join(names())}")
     if name in llama_build.PROGRAMS:
@@ -214,7 +214,7 @@ def _folder(name: str) -> Path:
 
 
 def identity(name: str) -> Any:
-    """Return what decides which packages the environment `name` has on machines of this kind."""
+    """Return the facts that decide which packages the environment `name` has on machines of this kind."""
     build = _build(ENVIRONMENTS[name])
     described = build.model_dump(exclude_none=True)
     return [described, file_digest(LOCKS / build.lock)] if build.lock else described

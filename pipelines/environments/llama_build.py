@@ -27,8 +27,8 @@ PROGRAMS = {
     "llama-cpp": ("llama-worker", "llama-quantize", "llama-perplexity"),
     "llama-server": ("llama-server", "llama-imatrix"),
 }
-"""By the environment that holds them: what quantgate runs, and what it never runs but its users and tests may. The
-second takes half as many files again to compile.
+"""Environment → llama.cpp's programs in it: those that quantgate runs, and those that only users and tests run. The
+second take half as many files again to compile.
 """
 NEEDED = ("convert_hf_to_gguf.py", "CMakeLists.txt", "include/llama.h", "gguf-py", "tools/quantize")
 """Files that a source tree must have."""
@@ -53,8 +53,8 @@ def source() -> Path:
 
 
 def version() -> str:
-    """Return what results remember: `llama.cpp of llama-cpp-python 0.3.36`, or the user's own by its sources'
-    digest."""
+    """Return the version that results remember: `llama.cpp of llama-cpp-python 0.3.36`, or the user's own by its
+    sources' digest."""
     own = os.environ.get(OWN)
     if own is None:
         return f"llama.cpp of {PACKAGE} {wheels.PINNED[PACKAGE].version}"
@@ -70,7 +70,7 @@ def _sources_digest(tree: Path) -> str:
 
 
 def inputs() -> list[Any]:
-    """Return what decides where the build lies."""
+    """Return the inputs that decide where the build lies."""
     ours = [file_digest(file) for file in sorted(WORKER.iterdir())]
     tree = [version(), str(source())] if OWN in os.environ else [wheels.PINNED[PACKAGE].sha256]
     return [tree, ours, sysconfig.get_platform(), _processor(), _cuda()]
@@ -112,7 +112,7 @@ def _compile(command: list[str], log: Path) -> None:
 
         def see(line: str) -> None:
             if step := re.match(r"\[(\d+)/(\d+)\]", line):
-                bar.reach(int(step[1]), int(step[2]))
+                bar.update_to(int(step[1]), int(step[2]))
 
         run_logged(command, log, see=see)
 

@@ -15,7 +15,7 @@ from pipelines.recipe.suite import SuiteTask
 
 
 class BlockRequest(Frozen):
-    """Some of a task's documents that a model is to answer."""
+    """A request to a model to answer some of a task's documents."""
 
     model_digest: str
     wanted: SuiteTask
@@ -30,7 +30,7 @@ class BlockRequest(Frozen):
 
     @property
     def id(self) -> tuple[str, tuple[int, ...]]:
-        """Return what tells the block from others of the same evaluation: its task, and its documents."""
+        """Task and documents of the block, which tell it from others of the same evaluation."""
         return self.wanted.task, self.documents
 
 
@@ -69,7 +69,7 @@ def finished_block(request: BlockRequest) -> Block | None:
 
 
 def _answer(task: LmEvalTask, request: BlockRequest, lm: Any, folder: Path) -> dict[str, Any]:
-    """Write each document's score into `folder`; return what is the same for all."""
+    """Write each document's score into `folder`; return the block's fields that are the same for all."""
     wanted = request.wanted
     metric = wanted.metric or task.task.metric
     runs = [task.answers(wanted, request.documents, lm, SEED + number) for number in range(wanted.seeds)]

@@ -1,4 +1,4 @@
-"""Whether a suite can be asked of a model, and what it asks: found before a model is loaded.
+"""The checks that a suite can be asked of a model, made before the model is loaded.
 
 Refused are documents that cannot be had or have no right answer, metrics that score none of them, and prompts that
 leave a model no room to answer.
@@ -38,9 +38,9 @@ class Asked(Result):
     independent: int
     """Number of groups of them that share nothing."""
     metrics: tuple[str, ...]
-    """Names of what scores each of them; empty where the task's own code decides."""
+    """Names of the metrics that score each of them; empty where the task's own code decides."""
     written: bool
-    """Whether a model writes the answers, and does not choose among given ones."""
+    """Whether a model writes the answers rather than choose among given ones."""
     content: str
     """Digest of all documents of the task: the hub may have others tomorrow."""
 
@@ -97,7 +97,7 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
 
 
 def check_unchanged(task: LmEvalTask, asked: Asked) -> None:
-    """Check that a task's documents are those that were looked at; else forget those.
+    """Check that a task's documents are those that were looked at; if not, forget what was found on those.
 
     Raises:
         QuantgateError: they are others.
@@ -129,7 +129,7 @@ class _Fit(Result):
     """The finding that a model can answer every prompt of a task."""
 
     cut: int
-    """Number of prompts whose beginnings it does not read."""
+    """Number of prompts whose beginnings the model does not read."""
 
 
 def check_prompts(suite: Suite, opened: Opened, reader: Callable[[], "TokenLM"], reads: object) -> None:

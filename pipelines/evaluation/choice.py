@@ -41,6 +41,6 @@ def load_lm(subject: Subject, setting: Setting) -> "TokenLM":
 
 
 def setting_inputs(setting: Setting) -> dict[str, Any]:
-    """Return what of a setting decides the results, beside the code of `MODULES`."""
+    """Return the parts of a setting that decide the results, beside the code of `MODULES`."""
     inputs = {"device": setting.device, "runtime": setting.name, "dtype": setting.dtype}
     return {**inputs, "worker": file_digest(LLAMA_WORKER)} if setting.runtime == "llama.cpp" else inputs

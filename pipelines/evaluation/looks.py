@@ -1,4 +1,4 @@
-"""When an evaluation may stop: looks at the data, with error rates that stay valid under them (docs/gate.md).
+"""The looks at which an evaluation may stop, with error rates that stay valid under them (docs/gate.md).
 
 The documents of each task come in random order. At fixed shares of them the gate looks, and stops if its verdict is
 shown. A tenth of α is split evenly over the looks before the last, the last keeps the rest: by Bonferroni's inequality

@@ -1,4 +1,4 @@
-"""How much of what the gate asks was already in the calibration text: measured, so that it can be reported.
+"""The overlap of what the gate asks with the calibration text, measured so that it can be reported.
 
 A document overlaps when it shares 13 consecutive words with the calibration text (the rule of GPT-3, 2005.14165).
 """

@@ -1,4 +1,4 @@
-"""What is replaced in lm-eval and the libraries below it while they work for an evaluation, each with its cause."""
+"""The replacements in lm-eval and the libraries below it while they work for an evaluation, each with its cause."""
 
 import contextlib
 import functools

@@ -16,7 +16,7 @@ class Rows(Result):
 
     @property
     def file(self) -> Path:
-        """Return the file of JSON lines, a document each."""
+        """Path of the file of JSON lines, a document each."""
         return self.folder / "rows.jsonl"
 
 

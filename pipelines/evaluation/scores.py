@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: per-document scores, and the results they belong to."""
+"""The results of evaluations: per-document scores, and what they belong to."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -35,7 +35,7 @@ Scores = Mapping[str, tuple[Document, ...]]
 
 
 class Block(Result):
-    """Some of a task's documents, evaluated together: what a killed evaluation loses at most."""
+    """The scores of some of a task's documents, evaluated together: a killed evaluation loses no more."""
 
     task: str
     metric: str
@@ -48,7 +48,7 @@ class Block(Result):
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
-        """Return the documents in the order of the task's split; read once, though every look asks for them."""
+        """Documents in the order of the task's split; read once, though every look asks for them."""
         with (self.folder / "documents.jsonl").open(encoding="utf-8") as file:
             return tuple(Document.model_validate_json(line) for line in file)
 
@@ -65,7 +65,7 @@ class TaskResult(Frozen):
 
     @property
     def about(self) -> Block:
-        """Return a block, for what is the same in all: task, metric, shots, split, version and origin."""
+        """First block, for what is the same in all: task, metric, shots, split, version and origin."""
         return self.blocks[0]
 
     def scores(self) -> tuple[Document, ...]:
@@ -89,17 +89,17 @@ class Evaluation(Frozen):
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """Return the results that the evaluation is made of, with what each cost."""
+        """Results that the evaluation is made of, with what each cost."""
         return tuple(block for task in self.tasks for block in task.blocks)
 
     @property
     def documents(self) -> int:
-        """Return the number of documents that were evaluated."""
+        """Number of documents that were evaluated."""
         return sum(task.documents for task in self.tasks)
 
     @property
     def of(self) -> int:
-        """Return the number of documents of the whole suite."""
+        """Number of documents of the whole suite."""
         return sum(task.of for task in self.tasks)
 
     def scores(self) -> Scores:

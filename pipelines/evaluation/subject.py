@@ -13,7 +13,7 @@ from pipelines.environments import isolated, llama_build
 from pipelines.quantization.artifact import Artifact, GgufArtifact
 
 Runtime = Literal["transformers", "vllm", "llama.cpp"]
-"""Name of what loads a model and computes its log-probabilities."""
+"""Name of the program that loads a model and computes its log-probabilities."""
 
 
 class Subject(Frozen):
@@ -27,7 +27,7 @@ class Subject(Frozen):
 
     @property
     def source(self) -> Checkpoint:
-        """Return the checkpoint of what is no GGUF."""
+        """Checkpoint of a model that is no GGUF."""
         assert self.checkpoint
         return self.checkpoint
 
@@ -46,7 +46,7 @@ class Setting(Frozen):
 
 
 def find_subject(model: Artifact | Checkpoint | str | Path) -> Subject:
-    """Return what is evaluated: an artifact, a checkpoint, or either by its folder, its GGUF file or its name.
+    """Return the model to evaluate: an artifact, a checkpoint, or either by its folder, its GGUF file or its name.
 
     Raises:
         BadInput: there is no such model, or it cannot be read.
@@ -72,7 +72,9 @@ def find_subject(model: Artifact | Checkpoint | str | Path) -> Subject:
 def choose_setting(
     subject: Subject, device: str | None, runtime: Runtime, python: Path | None, dtype: Dtype
 ) -> Setting:
-    """Return what evaluates `subject`; a GGUF is evaluated in llama.cpp, and vLLM gets an environment without `python`.
+    """Return the setting that evaluates `subject`.
+
+    A GGUF is evaluated in llama.cpp, and vLLM gets an environment where `python` is not given.
 
     Raises:
         BadInput: there is no such device; a `dtype` for a GGUF, which has its own.

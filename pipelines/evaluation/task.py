@@ -20,12 +20,12 @@ NOT_FOR_US = {
     "MULTIMODAL": "shows pictures or plays sounds, and models are asked in text here",
     "UNSAFE_CODE": "runs the code that a model writes, which is not done here",
 }
-"""lm-eval's marks of kinds of tasks that are refused, and why."""
+"""Mark by which lm-eval tells a kind of tasks that is refused → the reason."""
 
 Doc = Mapping[str, Any]
-"""A document as lm-eval has it: column → value."""
+"""Document as lm-eval has it: column → value."""
 Sample = Mapping[str, Any]
-"""lm-eval's log of one document's answers: what was asked, what was answered, and each metric's score."""
+"""Log that lm-eval keeps of one document's answers: what was asked, what was answered, and each metric's score."""
 
 
 class NoAnswer(ValueError):
@@ -33,12 +33,12 @@ class NoAnswer(ValueError):
 
 
 class Answers(NamedTuple):
-    """What a model answered to some of a task's documents."""
+    """The answers of a model to some of a task's documents."""
 
     samples: list[Sample]
-    """One for each document, in the order they were asked in."""
+    """Log of each document's answers, in the order they were asked in."""
     shots: int
-    """Examples before each question."""
+    """Number of examples before each question."""
     version: str
     """Version of lm-eval's definition of the task."""
 
@@ -51,39 +51,39 @@ class LmEvalTask:
     task: Task
     """Our addition to lm-eval's definition."""
     loaded: Any
-    """lm-eval's object."""
+    """Task object of lm-eval."""
     documents: tuple[Doc, ...]
     """All documents of the split that is evaluated; `datasets` would decode every row whenever one is asked for."""
 
     @property
     def split(self) -> str:
-        """Return the name of the split that is evaluated."""
+        """Name of the split that is evaluated."""
         return str(self.loaded.config.test_split or self.loaded.config.validation_split)
 
     @property
     def content(self) -> str:
-        """Return the digest of all documents."""
+        """Digest of all documents."""
         return digest(self.documents)
 
     @property
     def refused(self) -> str | None:
-        """Return why such tasks are not asked here; None where they are."""
+        """Reason why such tasks are not asked here; None where they are."""
         return next((why for mark, why in NOT_FOR_US.items() if getattr(self.loaded, mark, False)), None)
 
     @property
     def written(self) -> bool:
-        """Tell whether a model writes the answers, and does not choose among given ones."""
+        """Whether a model writes the answers rather than choose among given ones."""
         return bool(self.loaded.OUTPUT_TYPE == "generate_until")
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Return what scores each document; empty where the task's own code decides."""
+        """Names of the metrics that score each document; empty where the task's own code decides."""
         scored = self.loaded.OUTPUT_TYPE in ("multiple_choice", "loglikelihood") and self._is_plain
         return tuple(self.loaded.aggregation()) if scored else ()
 
     @property
     def _is_plain(self) -> bool:
-        """Tell whether lm-eval's own code scores the answers, and not the task's."""
+        """Whether lm-eval's own code scores the answers, and not the task's."""
         from lm_eval.api.task import ConfigurableTask
 
         return type(self.loaded) is ConfigurableTask and self.loaded.config.process_results is None
@@ -191,7 +191,7 @@ class LmEvalTask:
         return ["\n".join(asked) for asked in by_document.values()]
 
     def scores(self, samples: Iterable[Sample], metric: str) -> list[Document]:
-        """Return what each sample scores by `metric`.
+        """Return the score of each sample by `metric`.
 
         Raises:
             BadInput: the metric is none of those that score each document.
@@ -200,7 +200,7 @@ class LmEvalTask:
             return [self._score(sample, metric) for sample in samples]
 
     def _score(self, sample: Sample, metric: str) -> Document:
-        """Return what one sample scores, with what is needed to pair it."""
+        """Return the score of one sample, with what is needed to pair it."""
         if metric not in sample:
             raise unscored(self.task, metric, sample["metrics"])
         return Document(
@@ -215,7 +215,7 @@ class LmEvalTask:
         )
 
     def _chance(self, sample: Sample) -> float:
-        """Return what guessing scores, in [0, 1]: the share of the choices that are right; 0 of an answer that is
+        """Return the score of guessing, in [0, 1]: the share of the choices that are right; 0 of an answer that is
         written or not chosen among others."""
         choices = self._choices(sample)
         if choices == 1 or not all(len(arguments) == 2 for arguments in sample["arguments"]):
@@ -254,7 +254,7 @@ class LmEvalTask:
 
 
 def task_inputs(task: Task) -> dict[str, Any]:
-    """Return what decides a task's questions and documents; those of the hub may still change."""
+    """Return the inputs that decide a task's questions and documents; those of the hub may still change."""
     return {"task": task.model_dump(exclude=NOT_ASKED), "data": data_digest(task)}
 
 

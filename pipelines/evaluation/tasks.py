@@ -1,4 +1,4 @@
-"""lm-eval's tasks: which there are, where their definitions lie, and opening them with their documents."""
+"""lm-eval's tasks: their names, the places of their definitions, and opening them with their documents."""
 
 import contextlib
 import functools
@@ -21,10 +21,10 @@ from pipelines.recipe.suite import Suite, Task
 NETWORK = "check the network, HF_HUB_OFFLINE and HF_TOKEN; `quantgate list tasks` lists tasks that need no hub"
 """Remedy against documents that cannot be had."""
 MOST_LISTED = 100
-"""Tasks of a group, in an error."""
+"""Most tasks of a group that an error names."""
 
 Opened = Callable[[str], LmEvalTask]
-"""A function that gives the task of a name, with its documents (`opener`)."""
+"""Function that gives the task of a name, with its documents (`opener`)."""
 
 
 class TaskIndex(Result):
@@ -33,7 +33,7 @@ class TaskIndex(Result):
     files: dict[str, str]
     """YAML file of each task, below lm-eval's own folder of tasks."""
     holds: dict[str, tuple[str, ...]]
-    """Tasks of each group or tag."""
+    """Group or tag → its tasks."""
 
 
 def task_index() -> TaskIndex:
@@ -102,7 +102,7 @@ def _unknown(suite: Suite, name: str, index: TaskIndex) -> Problem:
 
 @contextlib.contextmanager
 def opener() -> Iterator[Opened]:
-    """Give a function that opens tasks by name, each of them once."""
+    """Return a function that opens tasks by name, each of them once."""
     with tempfile.TemporaryDirectory() as scratch:
         yield functools.cache(lambda name: open_task(load_task(name), Path(scratch)))
 

@@ -48,7 +48,7 @@ class _Stage:
 
     @property
     def expectation(self) -> str:
-        """`about 11 min`, `done`, or nothing where nothing is known."""
+        """Text on the expected time: `about 11 min`, `done`, or nothing where nothing is known."""
         if self.expected is None:
             return ""
         return f"about {roughly(self.expected)}" if self.expected else "done"
@@ -108,7 +108,7 @@ class Display:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["Display"]:
-        """Show it, and listen to the progress of what runs inside this block."""
+        """Show the display, and listen to the progress of what runs inside this block."""
         with _captured(self._log) as stream, _ended_orderly():
             self._console = Console(
                 file=cast(IO[str], _TolerantStream(stream)), highlight=False, markup=False, soft_wrap=True

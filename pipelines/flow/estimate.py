@@ -68,12 +68,12 @@ class Expected(Frozen):
 
     @property
     def done(self) -> bool:
-        """Tell whether a run finds all that it needs of the stage finished."""
+        """Whether a run finds all that it needs of the stage finished."""
         return self.basis == "kept results"
 
     @property
     def left(self) -> str:
-        """Return `done`, `11 min`, or `11 min for what is left (1,200 answers are kept)`."""
+        """Text on the time left: `done`, `11 min`, or `11 min for what is left (1,200 answers are kept)`."""
         if self.done:
             return "done"
         kept = f" for what is left ({self.documents_kept:,} answers are kept)" if self.documents_kept else ""

@@ -37,7 +37,7 @@ class Forecast(Frozen):
     seconds: float
     """Seconds of the stages that finished runs say anything about, less what is finished."""
     unknown: tuple[str, ...]
-    """The expensive stages that are to be done and that finished runs say nothing about."""
+    """Names of the expensive stages that are to be done and that finished runs say nothing about."""
 
 
 SHARED = ("convert", "evaluate baseline", "evaluate source in transformers")

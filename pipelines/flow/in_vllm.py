@@ -1,4 +1,4 @@
-"""Whether a finished artifact computes in vLLM what it computes in transformers."""
+"""The comparison of what a finished artifact computes in vLLM and in transformers."""
 
 from pathlib import Path
 

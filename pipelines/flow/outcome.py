@@ -34,9 +34,9 @@ class Item(Frozen):
     recipe: str
     targets: tuple[str, ...]
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"] | None = None
-    """The gate's verdict; None where the run did not get that far, or not yet."""
+    """Verdict of the gate; None where the run did not get that far, or not yet."""
     says: str = ""
-    """The verdict in a sentence."""
+    """Verdict in a sentence."""
     error: str | None = None
     """Reason why the run did not get to a verdict."""
     published: tuple[str, ...] = ()

@@ -28,9 +28,9 @@ from pipelines.recipe.suite import Suite
 from pipelines.runtimes.generation import check_generation
 
 ARTIFACTS = Path("artifacts")
-"""The folder that a run publishes below, as `<model>/<recipe>`, unless a target is given."""
+"""Folder that a run publishes below, as `<model>/<recipe>`, unless a target is given."""
 To = Path | str | Sequence[Path | str] | None
-"""A target or several; None stands for `ARTIFACTS`."""
+"""Target or targets of a run; None stands for `ARTIFACTS`."""
 
 
 class Job(Frozen):
@@ -41,19 +41,19 @@ class Job(Frozen):
     targets: tuple[Target, ...]
     device: str
     dtype: Dtype
-    """The type that was asked for; `plan.dtype` is the one that was chosen."""
+    """Type that was asked for; `plan.dtype` is the one that was chosen."""
     runtime: Runtime
     full: bool
     signer: Signer | None
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that the plan is of."""
+        """Recipe that the plan is of."""
         return self.plan.recipe
 
     @property
     def evaluation_dtype(self) -> Dtype:
-        """The type that both sides of the evaluation are asked to compute in."""
+        """Type that both sides of the evaluation are asked to compute in."""
         dtypes: dict[Runtime, Dtype] = {"transformers": self.plan.dtype, "vllm": self.dtype, "llama.cpp": "auto"}
         return dtypes[self.runtime]
 

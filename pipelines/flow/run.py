@@ -152,7 +152,7 @@ def _through(job: Job, python: Path | None, journal: Journal, display: Display) 
 
 
 class _Steps:
-    """Takes stages one by one, shows each and notes it in the journal."""
+    """A runner of stages, one by one, which shows each and notes it in the journal."""
 
     def __init__(self, journal: Journal, display: Display) -> None:
         self._journal, self._display = journal, display
@@ -167,7 +167,7 @@ class _Steps:
 
 
 def _cost(results: Sequence[Result]) -> str:
-    """Return what a stage cost now, for a person: what was found finished cost nothing."""
+    """Return the cost of a stage in this run as text: what was found finished cost nothing."""
     made = [result for result in results if not result.reused]
     if not made:
         return "reused"

@@ -1,4 +1,4 @@
-"""How the numbers between layers are rounded: bit for bit as compressed-tensors does it, and several times faster."""
+"""The rounding of the numbers between layers: bit for bit as compressed-tensors does it, and several times faster."""
 
 from typing import Any
 

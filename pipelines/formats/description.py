@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 Rounder = tuple[Any, ...]
-"""A function that rounds activations, and the arguments that follow them: equal ones round alike."""
+"""Function that rounds activations, with the arguments that follow these: equal ones round alike."""
 Kind = Literal["int", "float", "normal"]
 """Spacing of the numbers that codes stand for; `normal`: like the quantiles of a normal distribution."""
 Strategy = Literal["tensor", "channel", "token", "group", "tensor_group", "block"]
-"""Elements that share a scale, by compressed-tensors' name."""
+"""Name that compressed-tensors gives the elements that share a scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Numbers:
 
     element: Element
     strategy: Strategy
-    """Elements that share a scale."""
+    """Name of the elements that share a scale."""
     group_size: int | None = None
     """Input columns that share a scale, for the strategies group, tensor_group and block."""
     symmetric: bool = True
     """Whether code 0 stands for zero, so that there are no zero points."""
     dynamic: bool | Literal["local"] = False
-    """Whether scales are found at run time; `local`: those of each group are, the tensor's own is not."""
+    """Whether scales are found at run time; `local` if those of each group are and the tensor's own is not."""
 
     @property
     def kind(self) -> Kind:
@@ -57,7 +57,7 @@ class Numbers:
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Number of bits of a code."""
         return self.element.bits
 
 
@@ -87,7 +87,7 @@ class Activations(Numbers):
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """What codes are multiplied with, in float32 but already rounded to what is stored.
+    """The numbers that codes are multiplied with, in float32 but already rounded to what is stored.
 
     `scale` and `zero` are (rows, groups), or (row blocks, column blocks); `tensor` is (1,): NVFP4's scale of scales.
     """
@@ -100,7 +100,7 @@ class Scales:
 
     @property
     def step(self) -> "torch.Tensor":
-        """The distance of neighbouring codes in weight units, in the shape of `scale`."""
+        """Distance of neighbouring codes in units of the weights, float32 in the shape of `scale`."""
         return self.scale if self.tensor is None else self.scale / self.tensor
 
     def rows(self, first: int, last: int) -> "Scales":
@@ -114,7 +114,7 @@ class Storage:
     """The tensors that hold a module's codes and scales."""
 
     name: str
-    """compressed-tensors' name of the format."""
+    """Name that compressed-tensors gives the storage."""
     layout: Callable[[Weights, tuple[int, ...], str, int | None], Layout]
     """Function from weights, their shape (out, in), the type of their scales and the group size to the tensors."""
     pack: "Callable[[torch.Tensor, Scales, torch.dtype], dict[str, torch.Tensor]]"
@@ -124,7 +124,7 @@ class Storage:
     scale_dtype: str | None = None
     """Type of scales that compressed-tensors wants to be told, as torch writes it."""
     read_as_bfloat16: bool = False
-    """Whether transformers dequantizes it to bfloat16, whatever type the model has that multiplies it."""
+    """Whether transformers dequantizes such a weight to bfloat16, whatever type the model has that multiplies it."""
 
 
 def group_count(columns: int, group_size: int | None) -> int:
@@ -138,7 +138,7 @@ class Family:
 
     name: str
     about: str
-    """A sentence or two for docs/recipes.md."""
+    """Sentence or two on the family, for docs/recipes.md."""
     discordance: float
     """Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
 
@@ -148,10 +148,10 @@ class CpuKernels:
     """The needs of vLLM 0.32's CPU build for a scheme, by trial."""
 
     refusal: str = ""
-    """Reason why it cannot run the scheme at all, to follow "vLLM for CPUs"; empty if it can."""
+    """Reason why vLLM cannot run the scheme at all, to follow "vLLM for CPUs"; empty if it can."""
     needs_amx: bool = False
     block: int | None = None
-    """The only side of blocks that it has kernels for; None: any."""
+    """Only side of blocks that vLLM has kernels for; None where it takes any."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,20 +162,20 @@ class Scheme:
     storage: Storage
     weights: Weights
     activations: Activations | None = None
-    """None: activations stay in 16 bits."""
+    """Format of activations; None where they stay in 16 bits."""
     hardware: str
     """Hardware that a runtime has kernels for."""
     own: bool = True
-    """Whether quantgate's own engine writes it."""
+    """Whether quantgate's own engine writes the scheme."""
     experts_are_read: bool = False
-    """Whether transformers reads a mixture's experts in it; seen by loading them, and equal logits."""
+    """Whether transformers reads a mixture's experts in the scheme; seen by loading them, and by equal logits."""
     reads_kept_experts: bool = False
-    """Whether transformers reads experts that are kept in 16 bits beside it."""
+    """Whether transformers reads experts that are kept in 16 bits beside modules of the scheme."""
     vllm_cpu: CpuKernels = CpuKernels()
 
     @property
     def format(self) -> str:
-        """compressed-tensors' name of how it is stored."""
+        """Name that compressed-tensors gives the storage."""
         return self.storage.name
 
     @property

@@ -37,7 +37,7 @@ def scale(largest: "torch.Tensor", dtype: "torch.dtype", _tensor: "torch.Tensor 
 
 
 def measured_scale(largest: "torch.Tensor") -> "torch.Tensor":
-    """Return what maps the magnitude `largest` onto FP8's largest value, float32 (1,)."""
+    """Return the scale that maps the magnitude `largest` onto FP8's largest value, float32 (1,)."""
     import torch
 
     largest = largest.float().reshape(1)

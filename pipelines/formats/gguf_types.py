@@ -1,5 +1,5 @@
-"""Which type llama.cpp gives each tensor of a GGUF: `llama_tensor_get_type` of its `llama-quant.cpp`, for the types of
-files that recipes name.
+"""The types that llama.cpp gives the tensors of a GGUF: `llama_tensor_get_type` of its `llama-quant.cpp`, for the types
+of files that recipes name.
 
 Plain data, no gguf: the plan asks before anything is converted, and `verify` holds the answer against the file.
 """
@@ -23,7 +23,7 @@ BLOCKS: dict[TensorType, tuple[int, int]] = {
     "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q4_1": (32, 20), "Q4_0": (32, 18), "IQ4_NL": (32, 18),
     "IQ4_XS": (256, 136), "IQ3_S": (256, 110), "IQ2_S": (256, 82),
 }  # fmt: skip
-"""Type of a tensor → elements of a block, and its bytes."""
+"""Type of a tensor → number of elements in a block, and bytes of a block."""
 DEFAULTS: dict[FileType, TensorType] = {
     "Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q4_0": "Q4_0", "IQ4_XS": "IQ4_XS",
     "IQ3_M": "IQ3_S", "IQ2_M": "IQ2_S",
@@ -43,29 +43,29 @@ KEPT = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|altup|laurel|per_layer_model_proj|position_embd|token_types|ssm_conv1d|"
     r"shortconv\.conv\.weight|attn_rel_b"
 )
-"""Names of tensors that llama.cpp leaves in the type the converter gave them."""
+"""Pattern of the names of tensors that llama.cpp leaves in the type the converter gave them."""
 
 
 class Shape(Frozen):
-    """What the rules ask of a model."""
+    """The facts about a model that the rules depend on."""
 
     layers: int
     heads_per_kv: int
     """Query heads for each key-value head."""
     experts: int = 0
     is_70b: bool = False
-    """Llama with 80 layers and grouped queries, which llama.cpp treats apart."""
+    """Whether it is a Llama of 80 layers with grouped queries, which llama.cpp treats apart."""
 
 
 class Mixture(Frozen):
-    """What a recipe says of types."""
+    """The part of a recipe that decides tensors' types."""
 
     type: FileType
     imatrix: bool = False
     output: TensorType | None = None
     embedding: TensorType | None = None
     tensors: Mapping[str, TensorType] = Field(default={})
-    """Regular expressions searched for in names; the first that is found decides."""
+    """Regular expression searched for in names → type; the first that is found decides."""
 
 
 class Choice(Frozen):
@@ -103,18 +103,18 @@ def choose(columns: Mapping[str, int], mixture: Mixture, shape: Shape) -> dict[s
 
 
 class _Tensor:
-    """What the rules ask of a tensor."""
+    """The facts about a tensor that the rules depend on."""
 
     def __init__(self, category: str, columns: int, position: int, count: int, tied: bool) -> None:
         self.category, self.columns, self.tied = category, columns, tied
         self.early = position < count // 8
-        """In the first eighth of the layers."""
+        """Whether the tensor is in the first eighth of the layers."""
         self.more = self.early or position >= 7 * count // 8 or (position - count // 8) % 3 == 2
-        """Given more bits: the first and the last eighth of the layers, and every third between."""
+        """Whether it gets more bits, as the first and the last eighth of the layers do, and every third between."""
 
 
 def _asked(name: str, mixture: Mixture, tied: bool) -> TensorType | None:
-    """Return what the recipe says of this tensor."""
+    """Return the type that the recipe gives the tensor `name`; None where it gives none."""
     category = _category(name)
     if category == "token_embd" and mixture.embedding:
         return mixture.embedding
@@ -128,7 +128,7 @@ CATEGORIES = {
     "attn_qkv.weight": "attn_v", "attn_kv_b.weight": "attn_v", "attn_v.weight": "attn_v", "attn_k.weight": "attn_k",
     "attn_output.weight": "attn_output", "ffn_down": "ffn_down",
 }  # fmt: skip
-"""Part of a name → what the rules call it; the first that is found."""
+"""Part of a tensor's name → its category in the rules; the first part that is found decides."""
 
 
 def _category(name: str) -> str:
@@ -150,7 +150,7 @@ def _fitting(chosen: TensorType, columns: int) -> TensorType:
 
 
 def _chosen(tensor: _Tensor, mixture: Mixture, shape: Shape) -> TensorType:
-    """Return what the file type gives a tensor, before its columns are looked at."""
+    """Return the type that the file type gives a tensor, before its columns are looked at."""
     default = DEFAULTS[mixture.type]
     if tensor.category == "output" or (tensor.tied and tensor.category == "token_embd"):
         if tensor.columns % BLOCKS[default][0] or default == "Q8_0":

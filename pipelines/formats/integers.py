@@ -1,4 +1,4 @@
-"""What INT8 and INT4 share: rounding to integers, zero points, and codes packed into words."""
+"""The common part of INT8 and INT4: rounding to integers, zero points, and codes packed into words."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -32,7 +32,7 @@ def snap(values: "torch.Tensor", bits: int) -> "torch.Tensor":
 
 
 def element(bits: int) -> Element:
-    """Return integers of so many `bits`."""
+    """Return the element of integers of so many `bits`."""
     return Element(f"INT{bits}", "int", bits, partial(encode, bits=bits), decode, partial(snap, bits=bits))
 
 

@@ -1,5 +1,5 @@
-"""What FP8 and integers share: a scale maps the largest magnitude onto the largest code and is stored beside codes that
-take a byte each."""
+"""The common part of FP8 and integers: a scale maps the largest magnitude onto the largest code and is stored beside
+codes that take a byte each."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 MX_OFFSET = 2
-"""floor(log2(6)): a scale is the group's power of two over that of E2M1's largest value."""
+"""Exponent of E2M1's largest value, floor(log2(6)): a scale is the group's power of two over that of this value."""
 BIAS = 127
 """Bias of an E8M0 exponent."""
 

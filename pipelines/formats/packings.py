@@ -1,4 +1,4 @@
-"""How the checkpoints of other projects store what compressed-tensors stores: the same codes, scales and zero points
+"""The layouts in which other projects store what compressed-tensors stores: the same codes, scales and zero points
 under other names, in another order. Plain data, no torch; `pipelines.formats.repack` moves the bits.
 
 - `gptq` (AutoGPTQ, GPTQModel): codes packed along the input, which is the first dimension; a zero point is stored as
@@ -35,11 +35,11 @@ HOLDS: dict[Packing, tuple[SchemeName, ...]] = {
 TENSORRT_ONLY: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
 """Schemes that nothing but TensorRT-LLM reads from a modelopt checkpoint."""
 WORD = 8
-"""Codes of 4 bits in a word of 32: what is packed must be a multiple of it."""
+"""Number of codes of 4 bits in a word of 32: it must divide the size that is packed."""
 
 
 class Form(Frozen):
-    """How a module's weight is stored."""
+    """The form in which a module's weight is stored."""
 
     packing: Packing
     scheme: SchemeName
@@ -80,7 +80,7 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
 
 
 def hardware(packing: Packing, scheme: SchemeName) -> str:
-    """Return where a runtime that reads this packing has kernels for the scheme."""
+    """Return the hardware on which a runtime that reads this packing has kernels for the scheme."""
     if packing == "modelopt" and scheme in TENSORRT_ONLY:
         return AMPERE
     return SCHEMES[scheme].hardware
@@ -131,7 +131,7 @@ def exceptions(kept: Collection[str]) -> dict[str, dict[str, Any]]:
 
 
 def form_of(config: Mapping[str, Any]) -> Form | None:
-    """Return what a `quantization_config` of gptq, awq, modelopt or bitsandbytes says; None for one of another kind.
+    """Return the form that a `quantization_config` of gptq, awq, modelopt or bitsandbytes tells; None for another kind.
 
     Of modelopt's, `hf_quant_config.json` says more, which is expected here, too.
 

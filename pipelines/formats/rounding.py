@@ -15,7 +15,7 @@ from pipelines.formats.integers import spanning_scales
 from pipelines.formats.schemes import SCHEMES, SchemeName
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, torch_name) for name, torch_name in NAMES.items()}
-"""safetensors' name of a type that weights are in → torch's."""
+"""Type of weights by its name in safetensors → its name in torch."""
 
 
 def find_scales(

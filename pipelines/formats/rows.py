@@ -1,4 +1,4 @@
-"""What the rounding of activations shares: scales of tokens, groups of features, and rows that fit a CPU's cache."""
+"""The common part of rounding activations: scales of tokens, groups of features, and rows that fit a CPU's cache."""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ def by_rows(change: "Callable[[torch.Tensor], torch.Tensor]", x: "torch.Tensor")
 
 
 def token_scale(x: "torch.Tensor", limit: float) -> "torch.Tensor":
-    """Return (…, 1): what maps the largest magnitude of each row of `x` (…, features) onto `limit`."""
+    """Return the scales (…, 1) that map the largest magnitude of each row of `x` (…, features) onto `limit`."""
     import torch
 
     scale = x.abs().amax(dim=-1, keepdim=True) / limit

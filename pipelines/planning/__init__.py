@@ -1,1 +1,1 @@
-"""What a recipe makes of a checkpoint, decided and refused before any weight is read. Nothing here holds a weight."""
+"""The plan for a recipe and a checkpoint, made or refused before any weight is read. Nothing here holds a weight."""

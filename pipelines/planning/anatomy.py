@@ -1,4 +1,4 @@
-"""What transformers makes of a checkpoint: its class built on the meta device, where nothing has weights, and told the
+"""The model that transformers makes of a checkpoint: its class built on the meta device, without weights, and told the
 names and shapes that the headers give.
 
 Headers alone do not say which module holds a tensor, which of them are linear and called as such, which tensors a
@@ -26,38 +26,38 @@ Kind = Literal["linear", "transposed", "experts", "other"]
 """Kind of module that holds a tensor: a linear module; transformers' Conv1D, which holds a weight transposed; all
 experts of a layer in one tensor; anything else."""
 COUNTS = re.compile(r"(num|n)_?\w*(layers?|blocks?)\w*|n_layer|depth|depths")
-"""Keys of a config that say how many layers there are: each holds at least one tensor."""
+"""Pattern of the keys of a config that say how many layers there are: each holds at least one tensor."""
 
 
 class Place(Frozen):
-    """Where a tensor of the checkpoint goes in the model."""
+    """The place in the model that a tensor of the checkpoint goes to."""
 
     module: str
-    """Name of the module that holds it, in the model."""
+    """Name of the module of the model that holds the tensor."""
     kind: Kind
 
 
 class Anatomy(Result):
-    """What transformers makes of a checkpoint."""
+    """The findings on a checkpoint as transformers reads it."""
 
     family: Family
     architecture: str
-    """Name of the class."""
+    """Name of the class of transformers."""
     places: dict[str, Place]
-    """Tensor of the checkpoint → where it goes; without those that no module takes."""
+    """Tensor of the checkpoint → its place in the model; without those that no module takes."""
     missing: tuple[str, ...]
     """Tensors of the model that the checkpoint does not have, and that are not tied to one that it has."""
     unexpected: tuple[str, ...]
     """Tensors of the checkpoint that the model does not read."""
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    """Name, shape in the checkpoint, shape in the model."""
+    """Name, shape in the checkpoint and shape in the model of each tensor whose shapes differ."""
     trial: Trial
-    """What the model does with a text."""
+    """Findings on the way of a text through the model."""
     inseparable: tuple[str, ...]
     """Modules that hold all experts of a layer and cannot be made a linear module for each expert, as evaluation needs
     them."""
     head: str
-    """The module that makes logits of hidden states; empty where the class does not say which."""
+    """Name of the module that makes logits of hidden states; empty where the class does not say which."""
     head_is_embedding: bool
 
 

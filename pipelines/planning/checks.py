@@ -1,4 +1,4 @@
-"""What speaks against the decisions on a checkpoint's modules: nothing is decided here."""
+"""The objections to the decisions on a checkpoint's modules; nothing is decided here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -22,7 +22,7 @@ OUTSIDE = "outside the decoder layers, which is all that calibrated methods quan
 
 
 class Findings(Frozen):
-    """What speaks against the decisions on a checkpoint's modules."""
+    """The objections to the decisions on a checkpoint's modules."""
 
     problems: tuple[Problem, ...]
     """Problems whose remedy is known."""
@@ -33,13 +33,13 @@ class Findings(Frozen):
     fused_patterns: tuple[str, ...]
     """Patterns that mean all modules of the fused sets which are treated differently."""
     dividing_ignores: tuple[str, ...]
-    """Patterns of `ignore` that mean modules of those sets."""
+    """Patterns of `ignore` that mean modules of the fused sets which are treated differently."""
     dividing_rules: tuple[int, ...]
-    """Numbers of the rules that mean modules of those sets."""
+    """Numbers of the rules that mean modules of the fused sets which are treated differently."""
 
     @property
     def complaints(self) -> set[str]:
-        """All sentences that speak against the decisions."""
+        """Sentences that speak against the decisions."""
         return {
             *(problem.what for problem in self.problems),
             *(sentence for sentences in self.misfits.values() for sentence in sentences),
@@ -99,7 +99,7 @@ def _indivisible(decisions: Sequence[Decision]) -> Iterator[str]:
 
 
 def _inseparable(anatomy: Anatomy, linear: LinearModules, quantized: Sequence[Module]) -> Iterator[str]:
-    """Yield that experts would be quantized one by one whose module is of a class that cannot be taken apart."""
+    """Yield a sentence if experts would be quantized one by one whose module cannot be taken apart."""
     together = sorted({anatomy.places[linear.weights[module.name].name].module for module in quantized})
     if found := [name for name in together if name in anatomy.inseparable]:
         yield f"quantized experts have to be modules of their own, and {found[0]} cannot be taken apart into such"

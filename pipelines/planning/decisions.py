@@ -1,4 +1,4 @@
-"""What becomes of each linear module of a checkpoint: kept or quantized, to which scheme, in which groups."""
+"""The decision on each linear module of a checkpoint: kept or quantized, to which scheme, in which groups."""
 
 from collections.abc import Sequence
 
@@ -23,15 +23,15 @@ class Indivisible(Frozen):
 
 
 class Decision(Frozen):
-    """What becomes of one module, and by which part of the recipe."""
+    """The decision on one module, and the part of the recipe that it is due to."""
 
     module: Module
     rule: int
-    """Number of the rule that decided it, or `advice.MAIN`."""
+    """Number of the rule that decided on the module, or `advice.MAIN`."""
     widths: tuple[int, ...] = ()
-    """Sides of its weight that the group size has to divide; none where it is kept."""
+    """Sides of the weight that the group size has to divide; none where it is kept."""
     indivisible: Indivisible | None = None
-    """Group size and width for which it cannot be quantized as the recipe asks."""
+    """Group size and width for which the module cannot be quantized as the recipe asks; None where it can."""
 
 
 class _Grouping(Frozen):
@@ -40,12 +40,12 @@ class _Grouping(Frozen):
     scheme: SchemeName | None
     group_size: int | None
     reason: str = ""
-    """Reason why they are not those that the recipe asks for."""
+    """Reason why scheme and group size are not those that the recipe asks for; empty if they are."""
     indivisible: Indivisible | None = None
 
 
 def decide(recipe: Recipe, anatomy: Anatomy, modules: LinearModules, matched: Matches) -> tuple[Decision, ...]:
-    """Return what becomes of each of `modules`, sorted by name."""
+    """Return the decision on each of `modules`, sorted by name."""
     ignored = frozenset[str]().union(*matched.ignored.values())
     tied = modules.head if anatomy.head_is_embedding else None
     decisions = []
@@ -58,7 +58,7 @@ def decide(recipe: Recipe, anatomy: Anatomy, modules: LinearModules, matched: Ma
 
 
 def _decision(recipe: Recipe, name: str, weight: TensorInfo, place: Place, rule: int, kept: str) -> Decision:
-    """Return what becomes of module `name`, which is kept for the reason `kept` unless that is empty."""
+    """Return the decision on module `name`, which is kept for the reason `kept` unless that is empty."""
     target = recipe.method if rule == advice.MAIN else recipe.method.rules[rule]
     widths = _grouped_sides(weight.shape, target.scheme)
     chosen = _Grouping(scheme=None, group_size=None, reason=kept) if kept else _grouping(recipe.method, target, widths)
@@ -143,7 +143,7 @@ def _shrunk_to(module: Module, least: Module | None) -> Module:
 
 
 def fused_sets(modules: Sequence[Module]) -> dict[str, list[Module]]:
-    """Return what to call it → the modules, for each set that vLLM loads as one matrix or as one tensor of experts."""
+    """Return the modules of each set that vLLM loads as one matrix or as one tensor of experts, by a name for it."""
     sets: dict[str, list[Module]] = {}
     for module in modules:
         if fused := fused_set(module.name):

@@ -1,4 +1,4 @@
-"""What the engine of a recipe cannot do with a model, so that it does not stumble in the middle of its work."""
+"""The limits of the engine of a recipe with a model, found before it would stumble in the middle of its work."""
 
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.names import LAYER, fused_set, layer_number
@@ -22,7 +22,7 @@ def beyond_layers(recipe: Recipe, modules: list[Module], anatomy: Anatomy) -> li
 
 
 def beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module]) -> list[Problem]:
-    """Return what another project's engine would stumble over in the middle of its work."""
+    """Return problems that another project's engine would stumble over in the middle of its work."""
     method = recipe.method
     if method.engine == "quantgate":
         return []
@@ -36,7 +36,7 @@ def beyond_engine(recipe: Recipe, checkpoint: Checkpoint, modules: list[Module])
 
 
 def _clipped_unevenly(engine: OtherEngine, method: str, modules: list[Module]) -> str:
-    """Return which module has output features that the engine cannot clip together; empty if none has."""
+    """Return a sentence on a module whose output features the engine cannot clip together; empty if there is none."""
     together = engine.clips_together.get(method, 1)
     odd = [module for module in modules if module.quantized and module.shape[0] % together]
     if not odd:

@@ -1,4 +1,4 @@
-"""What becomes of every tensor of a checkpoint in a GGUF: its name, its true type and its bytes, from headers alone.
+"""The fate of every tensor of a checkpoint in a GGUF: its name, its true type and its bytes, from headers alone.
 
 Names come from the `gguf` package's own map, types from `gguf_types`. Both follow llama.cpp's converter for the
 architectures below, which are the ones that the tests convert.
@@ -43,7 +43,7 @@ class GgufTensor(Frozen):
 
     name: str
     sources: tuple[str, ...]
-    """The checkpoint's tensors that it is made of; several for the experts of a layer, none for what is computed."""
+    """Tensors of the checkpoint that it is made of; several for the experts of a layer, none for what is computed."""
     shape: tuple[int, ...]
     """Shape as the checkpoint has it: rows first, the experts before them."""
     type: TensorType
@@ -53,12 +53,12 @@ class GgufTensor(Frozen):
 
     @property
     def elements(self) -> int:
-        """Number of its values."""
+        """Number of the values of the tensor."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Bytes of its blocks."""
+        """Bytes of all blocks of the tensor."""
         block, size = BLOCKS[self.type]
         return self.elements // block * size
 

@@ -1,4 +1,4 @@
-"""What a recipe makes of the linear modules of a checkpoint: patterns are matched, each module is decided on, the
+"""A recipe applied to the linear modules of a checkpoint: patterns are matched, each module is decided on, the
 decisions are checked, and settings that would suit the model better are tried before they are advised."""
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pipelines.recipe.recipe import Recipe
 
 
 class PlannedModules(Frozen):
-    """What becomes of the modules of a checkpoint, and what speaks against it."""
+    """The decisions on the modules of a checkpoint, and the objections to them."""
 
     modules: tuple[Module, ...]
     attentions: tuple[str, ...]

@@ -30,10 +30,10 @@ class LinearModules(Frozen):
 
 
 class Matches(Frozen):
-    """What each pattern of a recipe means."""
+    """The modules that each pattern of a recipe means."""
 
     ignored: dict[str, frozenset[str]]
-    """Pattern of `ignore` → names of modules."""
+    """Pattern of `ignore` → names of the modules that it means."""
     ruled: tuple[frozenset[str], ...]
     """Names of modules that each rule means, in the recipe's order."""
     problems: tuple[Problem, ...]

@@ -1,4 +1,4 @@
-"""What will become of every module, and what it will cost: from headers alone, before any weight is read.
+"""The plan of a run: what becomes of every module, and what it costs, from headers alone.
 
 Nothing here imports torch where there is no GPU: `quantgate plan` answers in a second or two.
 """
@@ -25,29 +25,29 @@ class Module(Frozen):
 
     name: str
     address: str
-    """Its name in transformers' model, where that has such a module; that of the checkpoint may be shorter or older."""
+    """Name in transformers' model, where that has such a module; `name`, the checkpoint's, may be shorter or older."""
     shape: tuple[int, ...]
-    """(output features, input features)"""
+    """Shape of the weight: (output features, input features)."""
     dtype: str
     scheme: SchemeName | None
-    """None: kept as it is."""
+    """Scheme that the module is quantized to; None where it is kept as it is."""
     group_size: int | None = None
     packing: Packing = "compressed-tensors"
-    """Layout in which its codes and scales are stored."""
+    """Layout in which the codes and scales are stored."""
     scales_input: bool = False
-    """Whether smoothing factors are stored with it, which multiply what it reads (modelopt)."""
+    """Whether smoothing factors are stored with the module, which multiply what it reads (modelopt)."""
     reason: str = ""
-    """Reason why it is kept, or what was changed to quantize it."""
+    """Reason why the module is kept, or a note on what was changed to quantize it; mostly empty."""
     bytes_before: int
 
     @property
     def quantized(self) -> bool:
-        """Whether it gets another number format."""
+        """Whether the module gets another number format."""
         return self.scheme is not None
 
     @property
     def parts(self) -> Layout:
-        """Dtype and shape of the tensors that replace its weight; none when it is kept."""
+        """Dtype and shape of the tensors that replace the weight, by suffix; empty when the module is kept."""
         form = self.form
         if form is None:
             return {}
@@ -56,12 +56,12 @@ class Module(Frozen):
 
     @property
     def form(self) -> Form | None:
-        """Form in which its weight is stored; None when it is kept."""
+        """Form in which the weight is stored; None when the module is kept."""
         return Form(packing=self.packing, scheme=self.scheme, group_size=self.group_size) if self.scheme else None
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of all tensors that it becomes."""
+        """Bytes of all tensors that the weight becomes."""
         return layout_bytes(self.parts) if self.scheme else self.bytes_before
 
 
@@ -70,27 +70,27 @@ Part = Literal["cache", "artifact"]
 
 
 class Need(Frozen):
-    """What a stage is estimated to need of something, against what the machine has."""
+    """The estimated need of a stage for memory or disk space, against what the machine has."""
 
     stage: str
     resource: Literal["memory", "disk"]
     where: str = ""
     needed: int
     available: int
-    """Bytes."""
+    """Bytes that the machine has."""
     parts: dict[Part, int] = Field(default={})
     """Parts of the disk space that is needed, in bytes."""
 
 
 class ModelPlan(Frozen):
-    """What the plans of both kinds say: a recipe applied to a checkpoint, immutable, printable, complete."""
+    """The common part of both kinds of plans: a recipe applied to a checkpoint, immutable, printable, complete."""
 
     recipe: Recipe
     checkpoint: Checkpoint
     family: Family
-    """The class of transformers that loads the model."""
+    """Auto class of transformers that loads the model."""
     head: str
-    """The module of that model which makes logits."""
+    """Name of the module of the model that makes logits."""
     dtype: ComputeDtype
     """Type that models compute in on this machine, where they calibrate, are verified and evaluated; nothing is stored
     in it."""
@@ -121,12 +121,12 @@ class CheckpointPlan(ModelPlan):
 
     @property
     def parts(self) -> tuple[Module, ...]:
-        """What the plan decides on, one by one."""
+        """Modules that the plan decides on."""
         return self.modules
 
     @cached_property
     def quantized(self) -> dict[str, Module]:
-        """Name → module, for those that are quantized."""
+        """Modules that are quantized, by name."""
         return {module.name: module for module in self.modules if module.quantized}
 
     def stored_as(self, packing: Packing) -> "CheckpointPlan":
@@ -137,7 +137,7 @@ class CheckpointPlan(ModelPlan):
 
     @property
     def form(self) -> Form:
-        """Form of every quantized module, in a packing that has one for all."""
+        """Form of every quantized module, for a packing that has one for all."""
         forms = {module.form for module in self.quantized.values() if module.form}
         (form,) = forms
         return form
@@ -183,13 +183,13 @@ class GgufPlan(ModelPlan):
 
     @property
     def method(self) -> Gguf:
-        """What the recipe says of the file."""
+        """Settings that the recipe gives for the file."""
         assert isinstance(self.recipe.quantize, Gguf)
         return self.recipe.quantize
 
     @property
     def parts(self) -> tuple[GgufTensor, ...]:
-        """What the plan decides on, one by one."""
+        """Tensors that the plan decides on."""
         return self.tensors
 
     @property
@@ -203,7 +203,7 @@ class GgufPlan(ModelPlan):
 
 
 Plan = CheckpointPlan | GgufPlan
-"""A plan of one of two kinds, which is chosen once, when it is made."""
+"""Plan of one of two kinds, which is chosen once, when it is made."""
 
 
 def layout_bytes(parts: Layout) -> int:

@@ -1,4 +1,4 @@
-"""Who loads an artifact, and what transformers, which the card names, makes of a quantized checkpoint: as data.
+"""The programs that load artifacts, and the limits of transformers with quantized checkpoints, as data.
 
 Seen in transformers 5.15 to 5.17. Of a mixture whose experts a checkpoint stores one by one, it makes one tensor for
 all experts of a layer while it loads, and dequantizes them for that. It does so by one description for all layers, and
@@ -25,13 +25,13 @@ Program = Literal["transformers", "vLLM", "TensorRT-LLM", "llama.cpp"]
 
 
 class Home(Frozen):
-    """What loads the checkpoints of a packing, and where it lives."""
+    """The program that loads the checkpoints of a packing, and the environment it lives in."""
 
     program: Program
     environment: str | None = None
-    """Name of the environment (`pipelines.environments.isolated`) that has the program; None: ours."""
+    """Name of the environment (`pipelines.environments.isolated`) that has the program; None where that is ours."""
     absent: str = ""
-    """Sentence on what has to load it where the program is not here."""
+    """Sentence on what has to load the artifact where the program is not here."""
 
 
 _GPTQMODEL = Home(
@@ -47,7 +47,7 @@ HOMES: dict[Packing, Home] = {
     "awq": _GPTQMODEL,
     "modelopt": Home(program="vLLM", absent="vLLM, SGLang or TensorRT-LLM has to load it, on a GPU"),
 }
-"""Packing → what loads it before it counts as verified."""
+"""Packing → program that loads such an artifact before it counts as verified."""
 
 
 def home(recipe: "Recipe") -> Home:
@@ -63,7 +63,7 @@ READABLE_EXPERTS: dict[Packing, tuple[SchemeName, ...]] = {
     "gptq": (),
     "awq": (),
 }
-"""Packing → the schemes that transformers reads experts in; of other packings it is not asked to."""
+"""Packing → schemes that transformers reads experts in; it is not asked to read those of other packings."""
 INSTEAD = "recipe fp8 can"
 
 

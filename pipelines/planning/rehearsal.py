@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Rehearsal(Result):
-    """What transformers says of an artifact that is not made yet."""
+    """The findings of transformers on an artifact that is not made yet."""
 
     failed: str
-    """The first line of what it raised; empty when it loaded."""
+    """First line of the error that transformers raised; empty when it loaded the artifact."""
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    """Names of tensors that it would make up at random, not read, or read in another shape."""
+    """Names of tensors that transformers would make up at random, not read, or read in another shape."""
     widened: tuple[str, ...] = ()
-    """Scales that it would read as another type than it computes in: it makes weights of that type by them."""
+    """Names of scales that it would read as another type than it computes in: it makes weights of that type by them."""
 
 
 def rehearse(plan: "CheckpointPlan") -> Rehearsal:

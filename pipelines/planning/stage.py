@@ -82,7 +82,7 @@ READABLE = ("fp8", "int8-weight-only", "gguf-q8_0")
 
 
 def _unreadable(plan: Plan, anatomy: Anatomy) -> Iterator[Problem]:
-    """Yield that transformers, which the card names, could not load the artifact, and which recipes would do."""
+    """Yield a problem if transformers, which the card names, could not load the artifact; name recipes that do."""
     if not isinstance(plan, CheckpointPlan) or not (why := unreadable(plan)):
         return
     others = [name for name in READABLE if name != plan.recipe.name and _is_readable(name, plan, anatomy)]

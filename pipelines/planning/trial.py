@@ -31,18 +31,18 @@ NO_STATE = "get no hidden state for each token"
 
 
 class Trial(Frozen):
-    """What a model's class did with a few tokens on the meta device."""
+    """The findings on a model's class from a few tokens on the meta device."""
 
     unused: tuple[str, ...]
     """Linear modules that the model does not use as such: it reads their weights itself, or not at all."""
     refused: str
-    """Error that the model's class raises for any text, by a statement of its own; empty if none."""
+    """Error that the model's class raises for any text, by a statement of its own; empty if there is none."""
     clash: str
     """Module that multiplies or scales numbers of two types as no device does, and these types; empty if none."""
     retyped: tuple[str, ...]
     """Buffers that the model replaces by others of a narrower floating-point type while it computes."""
     bound: dict[str, str]
-    """Stack of layers (`model.layers`) → what its layers do with a text that one layer after the other cannot."""
+    """Stack of layers (`model.layers`) → deed of its layers that forbids taking one layer after the other."""
 
 
 def run(model: Any) -> Trial:
@@ -112,14 +112,14 @@ def _trace(model: Any, tracer: "_Tracer") -> None:
 
 
 class _Tracer:
-    """Follows a text from operation to operation, and what all texts share from value to value."""
+    """A tracer that follows a text through operations, and the values of what all texts share."""
 
     def __init__(self, tokens: int) -> None:
         self._shape = (1, tokens)
         self.clash = ""
         self.bound: dict[str, str] = {}
         self.exact = True
-        """Whether all was computed, until now, as the model does it."""
+        """Whether everything until now was computed as the model does it."""
         self._module = ""
         self._kept: list[Any] = []
         """Tensors that are kept alive, because their identities are noted below."""
@@ -128,7 +128,7 @@ class _Tracer:
         self._left: dict[int, str] = {}
         """Identity of a tensor that a layer leaves to later ones → the stack of layers."""
         self._values: dict[int, Any] = {}
-        """Identity of a tensor that depends on neither weights nor text, like positions → what it holds."""
+        """Identity of a tensor that depends on neither weights nor text, like positions → its values."""
 
     def mode(self, ids: Any) -> Any:
         """Return the context in which every operation is seen; `ids` are the text."""
@@ -144,7 +144,7 @@ class _Tracer:
         return Mode()  # type: ignore[no-untyped-call]
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what `func` makes, and note what that says."""
+        """Return what the operation `func` makes of its arguments, and note what that tells of the model."""
         given = [*_tensors((args, kwargs))]
         self._check_types(func, given)
         self.bound |= {self._left[id(tensor)]: READS_TEXT for tensor in given if id(tensor) in self._left}
@@ -179,7 +179,7 @@ class _Tracer:
         return torch.device("cpu") if isinstance(given, torch.device) else given
 
     def _check_types(self, func: Any, given: list[Any]) -> None:
-        """Note an operation on numbers of two types that no device does."""
+        """Note the operation if it is on numbers of two types that no device combines."""
         types = [tensor.dtype for tensor in given if tensor.is_floating_point()]
         if not self.exact or self.clash or len({*types}) < 2:
             return
@@ -226,14 +226,14 @@ def _type_name(dtype: Any) -> str:
 
 
 def _unknown(func: Any) -> bool:
-    """Tell whether what `func` makes of known numbers is not known."""
+    """Tell whether the result of `func` is unknown even where its arguments are known, as random numbers are."""
     import torch
 
     return torch.Tag.nondeterministic_seeded in func.tags or "empty" in func.overloadpacket.__name__
 
 
 def _is_mask(tensor: Any) -> bool:
-    """Tell whether `tensor` says yes or no: of a text, where it is padded, which texts for calibration are not."""
+    """Tell whether `tensor` holds booleans, which say where a text is padded; texts for calibration are not."""
     import torch
 
     return bool(tensor.dtype == torch.bool)
@@ -251,7 +251,7 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 
 class _LinearCalls:
-    """Notes which linear modules are called, and of which the weight is read from outside."""
+    """The record of which linear modules are called, and which weights are read from outside."""
 
     def __init__(self, linear: dict[str, Any]) -> None:
         self.called: set[str] = set()
@@ -270,7 +270,7 @@ class _LinearCalls:
         return torch.nn.functional.linear(x, weight, module.bias)
 
     def compare(self, name: str, module: Any, given: Any, made: Any) -> None:
-        """Note a module of a class of its own that is more than a linear one, like one of groups."""
+        """Note the module `name` if what it made has not the shape that a linear one makes, as with groups."""
         if tuple(made.shape) != (*given[0].shape[:-1], len(module.weight)):
             self.read.add(name)
 

@@ -111,7 +111,7 @@ class Checked(Frozen):
     files: int
     bytes: int
     signature: str
-    """Sentence on its signature: whether there is one, and whether it is trusted."""
+    """Sentence on the artifact's signature: whether there is one, and whether it is trusted."""
 
 
 def check(folder: Path, trust: Trust | None = None) -> Checked:
@@ -143,7 +143,7 @@ def _listed(folder: Path, problems: list[str]) -> str:
 
 
 def _sums(folder: Path, found: dict[str, str]) -> list[str]:
-    """Return in what the files differ from `SHA256SUMS`."""
+    """Return sentences on the differences between the files and `SHA256SUMS`."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
@@ -163,7 +163,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _contents(folder: Path, manifest: Manifest, found: dict[str, str]) -> list[str]:
-    """Return where card, verdict, statement and files are not of each other: checksums made anew do not hide that."""
+    """Return sentences on card, verdict, statement and files that do not belong together; checksums would not tell."""
     own = {name: value for name, value in found.items() if name not in OURS | {SUMS, SIGNATURE}}
     problems = [] if own == manifest.files else [f"the verdict in {RECORD} is of other files than these"]
     if manifest.gate.verdict != "PASS" and not manifest.gate.forced:

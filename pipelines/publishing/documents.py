@@ -63,8 +63,8 @@ def read_documents(path: Path) -> tuple[Scores, Scores]:
 
 
 def judge_again(manifest: Manifest, path: Path) -> list[str]:
-    """Return in what the recorded verdict differs from the one that the documents in `path` give; nothing, if it is
-    theirs."""
+    """Return sentences on the differences between the recorded verdict and the one that the documents in `path` give;
+    none, if it is theirs."""
     try:
         baseline, artifact = read_documents(path)
         suite, gate = manifest.evaluation.suite, manifest.gate

@@ -15,7 +15,7 @@ from pipelines.core.strict_yaml import Frozen
 
 SIGNATURE = "model.sig"
 PASSWORD_VARIABLE = "QUANTGATE_SIGNING_PASSWORD"
-"""The environment variable that holds the password of an encrypted key."""
+"""Name of the environment variable that holds the password of an encrypted key."""
 
 
 class Signer(Frozen):
@@ -28,7 +28,7 @@ class Signer(Frozen):
     chain: tuple[Path, ...] = ()
     """Certificates between `certificate` and the root, PEM."""
     keyless: bool = False
-    """Whether to sign with the identity of the CI job, through sigstore's public instance."""
+    """Whether it signs with the identity of the CI job, through sigstore's public instance."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -49,8 +49,9 @@ class Trust(Frozen):
     roots: tuple[Path, ...] = ()
     """Certificates that are trusted, PEM."""
     identity: str | None = None
+    """Identity (an address, a workflow) of who signs, where the signature is keyless."""
     issuer: str | None = None
-    """The identity (an address, a workflow) and who vouches for it, where the signature is keyless."""
+    """Issuer that vouches for the identity."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

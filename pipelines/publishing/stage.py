@@ -78,7 +78,11 @@ def make_bundle(
 
 
 def put(bundle: Bundle, target: Target) -> None:
-    """Publish `bundle` in one place, unless the same artifact is there with the same verdict."""
+    """Publish `bundle` in one place, unless the same artifact is there with the same verdict.
+
+    Raises:
+        BadInput: another artifact is published there, or nothing can be put there.
+    """
     place = target.open()
     locks = cache_dir() / "publish"
     locks.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def _dependencies(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def contradictions(found: dict[str, Any], manifest: Manifest, files: dict[str, str]) -> list[str]:
-    """Return in what a statement that was read differs from the one that record and files give."""
+    """Return sentences on the differences between a statement that was read and the one that record and files give."""
     expected = statement(manifest, files)
     if found == json.loads(json.dumps(expected)):
         return []

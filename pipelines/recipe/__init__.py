@@ -1,1 +1,1 @@
-"""What YAML may say, where it lies, and settings that are tried before they are advised. No model is known here."""
+"""The schemas and the library of YAML files, and advice that is tried before it is given. No model is known here."""

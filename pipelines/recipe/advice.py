@@ -1,4 +1,4 @@
-"""What to change in a recipe that does not suit a model: nothing is advised that was not tried.
+"""Advice on a recipe that does not suit a model; nothing is advised that was not tried.
 
 A remedy is given as options of the command line, so that it can be applied as it stands.
 """
@@ -16,9 +16,9 @@ from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
 
 Settings = Mapping[str, Any]
-"""Key of a recipe, with dots between its parts → value."""
+"""Settings of a recipe: key, with dots between its parts → value."""
 Suits = Callable[[Recipe], bool]
-"""Tells whether a recipe suits the model."""
+"""Function that tells whether a recipe suits the model."""
 UNGROUPED = ("fp8", "int8-weight-only")
 """Recipes without data that divide no width into groups."""
 NONE = "no recipe here can quantize it: give another model"
@@ -27,7 +27,7 @@ MAIN = -1
 
 
 def changed(recipe: Recipe, settings: Settings) -> Recipe | None:
-    """Return `recipe` with `settings`; None where they make none."""
+    """Return `recipe` with `settings`; None where that is no valid recipe."""
     data = recipe.model_dump(mode="json")
     for key, value in settings.items():
         *above, last = key.split(".")
@@ -51,7 +51,7 @@ def _value(value: Any) -> str:
 
 
 def helpful(recipe: Recipe, tries: Iterable[Settings], suits: Suits) -> list[str]:
-    """Return those of the `tries` that make the recipe suit, as they are told."""
+    """Return those of the `tries` that make the recipe suit the model, each as options of the command line."""
     made = ((settings, changed(recipe, settings)) for settings in tries)
     return list(dict.fromkeys(as_options(settings) for settings, other in made if other and suits(other)))
 

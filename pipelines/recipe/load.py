@@ -16,7 +16,7 @@ from pipelines.recipe.suite import Suite, SuiteTask, Task
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """Return what a file with this recipe would hold."""
+    """Return the YAML of a file with this recipe."""
     values = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     kept: dict[str, Any] = {"version": recipe.version, "name": recipe.name, **values}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110)
@@ -40,7 +40,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _named(load_it: Callable[[str], object], name: str, where: str) -> list[Problem]:
-    """Return what is wrong with the file that a recipe names at `where`; a name of no file is blamed on the recipe."""
+    """Return the problems of the file that a recipe names at `where`; a name of no file is blamed on the recipe."""
     try:
         load_it(name)
     except BadInput as error:
@@ -59,7 +59,7 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def load_task(name: str) -> Task:
-    """Return what quantgate knows of lm-eval's task `name`; for a task it has no file for, the defaults."""
+    """Return the facts that quantgate has on lm-eval's task `name`; for a task it has no file for, the defaults."""
     if name in library.names("task"):
         return load(library.find("task", name), Task)
     return Task(version=1, task=name)
@@ -91,7 +91,7 @@ def load_set(name: str | Path) -> CalibrationSet:
 
 
 def _unreadable(document: YamlFile, source: FileSource) -> Iterator[Problem]:
-    """Yield what keeps the files of a set from being read."""
+    """Yield a problem for each thing that keeps the files of a set from being read."""
     folder = document.path.parent
     for number, name in enumerate(source.paths):
         where, path = place(document, ("source", "paths", number)), folder / name

@@ -1,4 +1,4 @@
-"""How weights are quantized: the methods that a recipe may name, each with its settings."""
+"""The methods of quantizing weights that a recipe may name, each with its settings."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -11,8 +11,8 @@ from pipelines.formats.gguf_types import NEEDS_IMATRIX, FileType, Mixture, Tenso
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SMALLEST_GROUP, SchemeName
 
 ModulePattern = str
-"""A module's full name or its end (`lm_head`), `re:` and a regular expression matched from the name's start, or
-`layer:N`: everything in decoder layer N, where -1 is the last."""
+"""Pattern of modules: a full name or its end (`lm_head`), `re:` and a regular expression matched from the name's start,
+or `layer:N`: everything in decoder layer N, where -1 is the last."""
 OnIndivisible = Literal["error", "skip", "shrink"]
 
 
@@ -38,7 +38,7 @@ class _Target(Frozen):
     """A scheme with its group size, where the scheme leaves one to choose."""
 
     scheme: SchemeName
-    """The number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
+    """Number formats of weights and activations, by compressed-tensors' name where it has one (docs/recipes.md)."""
 
     group_size: int | None = Field(default=None, gt=0)
     """Input columns that share a scale, or the side of a block, where the scheme leaves that open; a multiple of 16,
@@ -67,7 +67,7 @@ class Rule(_Target):
 
 
 class _Quantize(_Target):
-    """What every method shares."""
+    """The settings that every method has."""
 
     rules: tuple[Rule, ...] = ()
     """Exceptions from `scheme`; the first that matches a module decides."""
@@ -83,7 +83,7 @@ class _Quantize(_Target):
     """Keys and values in FP8 (E4M3), one measured scale for each layer's keys and one for its values."""
 
     engine: Engine = "quantgate"
-    """Program that computes it. The engines of other projects run in environments of their own (`quantgate env list`),
+    """Program that quantizes. The engines of other projects run in environments of their own (`quantgate env list`),
     but for bitsandbytes."""
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class _Quantize(_Target):
 
     @property
     def schemes(self) -> tuple[SchemeName, ...]:
-        """Every scheme that a module can get."""
+        """Schemes that modules can get, each once."""
         return tuple(dict.fromkeys((self.scheme, *(rule.scheme for rule in self.rules))))
 
     @property
@@ -114,7 +114,7 @@ class _Quantize(_Target):
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return self.measures_activations
 
     @property
@@ -145,11 +145,11 @@ class Rtn(_Quantize):
 
 
 class _ByText(_Quantize):
-    """What methods share that look at what the model computes of text."""
+    """The common part of the methods that look at what the model computes of text."""
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return True
 
     @property
@@ -170,7 +170,7 @@ class Gptq(_ByText):
     """Fraction of the Hessian's mean diagonal that is added to its diagonal."""
 
     experimental_cpu: bool = False
-    """Let engine auto-gptq run without CUDA, by replacing two names inside it; `--experimental-cpu` sets it."""
+    """Whether engine auto-gptq may run without CUDA, by replacing two names inside it; `--experimental-cpu` sets it."""
 
     @model_validator(mode="after")
     def _experimental_where_cuda_is_needed(self) -> Self:
@@ -200,16 +200,17 @@ class Gguf(Frozen):
     method: Literal["gguf"]
 
     type: FileType
-    """llama.cpp's name of a mixture of tensor types (docs/recipes.md)."""
+    """File type: name that llama.cpp gives a mixture of tensor types (docs/recipes.md)."""
 
     imatrix: bool = False
-    """Weigh rounding errors by an importance matrix: the mean square of each linear's input on the calibration text."""
+    """Whether rounding errors are weighed by an importance matrix: the mean square of each linear's input on the
+    calibration text."""
 
     output: TensorType | None = None
-    """The type of the output head, where the mixture's own does not suit."""
+    """Type of the output head, where the mixture's own does not suit."""
 
     embedding: TensorType | None = None
-    """The type of the token embedding."""
+    """Type of the token embedding."""
 
     tensors: dict[str, TensorType] = Field(default={})
     """Types of other tensors: regular expression searched for in the GGUF's tensor names → type; the first decides."""
@@ -239,12 +240,12 @@ class Gguf(Frozen):
 
     @property
     def mixture(self) -> Mixture:
-        """What decides the tensors' types."""
+        """Settings that decide the tensors' types."""
         return Mixture(**self.model_dump(exclude={"method"}))
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return self.imatrix
 
     @property

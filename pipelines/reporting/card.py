@@ -169,7 +169,7 @@ def _serve(manifest: Manifest) -> list[str]:
 
 
 def _hardware_lines(recipe: Recipe) -> list[str]:
-    """Say where runtimes have kernels: one line, or one for each scheme of a mixed artifact, which needs them all."""
+    """Return lines on where runtimes have kernels: one, or one for each scheme of a mixed artifact, which needs all."""
     places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.schemes}
     if len({*places.values()}) == 1:
         return [f"Runs on {next(iter(places.values()))}."]
@@ -200,7 +200,7 @@ def _method(manifest: Manifest) -> Iterator[str]:
 
 
 def _formats(manifest: Manifest) -> Iterator[str]:
-    """Yield what became of the tensors, and why."""
+    """Yield lines on what became of the tensors, and why."""
     if manifest.recipe.makes_gguf:
         for same in manifest.tensors:
             yield f"{same.count} tensors of type {same.type}{same.reason and ': ' + same.reason}"

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 WIDE, NARROW = 640, 440
 """Widths of charts, in their own units: of those with two axes, and of rows of bars."""
 PAD = 8
-"""Left and right of rows of bars."""
+"""Space to the left and the right of rows of bars."""
 DASHES = ("solid", (0, (7, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)))
 STEPS = (1, 2, 2.5, 5, 10)
-"""Axes are divided in these, and their powers of ten."""
+"""Steps that axes are divided in, and their multiples by powers of ten."""
 
 
 @styled()
@@ -151,7 +151,7 @@ class Interval(NamedTuple):
     lower: float | None
     upper: float | None
     strong: bool = False
-    """Whether it is the one that the others add up to."""
+    """Whether the others add up to this one."""
 
     def __str__(self) -> str:
         bounds = ("–" if bound is None else f"{bound:.1%}" for bound in (self.lower, self.upper))

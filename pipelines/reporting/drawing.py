@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SERIES, HEAT = 8, 7
-"""How many colours there are for lines, and for steps of a heat map (the first is the worst)."""
+"""Number of colours for lines, and for the steps of a heat map (the first is the worst)."""
 NAMES = (
     *("ink", "muted", "paper", "grid", "axis", "accent", "good", "bad", "warn"),
     *(f"series{number}" for number in range(SERIES)),
@@ -180,7 +180,7 @@ def _parts(raw: ElementTree.Element) -> list[ElementTree.Element]:
 
 
 def _converted(raw: ElementTree.Element, shapes: Mapping[str, ElementTree.Element]) -> list[ElementTree.Element]:
-    """Return what becomes of an element: groups are dissolved, marks that are used many times are drawn each time."""
+    """Return the elements that an element becomes: groups are dissolved, and marks are drawn wherever they are used."""
     match raw.tag:
         case "g":
             parts = [part for child in raw for part in _converted(child, shapes)]

@@ -26,11 +26,11 @@ class Point(NamedTuple):
 
 
 MARKS = {"PASS": ("good", "passed"), "FAIL": ("bad", "failed"), "INCONCLUSIVE": ("warn", "inconclusive")}
-"""Verdict → colour and word."""
+"""Verdict → its colour and its word in the legend."""
 
 
 SHAPES = {"PASS": "o", "FAIL": "x", "INCONCLUSIVE": "D"}
-"""Shapes differ as colours do: a disc passed, a cross failed, a diamond is neither."""
+"""Verdict → shape of its mark: a disc passed, a cross failed, a diamond is neither."""
 
 
 @styled()
@@ -158,7 +158,7 @@ def _marked(plot: "Axes", point: Point) -> None:
 
 
 Box = tuple[float, float, float, float]
-"""Left, bottom, right, top, in the chart's units."""
+"""Rectangle as left, bottom, right and top, in the chart's units."""
 
 
 def _labels(plot: "Axes", points: Sequence[Point], taken: Sequence[Box]) -> None:

@@ -73,7 +73,7 @@ def _cell(plot: "Axes", row: int, number: int, kind: str, value: float | None, l
 
 
 def decibels(value: float) -> str:
-    """Say `31.4 dB`, or that nothing was lost."""
+    """Return text like `31.4 dB`, or `exact` where nothing was lost."""
     return "exact" if value >= LOSSLESS else f"{value:.1f} dB"
 
 

@@ -102,8 +102,8 @@ class Ranked(Frozen):
 
     manifest: Manifest
     efficient: bool
-    """Whether it is on the frontier of size and quality: no other is smaller and keeps as much, or as small and keeps
-    more."""
+    """Whether the run is on the frontier of size and quality: no other is smaller and keeps as much, or as small and
+    keeps more."""
 
 
 class Ranking(Frozen):

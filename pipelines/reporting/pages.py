@@ -12,7 +12,7 @@ from pipelines.reporting.rendering import in_html, in_markdown
 
 
 class Link(NamedTuple):
-    """To a group of the same page."""
+    """A link to a group of the same page."""
 
     said: str
     anchor: str
@@ -35,11 +35,11 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     left: tuple[str, ...] = ()
-    """Columns of words, set flush left as the first is; the others hold numbers."""
+    """Names of the columns of words, set flush left as the first is; the others hold numbers."""
 
     @property
     def words(self) -> frozenset[str]:
-        """All columns that are set flush left."""
+        """Names of the columns that are set flush left."""
         return frozenset((self.columns[0], *self.left))
 
 
@@ -80,9 +80,9 @@ class Banner(NamedTuple):
     """A verdict, and its reasons."""
 
     colour: str
-    """`good`, `bad` or `warn`."""
+    """Colour of the verdict: `good`, `bad` or `warn`."""
     solid: bool
-    """Whether it is beyond doubt."""
+    """Whether the verdict is beyond doubt."""
     verdict: str
     headline: str
     about: str
@@ -98,12 +98,12 @@ class Section(NamedTuple):
     title: str
     blocks: tuple[Block, ...]
     half: bool = False
-    """Whether it may stand beside another."""
+    """Whether the section may stand beside another."""
     folded: bool = False
 
 
 class Group(NamedTuple):
-    """What is about one thing; without a title, what the page is about."""
+    """The blocks and sections about one thing; those without a title are about the page as a whole."""
 
     title: str
     anchor: str

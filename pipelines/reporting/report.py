@@ -46,7 +46,7 @@ from pipelines.reporting.task_table import metric, task_row
 from pipelines.verification.results import LayerError
 
 WORST = 10
-"""Layers that are named."""
+"""Number of layers that are named, the worst ones."""
 
 
 def html(
@@ -55,8 +55,8 @@ def html(
     remedies: Mapping[str, str] = {},
     top: Sequence[Section] = (),
 ) -> str:
-    """One self-contained file on finished `runs`, on those that `failed` (recipe → error text), and on what to try
-    (`remedies`: digest of the artifact → another recipe as YAML); sections `top` come first."""
+    """Return one self-contained file on finished `runs`, on those that `failed` (recipe → error text), and on what to
+    try (`remedies`: digest of the artifact → another recipe as YAML); sections `top` come first."""
     return as_html(_page(runs, failed, remedies, top))
 
 
@@ -66,7 +66,7 @@ def markdown(
     remedies: Mapping[str, str] = {},
     top: Sequence[Section] = (),
 ) -> str:
-    """What `html` says, without its charts."""
+    """Return what `html` says as Markdown, without its charts."""
     return as_markdown(_page(runs, failed, remedies, top))
 
 
@@ -288,7 +288,7 @@ def _worst(layers: Sequence[LayerError]) -> Table:
 
 
 def _noise(sqnr: float) -> str:
-    """The noise's share of the signal, root mean square."""
+    """Return the noise's share of the signal (root mean square) in percent, for `sqnr` in decibels."""
     return percent(float(f"{10 ** (-min(sqnr, 200.0) / 20):.2g}"))
 
 
@@ -318,7 +318,8 @@ def _memory(stage: StageRecord) -> str:
 
 
 def _expected(run: Manifest, stage: StageRecord) -> str:
-    """What the plan expected of a stage, or of all whose names begin alike: `evaluate` is of baseline and artifact."""
+    """Return the memory that the plan expected a stage to take, by its name or by the word that this begins with:
+    `evaluate` is of baseline and artifact."""
     expected = run.expected_memory.get(stage.stage, run.expected_memory.get(stage.stage.split(" ", 1)[0]))
     return "–" if expected is None else size(expected)
 
@@ -406,7 +407,7 @@ def _colour(gate: GateRecord) -> str:
 
 
 def marked(gate: GateRecord) -> Mark:
-    """The verdict in its colour."""
+    """Return the verdict in its colour."""
     return Mark(verdict_name(gate), _colour(gate))
 
 

@@ -38,7 +38,7 @@ def distance_line(distance: Distance) -> str:
 
 
 def reader_line(reader: Reader) -> str:
-    """Say which program loaded the artifact, and how far its logits are from those evaluated."""
+    """Return a line on which program loaded the artifact, and how far its logits are from those evaluated."""
     if reader.not_loaded:
         return f"not loaded here: {reader.not_loaded}"
     loaded = f"loaded by {reader.program} {reader.version or ''}".strip()

@@ -39,7 +39,7 @@ LOADERS: dict[Packing, str] = {
 
 
 def loader(recipe: Recipe) -> str:
-    """Say which programs load an artifact beside vLLM."""
+    """Return a sentence on which programs load an artifact beside vLLM."""
     if home(recipe).program == "TensorRT-LLM":
         return "TensorRT-LLM loads it; vLLM, SGLang and transformers do not."
     return LOADERS[recipe.packing]

@@ -35,5 +35,5 @@ def task_row(task: TaskVerdict) -> TaskRow:
 
 
 def metric(evaluation: EvaluationRecord, task: str) -> str:
-    """Return what `task` measured and after how many examples: `acc, 0-shot`."""
+    """Return the metric of `task` and its number of examples: `acc, 0-shot`."""
     return f"{evaluation.metrics.get(task, '')}, {evaluation.shots.get(task, 0)}-shot"

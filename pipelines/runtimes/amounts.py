@@ -1,4 +1,4 @@
-"""How much runtimes are given at once, and how much held-out text distances are measured on."""
+"""The amounts that runtimes are given at once, and the amounts of held-out text that distances are measured on."""
 
 EVALUATION_LOGITS_BYTES = 512 << 20
 """Bytes of the logits of one forward pass of evaluation on a CPU, in float32."""

@@ -1,4 +1,4 @@
-"""How far a quantized model is from its source on held-out text: what accuracy does not show (docs/gate.md).
+"""The distance of a quantized model from its source on held-out text, which accuracy does not show (docs/gate.md).
 
 As `llama-perplexity --kl-divergence` does it: the text is cut into chunks, the second half of each is scored, so that
 every token has half a chunk of context. The models are loaded one after the other; the source's distributions wait in
@@ -21,31 +21,31 @@ from pipelines.core.strict_yaml import Frozen
 
 
 class Distance(Frozen):
-    """How far an artifact is from its source on held-out text, as `llama-perplexity --kl-divergence` defines it."""
+    """The distance of an artifact from its source on held-out text, as `llama-perplexity --kl-divergence` tells it."""
 
     tokens: int
-    """Scored: the second half of each chunk."""
+    """Number of scored tokens: those of the second half of each chunk."""
     perplexity_before: float
     perplexity_after: float
     perplexity_ratio: float
     perplexity_ratio_error: float
-    """Standard error, as of all below."""
+    """Standard error of the ratio; the fields below that end in `_error` are standard errors, too."""
     divergence: float
     """Mean Kullback-Leibler divergence from the unquantized model's distribution, nats per token."""
     divergence_error: float
     divergence_99: float
-    """Its 99th percentile."""
+    """99th percentile of that divergence, nats per token."""
     same_top: float
-    same_top_error: float
     """Share of tokens at which both find the same token likeliest."""
+    same_top_error: float
 
 
 ROWS = 64
-"""Distributions that are compared at once: they stay in a CPU's cache."""
+"""Number of distributions that are compared at once: they stay in a CPU's cache."""
 LEAST = -65504.0
 """Least log-probability that float16 holds. A masked token's is less, and 0 times infinity is no number."""
 STRETCH = 51
-"""Tokens that are taken as dependent on each other: neighbours in a text are."""
+"""Number of neighbouring tokens that are taken as dependent on each other, as neighbours in a text are."""
 
 
 def chunks(ids: Sequence[int], most: int | None) -> list[list[int]]:
@@ -84,7 +84,7 @@ def measure_distance(model: Any, text: Sequence[list[int]], file: Path) -> Dista
 
 
 def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
-    """Yield chunk by chunk, (scored tokens, vocabulary) in float32: at each place, of the token after it."""
+    """Yield each chunk's log-probabilities (scored tokens, vocabulary), float32, of the token after each place."""
     import torch
 
     for chunk in text:
@@ -96,8 +96,11 @@ def _logprobs(model: Any, text: Sequence[list[int]]) -> Iterator[Any]:
 
 
 def _summary(rows: "npt.NDArray[np.float64]", lengths: Sequence[int]) -> Distance:
-    """`rows`: for each scored token its log-probability before and after, the divergence, and whether the likeliest
-    token is the same; nats."""
+    """Return the distance that the columns of `rows` make, one row for each scored token.
+
+    The columns are its log-probability before and after, the divergence (all in nats), and whether the likeliest token
+    is the same. `lengths` are the numbers of tokens scored in each chunk.
+    """
     import numpy as np
 
     places = [f"{chunk} {place // STRETCH}" for chunk, length in enumerate(lengths) for place in range(length)]

@@ -1,4 +1,4 @@
-"""How models write here: by settings of ours, not by those that a checkpoint recommends to chat programs.
+"""The settings by which models write here: ours, not those that a checkpoint recommends to chat programs.
 
 Those may ask for beams, for several answers, or for code that transformers fetches; a checkpoint in which they do not
 work together can be quantized all the same.
@@ -11,7 +11,8 @@ from pipelines.core.errors import bad_input, brief
 
 FILE = "generation_config.json"
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
-"""Which tokens begin and end a text, and what keeps it from going in circles: lm-eval's `HFLM` goes by these, too."""
+"""Names of the settings that stay: the tokens that begin and end a text, and those that keep it from going in circles.
+lm-eval's `HFLM` goes by these, too."""
 
 
 def check_generation(folder: Path) -> None:

@@ -17,14 +17,14 @@ from pipelines.runtimes.lm_eval import Ends, Question, Score, TokenLM, batches
 
 ALL_LAYERS = 999
 MAX_CONTINUATIONS = 64
-"""After one prefix, in one request (the worker's own limit)."""
+"""Most continuations after one prefix in one request (the worker's own limit)."""
 
 Group = tuple[list[int], list[list[int]]]
-"""A prefix and the continuations to score after it, as token ids; none is empty."""
+"""Prefix and the continuations to score after it, as token ids; none is empty."""
 
 
 def threads() -> int:
-    """Return as many threads as there are cores for us, or as OpenMP is told."""
+    """Return the number of threads to use: that of the cores for us, or what OpenMP is told."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
@@ -44,12 +44,12 @@ class LlamaProcess(WorkerProcess):
         self.context: int = loaded["context"]
         """Tokens that the model was trained to read."""
         self.bos, self.eos = int(loaded["bos"]), int(loaded["eos"])
-        """-1 where there is none."""
+        """Ids of the tokens that begin and end a text; -1 where there is none."""
         self.bos_text, self.eos_text = str(loaded["bos_text"]), str(loaded["eos_text"])
 
     @property
     def first(self) -> int:
-        """The token that a text begins with where nothing is before it: a line break where the file names none."""
+        """Id of the token that a text begins with where nothing is before it; a line break if the file names none."""
         named = self.eos if self.bos < 0 else self.bos
         return self.tokenize(["\n"], special=False)[0][-1] if named < 0 else named
 

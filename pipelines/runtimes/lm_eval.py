@@ -16,29 +16,31 @@ from pipelines.core.errors import QuantgateError, bad_input, brief
 BATCH = 64
 """Prompts in one request to a runtime; between two of them the progress bar moves."""
 MOST_WRITTEN = 256
-"""Tokens of an answer whose task does not say (lm-eval's default)."""
+"""Most tokens of an answer whose task sets no limit (lm-eval's default)."""
 SPECIAL = 16
 """Tokens that a tokenizer may add to a text, at most."""
 
 Score = tuple[float, bool]
-"""A token's log-probability in nats, and whether it was the most likely one."""
+"""Log-probability of a token in nats, and whether it was the most likely one."""
 Question = tuple[Any, list[int], list[int]]
-"""Lm-eval's own key (for its cache), the tokens of the context, and those of the answer to score."""
+"""Question: lm-eval's own key (for its cache), tokens of the context, and tokens of the answer to score."""
 
 
 class Ends(NamedTuple):
-    """How long to write, and how."""
+    """The most tokens to write, the strings that end a text, and the way to choose tokens."""
 
     max_tokens: int
     stop: tuple[str, ...]
     temperature: float | None
-    """Temperature of drawing; None: the likeliest token is taken."""
+    """Temperature of drawing; None where the likeliest token is taken."""
 
 
 class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """What lm-eval's own `HFLM` asks of transformers with its defaults: the same tokens, the same stop strings.
-    Log-probabilities are float32's, HFLM's those of the model's dtype. As there, the beginning is cut off a question
-    that is longer than the model reads, if its answers are given; one that leaves no room to write is an error.
+    """A model of lm-eval that asks a runtime for what lm-eval's own `HFLM` asks of transformers with its defaults.
+
+    Tokens and stop strings are the same. Log-probabilities are float32's, HFLM's those of the model's dtype. As
+    there, the beginning is cut off a question that is longer than the model reads, if its answers are given; one that
+    leaves no room to write is an error.
 
     A runtime says `name`, `max_length`, `limit_from`, `end_text`, `eot_token_id`, `prefix_token_id`, `tok_encode`,
     `score_answers` and `write`.
@@ -46,14 +48,14 @@ class TokenLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     name: str
     max_length: int
-    """Tokens that the model reads, with those that it writes."""
+    """Number of tokens that the model reads, with those that it writes."""
     limit_from: str
-    """Source of the limit."""
+    """Source of `max_length`: a file and its key, for messages."""
     end_text: str | None
-    """Id of the end-of-sequence token; None where there is none, so that only stop strings and the length end a
-    text."""
+    """Text of the end-of-sequence token; None where there is none, so that only stop strings and the length end an
+    answer."""
     samples: bool = False
-    """Whether the runtime can draw what it writes."""
+    """Whether the runtime can write by drawing tokens at a temperature."""
 
     def score_answers(self, questions: Sequence[Question]) -> list[list[Score]]:
         """Return the scores of each question's answer, token by token; contexts are not empty."""
@@ -188,13 +190,13 @@ class HubLM(TokenLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        """The token that ends a text: the tokenizer's, else the model's; None where neither says one."""
+        """Id of the token that ends a text: the tokenizer's, else the model's; None where neither says one."""
         return self._last
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that an answer follows that follows nothing: that of the beginning, else of the end, else padding,
-        else a line break."""
+        """Id of the token that stands before an answer without context: that of the beginning, else of the end, else
+        padding, else a line break."""
         return self.tokenizer.encode("\n", add_special_tokens=False)[-1] if self._first is None else self._first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -223,7 +225,7 @@ def _stated(folder: Path, known: int, key: str) -> list[int]:
 
 
 def _limit_from(config: Any, tokenizer: Any) -> str:
-    """Return what says how many tokens the model reads, in the order of lm-eval's `resolve_max_length`."""
+    """Return the file and key that limit the tokens a model reads, in the order of lm-eval's `resolve_max_length`."""
     from lm_eval.models.utils import TOKENIZER_INFINITY
 
     own = getattr(config, "text_config", None) or config

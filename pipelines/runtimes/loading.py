@@ -158,7 +158,7 @@ def _replace_forward(module: Any, rounding: "_SharedRounding", rounder: "Rounder
 
 
 class _SharedRounding:
-    """Remembers the last input and what it was rounded to: q, k and v read the same one, gate and up too."""
+    """The last input and what it was rounded to, since q, k and v read the same one, and gate and up too."""
 
     def __init__(self) -> None:
         self._last: tuple[torch.Tensor, Rounder, torch.Tensor] | None = None

@@ -1,4 +1,4 @@
-"""How modules that a checkpoint names are called in a loaded model, and experts made one module each."""
+"""The names in a loaded model of the modules that a checkpoint names, and experts made one module each."""
 
 import contextlib
 import sys
@@ -21,7 +21,7 @@ def quietly() -> Iterator[None]:
 
 
 EXPERT_NAMES = {"block_sparse_moe": "mlp", "ffn": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-"""Names in a checkpoint of Mixtral or DeepSeek, where transformers has others in the model."""
+"""Part of a name in a checkpoint of Mixtral or DeepSeek → the part that transformers has in the model."""
 
 
 def linearize_experts(model: Any) -> None:

@@ -26,19 +26,19 @@ class Row(NamedTuple):
 
     tokens: list[int]
     parents: list[int]
-    """-1: a sequence begins with it, after what all have in common."""
+    """Position of the token before each; -1 where a sequence begins, after what all have in common."""
     depths: list[int]
-    """Ancestors of each."""
+    """Number of ancestors of each token."""
     asks: list[Ask]
 
     @property
     def branches(self) -> bool:
-        """Whether a token does not follow the one before it."""
+        """Whether some token does not follow the one before it in the row."""
         return any(parent != node - 1 for node, parent in enumerate(self.parents))
 
     @property
     def ends(self) -> list[int]:
-        """The last descendant of each token, itself where it has none."""
+        """Position of the last descendant of each token; its own where it has none."""
         ends = list(range(len(self.parents)))
         for node in reversed(range(len(ends))):
             if (parent := self.parents[node]) >= 0:

@@ -6,4 +6,4 @@ PROMPT = (
     "drops in a cloud grow heavy enough they fall as rain or snow, and rivers carry the water back to the sea."
 )
 CONTINUATION = 24
-"""Tokens to write after `PROMPT`."""
+"""Number of tokens to write after `PROMPT`."""

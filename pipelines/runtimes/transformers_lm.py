@@ -25,28 +25,29 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-"""Tokens in one forward pass, padding included. More is no faster; where memory is short, it is halved until it
-suffices."""
+"""Number of tokens in one forward pass, padding included. More is no faster; where memory is short, it is halved until
+that suffices."""
 LOGITS_BYTES = {"cpu": EVALUATION_LOGITS_BYTES, "cuda": 4 << 30}
 """Bytes of the logits of a forward pass, in float32."""
 BUSY = {"cpu": 0, "cuda": 8192}
-"""Tokens in a forward pass below which it takes as long with fewer: a GPU waits for Python then."""
+"""Number of tokens in a forward pass below which it takes as long with fewer: a GPU waits for Python then."""
 FEWEST = 16
-"""Tokens that all sequences must begin with to be read before them, and not in each row."""
+"""Fewest tokens that all sequences must begin with to be read before them, and not in each row."""
 LONGEST = 128
-"""Tokens in a row of several sequences: longer ones waste less on padding, and more on what a token does not see."""
+"""Most tokens in a row of several sequences: longer ones waste less on padding, more on what a token does not see."""
 EAGER = 320
-"""Tokens up to which unfused attention is the faster on a CPU."""
+"""Most tokens of a row for which unfused attention is the faster on a CPU."""
 PADDED = 0.8
 """Length of the shortest row of a batch, as a share of its longest: padding is computed, too."""
 SOFTMAX_ROWS = 64
-"""Rows of logits turned to probabilities at once on a CPU: they stay in its cache."""
+"""Number of rows of logits turned to probabilities at once on a CPU: they stay in its cache."""
 WRITE_BATCH = 16
-"""Prompts continued at once."""
+"""Number of prompts that are continued at once."""
 ALIKE = 0.05
-"""Nats: the mean difference that sharing may make in `shares_prefixes`. The order of sums makes a tenth of it in
-bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are not
-rounded to 8 bits while it is tried: that alone makes 0.1 of a difference in the last bit, and says nothing of the mask.
+"""Largest mean difference, in nats, that sharing may make in `shares_prefixes`. The order of sums makes a tenth of it
+in bfloat16 and 1e-5 in float32; a model that does not look at the mask, or at positions, a multiple. Activations are
+not rounded to 8 bits while it is tried: that alone makes 0.1 of a difference in the last bit, and says nothing of the
+mask.
 """
 OTHER_ATTENTION = ("sliding_window", "attention_chunk_size", "local_attention_window")
 """Settings of models whose layers do not see all that comes before."""
@@ -100,7 +101,7 @@ class TransformersLM(HubLM):
         check_tokens(self._folder, self.tokenizer, itertools.chain.from_iterable(texts), self._config)
 
     def _score(self, sequences: list[Tokens], first: list[int]) -> list[list[Score]]:
-        """Return of each of the sorted `sequences` the scores from its `first` token on."""
+        """Return the scores of each of the sorted `sequences`, from its `first` token on."""
         import torch
 
         common = min(min(first) - 1, shared(sequences[0], sequences[-1]))
@@ -120,7 +121,7 @@ class TransformersLM(HubLM):
         sequences: list[Tokens],
         past: "list[tuple[torch.Tensor, torch.Tensor]] | None",
     ) -> Iterator[tuple[Ask, Score]]:
-        """Yield what `rows`, the longest first, ask of the `sequences`, and its scores; in batches.
+        """Yield each thing that `rows`, the longest first, ask of the `sequences`, with its score; in batches.
 
         Raises:
             QuantgateError: a single row does not fit the GPU's memory.

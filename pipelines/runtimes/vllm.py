@@ -22,15 +22,15 @@ from pipelines.runtimes.prefixes import shared
 from pipelines.runtimes.probe import CONTINUATION, PROMPT
 
 NEXT_TOKENS = 128
-"""Next tokens vLLM scores after one prompt, at most."""
+"""Most next tokens that vLLM scores after one prompt."""
 SMALLEST_WINDOW = 2048
-"""Tokens."""
+"""Fewest tokens of a window that vLLM is started with."""
 TOLERANCE = 0.1
 ROUNDED_TOLERANCE = 0.4
-"""Nats that a token's log-probability may differ by in the mean, the second where activations, keys or values are
-rounded to 8 bits or fewer: each runtime then rounds other sums, and some land on the next value. Seen on the default
-model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float32. Wrong zero points or scales
-everywhere cost more than 10, one misread layer 0.1 to 0.6."""
+"""Largest mean difference of tokens' log-probabilities, in nats, where activations, keys or values are rounded to 8
+bits or fewer (`TOLERANCE` elsewhere): each runtime then rounds other sums, and some land on the next value. Seen on
+the default model: 0.05 and 0.12-0.27, as much as transformers differs from itself in float32. Wrong zero points or
+scales everywhere cost more than 10, one misread layer 0.1 to 0.6."""
 PERPLEXITY_RATIO = 1.02
 """Largest ratio of the perplexities, beyond three standard errors: a fixed text is a small sample."""
 
@@ -95,7 +95,7 @@ def _variables(device: str) -> dict[str, str]:
 
 
 def _dtype(folder: Path) -> str:
-    """Return what transformers would load it in; vLLM's own choice for float32 is a 16-bit type."""
+    """Return the type that transformers would load the checkpoint in; vLLM's choice for float32 is a 16-bit type."""
     config = _config(folder)
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
@@ -111,21 +111,21 @@ class Comparison(Frozen):
     version: str
     """Version of vLLM."""
     tokens: int
-    """Tokens scored."""
+    """Number of scored tokens."""
     mean_difference: float
     max_difference: float
-    """Nats: the absolute difference of a token's log-probability."""
+    """Largest absolute difference of a token's log-probability, in nats."""
     tolerance: float
-    """Nats: what `mean_difference` may be for this format."""
+    """Largest `mean_difference` that this format may have, in nats."""
     perplexity_vllm: float
     perplexity_transformers: float
     standard_error: float
-    """Nats: of the mean signed difference, which is the logarithm of the perplexities' ratio."""
+    """Standard error, in nats, of the mean signed difference, which is the logarithm of the perplexities' ratio."""
     continuation_vllm: str
     continuation_transformers: str
     """Text that each runtime writes after the prompt, greedily."""
     same_tokens: int
-    """Leading tokens that the continuations share, of `CONTINUATION`. A near tie ends them: they decide nothing."""
+    """Number of leading tokens that both texts share, of `CONTINUATION`. A near tie ends them: they decide nothing."""
 
     @property
     def agrees(self) -> bool:

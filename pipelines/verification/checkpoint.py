@@ -106,13 +106,13 @@ def _changed_tensors(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterat
 
 
 def _wrong_size(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[str]:
-    """Yield that the artifact is not as large as the plan says."""
+    """Yield a sentence if the artifact is not as large as the plan says."""
     if stored.weight_bytes != artifact.plan.bytes_after:
         yield f"holds {stored.weight_bytes} bytes of tensors, the plan says {artifact.plan.bytes_after}"
 
 
 def _not_a_number(distance: Distance) -> Iterator[str]:
-    """Yield that a measure of the artifact is infinite or no number."""
+    """Yield a sentence if a measure of the artifact is infinite or no number."""
     if not all(map(math.isfinite, distance.model_dump().values())):
         yield "what it computes on plain text is not a number"
 
@@ -132,7 +132,7 @@ def _same_bytes(artifact: CheckpointArtifact, ours: TensorInfo, theirs: TensorIn
 
 
 def _checked_layers(artifact: CheckpointArtifact, stored: Checkpoint) -> Iterator[CheckedLayer]:
-    """Yield what each quantized module lost."""
+    """Yield the error of each quantized module, and the objections to it."""
     source = {tensor.name: tensor for tensor in artifact.source.tensors}
     target = {tensor.name: tensor for tensor in stored.tensors}
     smoothing = read_smoothing(artifact.folder)
@@ -161,7 +161,7 @@ def _checked_layer(
     target: dict[str, TensorInfo],
     smoothing: "dict[str, torch.Tensor]",
 ) -> CheckedLayer:
-    """Return what a module lost, measured a block of rows at a time."""
+    """Return the error of a module, measured a block of rows at a time."""
     import torch
 
     rows = module.shape[0]

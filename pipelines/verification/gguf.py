@@ -83,7 +83,7 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _wrong_metadata(artifact: GgufArtifact, stored: Any) -> Iterator[str]:
-    """Yield what the file does not say, or says wrongly, of where it comes from."""
+    """Yield a sentence on each thing that the file does not say, or says wrongly, of where it comes from."""
     wanted = [*ALWAYS, *(IMATRIX if artifact.plan.method.imatrix else ())]
     if artifact.source.licence:
         wanted.append("general.license")

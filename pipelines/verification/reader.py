@@ -38,19 +38,19 @@ TOKENS = 96
 NAMED = 3
 """Number of modules or tensors that an error names."""
 NEAR: dict[int | None, float] = {None: 0.1, 8: 0.5, 4: 0.8}
-"""Bits of rounded activations → how far the reader's own logits may be from the evaluated ones, relative to their size,
-in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without rounding
-(what bfloat16 loses against float32), 0.015 to 0.1 with 8 bits and 0.1 to 0.34 with 4, where one sum's last bit moves a
-number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of one layer
-of three at random) to 1.4 (experts without the scale of their tensor)."""
+"""Bits of rounded activations → largest distance of the reader's own logits from the evaluated ones, relative to their
+size, in the median over tokens. Seen on small models of random weights, dense and mixtures: 0.006 to 0.012 without
+rounding (what bfloat16 loses against float32), 0.015 to 0.1 with 8 bits and 0.1 to 0.34 with 4, where one sum's last
+bit moves a number to the next value, and transformers rounds no inputs of experts. What it misread was 0.17 (experts of
+one layer of three at random) to 1.4 (experts without the scale of their tensor)."""
 EQUAL: dict[ComputeDtype, float] = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
-"""Type that both compute in → how far the reader's logits may be where both compute with the same numbers. Seen: below
+"""Type that both compute in → largest distance of the logits where both compute with the same numbers. Seen: below
 1e-7 in float32; 0.012 and 0.001 where one of them computes in bfloat16 or float16."""
 NARROWED = 0.02
-"""How far those logits may be where kept tensors are rounded while they are loaded: config.json says another type than
-the source's, or the source has several. Seen: 0.003 to 0.006."""
+"""Largest distance of the logits where both compute with the same numbers but kept tensors are rounded while they are
+loaded: config.json says another type than the source's, or the source has several. Seen: 0.003 to 0.006."""
 UNCONVERTED = re.compile(r"^(\S.*?) +\| (?:CONVERSION|MISMATCH) ", re.MULTILINE)
-"""A line of transformers' report on tensors that it could not make a model of."""
+"""Pattern of a line of transformers' report on tensors that it could not make a model of."""
 
 
 class Reader(Frozen):
@@ -59,19 +59,20 @@ class Reader(Frozen):
     program: Program
     version: str | None = None
     dtype: ComputeDtype | None = None
-    """Type that it computes in by itself."""
+    """Type that the program computes in by itself."""
     median_error: float | None = None
+    """Median error of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
     largest_error: float | None = None
-    """Errors of its logits from those evaluated, relative to their size, over the tokens of a fixed text."""
+    """Largest error of its logits over the same tokens."""
     weights_error: float | None = None
-    """Median error where both compute in the type of the evaluation and round no inputs."""
+    """Median error of its logits where both compute in the type of the evaluation and round no inputs."""
     not_loaded: str = ""
-    """Reason why it was not loaded here; empty if it was."""
+    """Reason why the artifact was not loaded here; empty if it was."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the model that is evaluated computes on a text, for comparison."""
+    """The output of the model that is evaluated on a text, for comparison."""
 
     text: str
     tokens: list[int]
@@ -108,7 +109,7 @@ def _narrow(model: Any, artifact: "CheckpointArtifact") -> None:
 
 
 def identity(artifact: "CheckpointArtifact") -> Any:
-    """Return what decides how `artifact` is read: by what, and which environment that has here."""
+    """Return the facts that decide how `artifact` is read: the program, and the environment that it has here."""
     found = home(artifact.recipe)
     other = str(_python(found)) if found.environment else ""
     return [found.model_dump(), other]
@@ -127,7 +128,7 @@ def _python(found: Home) -> Path | None:
 
 
 class Reading(Frozen):
-    """What the reader of an artifact computes, and what it finds wrong."""
+    """The findings of the reader of an artifact: how far its logits are, and what is wrong."""
 
     reader: Reader
     problems: tuple[str, ...] = ()
@@ -166,7 +167,7 @@ def _leave_gpu(device: str) -> None:
 
 
 def command(python: Path) -> list[str]:
-    """Return what starts the reader in a process that finds nothing but the packages of `python`."""
+    """Return the command that starts the reader in a process that finds nothing but the packages of `python`."""
     return [str(python), "-I", *serve("transformers_reader")]
 
 
@@ -189,7 +190,7 @@ class _Comparison:
         return said
 
     def other_tokens(self) -> tuple[str, ...]:
-        """Return that the artifact's tokenizer reads a text otherwise than the source's, if it does."""
+        """Return a sentence if the artifact's tokenizer makes other tokens of a text than the source's; else none."""
         if self.process.ask("tokens", folder=self._folder, text=self.ours.text) == self.ours.tokens:
             return ()
         return ("its tokenizer makes other tokens of a text than the source's",)
@@ -199,7 +200,7 @@ class _Comparison:
         return str(self.artifact.checkpoint.absolute())
 
     def compare(self, said: Mapping[str, Any]) -> Reading:
-        """Return how far from `ours` the reader computes, once it has loaded the artifact and `said` so."""
+        """Return how far the reader's logits are from `ours`; `said` is what it told when it loaded the artifact."""
         own = self._errors(self.ours.rounded)
         plain = self._plain_errors() if self.artifact.recipe.packing == "compressed-tensors" else None
         reader = Reader(
@@ -220,7 +221,7 @@ class _Comparison:
 
     @property
     def _tolerance(self) -> float:
-        """Distance, relative to their size, that logits may have which both compute of the same numbers."""
+        """Largest distance, relative to their size, of logits that both compute of the same numbers."""
         stored = own_dtype(read_checkpoint(self.artifact.checkpoint))
         kept = {tensor.dtype for tensor in self.artifact.source.tensors} & {*FLOAT}
         narrows = stored != own_dtype(self.artifact.source) or len(kept) > 1

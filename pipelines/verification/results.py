@@ -1,4 +1,4 @@
-"""What verification finds: the error of each layer, and why an artifact is refused."""
+"""The findings of verification: the error of each layer, and why an artifact is refused."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,12 @@ from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 
 WORST_LOSS = 1.0
-"""Nats per token that the artifact may lose on held-out text: far more than by any sound scheme, far less than a broken
-one loses."""
+"""Nats per token by which the artifact's loss on held-out text may exceed the source's: far more than any sound scheme
+loses, far less than a broken one."""
 
 
 class LayerError(Frozen):
-    """How far a layer's weights moved."""
+    """The distance that a layer's weights moved."""
 
     module: str
     sqnr: float
@@ -24,14 +24,14 @@ class LayerError(Frozen):
 
 
 class CheckedLayer(Frozen):
-    """How far a layer's weights moved, and what is wrong with them."""
+    """The distance that a layer's weights moved, and the objections to them."""
 
     error: LayerError
     problems: tuple[str, ...] = ()
 
 
 class Verification(Result):
-    """What was checked and measured; a check that fails raises instead."""
+    """The results of the checks and measurements; a check that fails raises instead."""
 
     quantized: int
     kept: int
@@ -44,7 +44,7 @@ class Verification(Result):
     bits_per_weight: float
     loss_before: float
     loss_after: float
-    """Nats per token on held-out text."""
+    """Losses of source and artifact, in nats per token of held-out text."""
     agreement: float
     """Share of the held-out text's positions at which source and artifact predict the same token."""
     continuation: str
@@ -55,14 +55,14 @@ class Verification(Result):
 
 
 def worst_loss(before: float, after: float) -> list[str]:
-    """Return what is wrong with losses of source and artifact, in nats per token."""
+    """Return a sentence if the artifact lost too much, by losses in nats per token of source and artifact."""
     if after <= before + WORST_LOSS:
         return []
     return [f"its loss is {after:.2f} nats per token, the source's is {before:.2f}: it is broken, not merely quantized"]
 
 
 def fail(artifact: Artifact, problems: Iterable[str]) -> None:
-    """Raise QuantgateError if there are problems."""
+    """Raise QuantgateError with `problems`, if there are any."""
     if found := [*problems]:
         raise failed(artifact, found)
 

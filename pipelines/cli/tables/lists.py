@@ -11,7 +11,7 @@ from pipelines.formats import schemes
 from pipelines.recipe.recipe import Recipe
 
 FAMILIES = (*schemes.FAMILIES, "GGUF", "mixed")
-"""The families of recipes, in the order that they are listed."""
+"""Families of recipes, in the order that they are listed."""
 
 
 def show_facts(title: str, facts: Mapping[str, str]) -> None:

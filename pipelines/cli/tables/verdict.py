@@ -10,7 +10,7 @@ from pipelines.reporting.task_table import task_row
 MANY_DOCUMENTS = 1_000_000
 """More documents than an estimate near the target can speak of."""
 COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
-"""The colour of each verdict."""
+"""Verdict → its colour."""
 
 
 def show_verdict(verdict: Verdict) -> None:

@@ -46,7 +46,7 @@ def _send(replies: TextIO, message: dict[str, Any]) -> None:
 
 
 def _requests() -> Iterator[dict[str, Any]]:
-    """The requests, read by a thread of its own, which ends the process when whoever asks is gone."""
+    """Yield the requests, read by a thread of its own, which ends the process when whoever asks is gone."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -69,7 +69,7 @@ def _answer(command: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
 
 def _peak_memory() -> int:
-    """Bytes: this process's largest resident set. `getrusage` would tell that of whoever started it, if larger."""
+    """Return this process's largest resident set in bytes. `getrusage` would tell its parent's, if that is larger."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -13,11 +13,11 @@ BATCH = 8
 
 
 def commands(report: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of it."""
+    """Return the requests that AutoGPTQ answers: name → function, which tells its progress to `report`."""
 
     def quantize(source: str, to: str, tokens: str, group_size: int, dampening: float, device: str) -> dict[str, str]:
         """Quantize the checkpoint in `source` to 4 bits and write it into `to`; `tokens` is a JSON file of lists of
-        ids. On a CPU, which it does not know, two names inside it are replaced."""
+        ids. On a CPU, which AutoGPTQ does not know, two names inside it are replaced."""
         import auto_gptq  # type: ignore[import-not-found]  # of another environment
         import torch
         from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP  # type: ignore[import-not-found]
@@ -58,7 +58,7 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
 
 
 def _run_on_cpu() -> None:
-    """Let what it moves to the first GPU stay where it is."""
+    """Replace two names inside AutoGPTQ, so that what it would move to the first GPU stays where it is."""
     import torch
     from auto_gptq.modeling import _base  # type: ignore[import-not-found]
 
@@ -67,7 +67,7 @@ def _run_on_cpu() -> None:
 
 
 def _config(source: str) -> Any:
-    """The config in `source`, as transformers 4, which AutoGPTQ needs, understands it."""
+    """Return the config in `source`, as transformers 4, which AutoGPTQ needs, understands it."""
     from transformers import AutoConfig
 
     values = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
@@ -81,7 +81,7 @@ def _config(source: str) -> Any:
 
 
 class _Layers(logging.Handler):
-    """Reports what its log says of the layer it is at."""
+    """A handler of AutoGPTQ's log that reports the layer it is at."""
 
     def __init__(self, report: Report) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ BATCH = 8
 
 
 def commands(report: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of it."""
+    """Return the requests that AutoAWQ answers: name → function, which tells its progress to `report`."""
 
     def quantize(source: str, to: str, tokens: str, group_size: int, device: str) -> dict[str, str]:
         """Quantize the checkpoint in `source` to 4 bits and write it into `to`; `tokens` is a JSON file of lists of
@@ -30,8 +30,11 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
         search = quantizer.AwqQuantizer._compute_best_scale
 
         def search_on_copies(self: Any, x: Any, w_mean: Any, x_mean: Any, inspected: Any, *rest: Any) -> Any:
-            """It tries scalings on the weights and restores them from `.cpu()` of their state, which on a CPU is no
-            copy: what it then restores is scaled already, and the checkpoint broken."""
+            """Search for a scale as AutoAWQ does, but on copies of the weights.
+
+            AutoAWQ tries scalings on the weights and restores them from `.cpu()` of their state, which on a CPU is no
+            copy: what it then restores is scaled already, and the checkpoint broken.
+            """
             state_dict = inspected.state_dict
             inspected.state_dict = lambda: {name: value.clone() for name, value in state_dict().items()}
             try:

@@ -12,7 +12,7 @@ BATCH = 8
 
 
 def commands(report: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of it."""
+    """Return the requests that GPTQModel answers: name → function, which tells its progress to `report`."""
 
     def quantize(
         source: str,
@@ -61,6 +61,6 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
 
 
 def samples(tokens: str) -> list[dict[str, list[int]]]:
-    """The calibration samples in a JSON file of lists of token ids."""
+    """Return the calibration samples in the file `tokens`, a JSON file of lists of token ids."""
     rows: list[list[int]] = json.loads(Path(tokens).read_text(encoding="utf-8"))
     return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]

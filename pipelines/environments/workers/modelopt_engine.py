@@ -12,11 +12,11 @@ CONFIGS = {
     "W8A8_STATIC": "INT8_SMOOTHQUANT_CFG",
     "W4A16": "INT4_AWQ_CFG",
 }
-"""Our names of schemes → its own."""
+"""Scheme → Model Optimizer's name of the configuration for it."""
 
 
 def commands(report: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of it."""
+    """Return the requests that Model Optimizer answers: name → function, which tells its progress to `report`."""
 
     def quantize(
         source: str, to: str, tokens: str, scheme: str, group_size: int | None, kept: list[str], device: str
@@ -48,7 +48,8 @@ def commands(report: Report) -> dict[str, Callable[..., Any]]:
 
 
 def _config(default: dict[str, Any], kept: list[str], group_size: int | None) -> dict[str, Any]:
-    """One of its configurations, with the modules `kept` left out, and the weights' groups of `group_size`."""
+    """Return Model Optimizer's configuration `default` without the modules `kept`, and with weights in groups of
+    `group_size`, unless that is None."""
     rules = [*default["quant_cfg"], *({"quantizer_name": f"{name}.*", "enable": False} for name in kept)]
     if group_size:
         rules = [_regrouped(rule, group_size) if "weight" in rule["quantizer_name"] else rule for rule in rules]

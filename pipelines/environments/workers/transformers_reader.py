@@ -92,7 +92,7 @@ def _plain(tensor: Any) -> Any:
 
 
 def commands(_: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of it."""
+    """Return the requests that the reader answers (name → function), and bar the import of quantgate."""
     sys.modules["pipelines"] = None  # type: ignore[assignment]  # from now on, importing it fails
     reader = Reader()
     return {"load": reader.load, "tokens": reader.tokens, "widen": reader.widen, "compute": reader.compute}

@@ -17,7 +17,7 @@ SETTINGS = {
 KV_CACHE_GIB = "1"  # on a CPU, unless the user's VLLM_CPU_KVCACHE_SPACE says otherwise; vLLM would take 92% of memory
 Report = Callable[[int, int, str], None]
 Score = tuple[float, bool]
-"""A token's log-probability in nats, and whether it was the most likely one."""
+"""Log-probability of a token in nats, and whether it was the most likely one."""
 
 
 class LoadedModel:
@@ -30,6 +30,9 @@ class LoadedModel:
         """Load the checkpoint in `folder`; `max_model_len` is in tokens, prompt and continuation together.
 
         Keys and values are cached in FP8 where the checkpoint's config says so.
+
+        Raises:
+            RuntimeError: this vLLM is built for another kind of device.
         """
         import vllm  # type: ignore[import-not-found]  # of another environment
         from vllm.platforms import current_platform  # type: ignore[import-not-found]
@@ -50,8 +53,8 @@ class LoadedModel:
         return {"version": vllm.__version__}
 
     def logprobs(self, batch: list[tuple[list[int], list[int]]]) -> list[tuple[list[Score], list[Score]]]:
-        """For each prompt with its next tokens: the scores of the prompt's tokens after the first, and those of the
-        next tokens, each as if it alone followed the prompt.
+        """Return, for each prompt with its next tokens, the scores of the prompt's tokens after the first, and those
+        of the next tokens, each as if it alone followed the prompt.
 
         vLLM reads no prefix from its cache when it is asked for the scores of a prompt.
         """
@@ -68,7 +71,7 @@ class LoadedModel:
         return [_scores(*asked, output) for asked, output in zip(batch, outputs, strict=True)]
 
     def generate(self, batch: list[list[int]], max_tokens: int, stop: list[str]) -> list[list[int]]:
-        """The tokens that follow each prompt, greedily, until a stop string, an end token or `max_tokens`.
+        """Return the tokens that follow each prompt, greedily, until a stop string, an end token or `max_tokens`.
 
         The repetition penalty of the model's generation config applies, as it does in transformers.
         """
@@ -91,8 +94,10 @@ def _scores(prompt: list[int], following: list[int], output: Any) -> tuple[list[
 
 
 def _multiply_fp8_without_onednn() -> None:
-    """On CPUs with AMX, torch hands FP8 products to oneDNN, which has no kernel for them where AMX lacks FP16 and then
-    multiplies element by element, a hundred times slower than torch's own way.
+    """Let torch multiply FP8 by itself on CPUs whose AMX lacks FP16.
+
+    There it hands the products to oneDNN, which has no kernel for them and multiplies element by element, a hundred
+    times slower than torch's own way.
     """
     import torch
 
@@ -108,7 +113,7 @@ def _multiply_fp8_without_onednn() -> None:
 
 
 def commands(_: Report) -> dict[str, Callable[..., Any]]:
-    """What can be asked of vLLM."""
+    """Return the requests that vLLM answers: name → function."""
     os.environ.update(SETTINGS)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
     model = LoadedModel()

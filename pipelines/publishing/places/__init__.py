@@ -1,1 +1,1 @@
-"""Where artifacts are published: one module for each kind of place."""
+"""The places where artifacts are published: one module for each kind."""

@@ -36,7 +36,11 @@ class FolderTarget(Target):
 
 
 def parse(text: str) -> FolderTarget | None:
-    """Read a path, or a `file:` address with percent escapes."""
+    """Return the folder that `text` names: a path, or a `file:` address with percent escapes; None for another scheme.
+
+    Raises:
+        BadInput: the address holds a credential.
+    """
     scheme, separator, _ = text.partition("://")
     if not separator:
         return FolderTarget(path=Path(text).expanduser().absolute())

@@ -34,7 +34,11 @@ class HubTarget(Target):
 
 
 def parse(text: str) -> HubTarget | None:
-    """Read `hf://org/name`, with `@branch` or without."""
+    """Return the branch that `hf://org/name`, with `@branch` or without, names; None for another scheme.
+
+    Raises:
+        BadInput: the target is not of this form.
+    """
     scheme, _, rest = text.partition("://")
     if scheme != "hf":
         return None

@@ -29,9 +29,12 @@ class FilesystemTarget(Target):
 
 
 def parse(text: str) -> FilesystemTarget | None:
-    """Read an address of a file system that fsspec knows.
+    """Return the prefix that an address of a file system names; None where fsspec knows no such file system.
 
     It knows the hub's and registries', too: so this kind is asked last.
+
+    Raises:
+        BadInput: the address names no place for an artifact, or holds a credential.
     """
     from fsspec.registry import known_implementations
 
@@ -56,7 +59,7 @@ class Filesystem:
 
     @property
     def _root(self) -> tuple[Any, str]:
-        """Return the file system, and the prefix in it; no listing is remembered, others write there too."""
+        """File system, and the prefix in it; no listing is remembered, since others write there too."""
         if self._opened is None:
             import fsspec
 

@@ -1,4 +1,4 @@
-"""What all kinds of places share: what a target is, what a place can do, and the helpers that their modules use."""
+"""The common part of all kinds of places: what a target is, what a place can do, and helpers of their modules."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen
 
 SUMS = "SHA256SUMS"
-"""Names and SHA-256 of all other files but the signature: the last file to appear."""
+"""Name of the file with names and SHA-256 of all others but the signature; it is the last to appear."""
 NOT_OURS = "exists and is not an artifact of quantgate"
 
 

@@ -50,7 +50,13 @@ class OciTarget(Target):
 
 
 def parse(text: str) -> OciTarget | None:
-    """Read `oci://host/name:tag`; a registry's names are lower case, a tag is as it was written."""
+    """Return the tag that `oci://host/name:tag` names; None for another scheme.
+
+    A registry's names are lower case, a tag is as it was written.
+
+    Raises:
+        BadInput: the target is not of this form, or holds a credential.
+    """
     scheme, _, rest = text.partition("://")
     if scheme != "oci":
         return None

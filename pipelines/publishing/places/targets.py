@@ -1,4 +1,4 @@
-"""From what a user writes after `--to` to a target: the table of all kinds of places."""
+"""The table of all kinds of places, and the way from what a user writes after `--to` to a target."""
 
 import re
 from pathlib import Path

@@ -65,7 +65,7 @@ def _run_engine(plan: CheckpointPlan, tokens: Path, raw: Path, log: Path) -> tup
     with progress.bar(None, engine.name, "step") as bar:
 
         def see(done: int, total: int, what: str) -> None:
-            bar.reach(done, total)
+            bar.update_to(done, total)
             progress.note(what)
 
         command = [str(python), *serve(engine.worker)]

@@ -53,8 +53,8 @@ def test_a_part_without_a_bar_around_it_is_nothing() -> None:
 def test_a_total_may_turn_out_later() -> None:
     heard = Heard()
     with progress.told_to(heard), progress.bar(None, "files") as bar:
-        bar.reach(3, 10)
-        bar.reach(7, 10)
+        bar.update_to(3, 10)
+        bar.update_to(7, 10)
     assert heard.totals == [10] and heard.done == 7
 
 
