@@ -115,7 +115,7 @@ def expected_times(
             found.append(Expected(stage=stage, seconds=seen[stage], basis="finished runs", documents_kept=kept))
             continue
         basis: Basis = "a guess" if is_guess else "a probe of this machine"
-        seconds = more + operations / (_rate(plan, device) * EFFICIENCY)
+        seconds = more + operations / (product_rate(plan, device) * EFFICIENCY)
         found.append(Expected(stage=stage, seconds=seconds, basis=basis, documents_kept=kept))
     return tuple(found)
 
@@ -210,7 +210,7 @@ class _Rate(Result):
     """Operations a second of float32 or 16-bit matrix products."""
 
 
-def _rate(plan: Plan, device: str) -> float:
+def product_rate(plan: Plan, device: str) -> float:
     """Return the operations a second of matrix products of the model's width, on this machine as it is now set up."""
     config = plan.checkpoint.config.get("text_config") or plan.checkpoint.config
     width = min(4096, int(config.get("hidden_size") or 1024))

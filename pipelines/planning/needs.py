@@ -74,7 +74,7 @@ def machine_needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     in_cache, published = plan.bytes_after + _temporary(plan), plan.bytes_after
     disk: dict[str, dict[Part, int]]
     disk = {str(cache): {"cache": in_cache}, str(target): {"artifact": published}}
-    if _disk(cache) == _disk(target):
+    if disk_number(cache) == disk_number(target):
         disk = {str(cache): {"cache": in_cache, "artifact": published}}
     needs = [
         Need(stage=stage, resource="memory", needed=needed, available=memory)
@@ -94,7 +94,7 @@ def machine_needs(plan: Plan, to: Path | None) -> tuple[Need, ...]:
     return tuple(needs)
 
 
-def _disk(folder: Path) -> int:
+def disk_number(folder: Path) -> int:
     """Return the number of the disk that a folder is on."""
     return folder.stat().st_dev
 

@@ -10,7 +10,7 @@ from pipelines.planning.plan import CheckpointPlan
 
 def written_config(plan: CheckpointPlan) -> dict[str, Any]:
     """Return the `quantization_config` of the artifact that `plan` describes."""
-    addresses = _addresses(plan)
+    addresses = module_addresses(plan)
     modules = {
         address: (module.scheme, module.group_size)
         for module in plan.modules
@@ -22,7 +22,7 @@ def written_config(plan: CheckpointPlan) -> dict[str, Any]:
     return quantization_config(modules, sorted(kept | head), bool(plan.attentions))
 
 
-def _addresses(plan: CheckpointPlan) -> dict[str, set[str]]:
+def module_addresses(plan: CheckpointPlan) -> dict[str, set[str]]:
     """Return each module → what means it in a `quantization_config`: its name, and the one that transformers has for
     it."""
     inside = any(NOT_TEXT.search(module.name) for module in plan.modules)

@@ -133,7 +133,7 @@ class TransformersLM(HubLM):
         left = list(rows)
         with progress.bar(sum(len(row.tokens) for row in rows), self.name, "token") as bar:
             while left:
-                count = _fitting(left, self._budget, most_asks, BUSY[self._kind])
+                count = rows_that_fit(left, self._budget, most_asks, BUSY[self._kind])
                 asks = [ask for row in left[:count] for ask in row.asks]
                 wanted = [sequences[ask.sequence][ask.position] for ask in asks]
                 try:
@@ -157,7 +157,7 @@ def _past(model: Any, tokens: Sequence[int]) -> "list[tuple[torch.Tensor, torch.
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _fitting(rows: Sequence[Row], tokens: int, asks: int, busy: int) -> int:
+def rows_that_fit(rows: Sequence[Row], tokens: int, asks: int, busy: int) -> int:
     """Return how many of the first of `rows`, the longest of which comes first, go in one forward pass; one at least.
 
     That is up to `tokens` with the padding, and up to `asks`; and from `busy` tokens on with little padding only.
@@ -201,14 +201,14 @@ def forward(
         for line, row in zip(positions, rows, strict=True):
             line[: len(row.depths)] = torch.tensor(row.depths) + common
         extra["position_ids"] = positions.to(device)
-        extra["attention_mask"] = _mask(rows, longest, common, model.dtype, device)
+        extra["attention_mask"] = attention_mask(rows, longest, common, model.dtype, device)
     _choose_attention(model, longest + common)
     with _reading(model.get_output_embeddings(), asked.to(device)):
         logits: torch.Tensor = model(ids.to(device), **extra).logits[0]
     return logits
 
 
-def _mask(
+def attention_mask(
     rows: Sequence[Row], longest: int, common: int, dtype: "torch.dtype", device: "torch.device"
 ) -> "torch.Tensor":
     """Return (rows, 1, tokens, common + tokens): 0 where a token sees another, its ancestors and itself; else the

@@ -72,14 +72,14 @@ def _wrong_tensors(artifact: GgufArtifact, stored: Any) -> Iterator[str]:
     yield from (f"tensor {name} is not in the plan" for name in sorted(found.keys() - planned.keys()))
     for name in sorted(planned.keys() & found.keys()):
         kind, shape = found[name].tensor_type.name, tuple(int(size) for size in reversed(found[name].shape))
-        if (kind, _plain(shape)) != (planned[name].type, _plain(planned[name].shape)):
+        if (kind, without_leading_ones(shape)) != (planned[name].type, without_leading_ones(planned[name].shape)):
             said = f"{planned[name].type} {planned[name].shape}"
             yield f"tensor {name} is {kind} {shape}, the plan says {said}"
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return `shape` without leading ones, which llama.cpp drops."""
-    return _plain(shape[1:]) if len(shape) > 1 and shape[0] == 1 else shape
+    return without_leading_ones(shape[1:]) if len(shape) > 1 and shape[0] == 1 else shape
 
 
 def _wrong_metadata(artifact: GgufArtifact, stored: Any) -> Iterator[str]:

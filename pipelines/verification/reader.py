@@ -148,7 +148,7 @@ def read(artifact: "CheckpointArtifact", ours: Evaluated, device: str, dtype: Co
         wrong: tuple[str, ...] = ()
         try:
             said = comparison.load()
-            wrong = tuple(_unread(said))
+            wrong = tuple(loading_problems(said))
             wrong += comparison.other_tokens()
             compared = comparison.compare(said)
         except QuantgateError as error:  # what it raised, with its traceback below
@@ -272,7 +272,7 @@ def _rounded_bits(artifact: "CheckpointArtifact") -> int | None:
     return min(rounded + ([8] if artifact.recipe.kv_cache else []), default=None)
 
 
-def _unread(said: Mapping[str, Any]) -> list[str]:
+def loading_problems(said: Mapping[str, Any]) -> list[str]:
     """Return what transformers found missing, too much or of another shape."""
     found = {
         "finds no": said["missing_keys"],

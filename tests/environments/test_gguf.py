@@ -27,14 +27,14 @@ from pipelines.evaluation.stage import evaluate
 from pipelines.formats.gguf_types import BLOCKS
 from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.plan import GgufPlan, Plan
-from pipelines.quantization.gguf.convert import _in_float32, _run_converter, convert, discard
+from pipelines.quantization.gguf.convert import convert, discard, in_float32, run_converter
 from pipelines.quantization.gguf.imatrix import write_imatrix
 from pipelines.quantization.stage import quantize
 from pipelines.recipe.load import load_recipe, load_suite
 from pipelines.reporting.record import Manifest
 from pipelines.runtimes import llama_cpp
 from pipelines.runtimes.probe import PROMPT
-from pipelines.verification.gguf import _plain
+from pipelines.verification.gguf import without_leading_ones
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
 from tests.helpers.families import write_model
@@ -288,7 +288,7 @@ def test_the_converted_file_computes_what_the_checkpoint_does(
     assert llama_cpp
     checkpoint = family(kind)
     file = tmp_path / "f16.gguf"
-    _run_converter(checkpoint, file)
+    run_converter(checkpoint, file)
     sample = [1, *(int(token) for token in np.random.default_rng(0).integers(100, 40_000, 95))]
     differences = np.abs(np.subtract(in_llama_cpp(file, sample), in_transformers(checkpoint, sample)))
     assert differences.mean() < 0.01
@@ -305,19 +305,22 @@ def in_transformers(checkpoint: Checkpoint, sample: list[int]) -> list[float]:
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto").eval()
     ids = torch.tensor([sample])
-    with torch.inference_mode(), _in_float32(model):
+    with torch.inference_mode(), in_float32(model):
         logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)
     found: list[float] = logprobs.gather(1, ids[0, 1:, None]).flatten().tolist()
     return found
 
 
 def planned(plan: GgufPlan, f16: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {t.name: ("F16" if f16 and t.quantized else t.type, _plain(t.shape)) for t in plan.tensors}
+    return {t.name: ("F16" if f16 and t.quantized else t.type, without_leading_ones(t.shape)) for t in plan.tensors}
 
 
 def stored(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     tensors = gguf.GGUFReader(file).tensors
-    return {t.name: (t.tensor_type.name, _plain(tuple(int(size) for size in reversed(t.shape)))) for t in tensors}
+    return {
+        t.name: (t.tensor_type.name, without_leading_ones(tuple(int(size) for size in reversed(t.shape))))
+        for t in tensors
+    }
 
 
 @pytest.mark.llama
@@ -326,7 +329,7 @@ def test_llama_cpp_chooses_the_types_that_were_planned(
     kind: str, family: Any, smollm2: Checkpoint, tmp_path: Path, llama_cpp: Path
 ) -> None:
     checkpoint, tokens = family(kind), calibrate(plan_gguf(load_recipe("gguf-q4_0", SHORT), smollm2))
-    _run_converter(checkpoint, tmp_path / "f16.gguf")
+    run_converter(checkpoint, tmp_path / "f16.gguf")
     changed = "quantize.tensors={'ffn_down': Q5_0, '\\.[02]\\.attn_(v|qkv)': Q8_0, 'attn_output': Q6_K}"
     for overrides in ([], [changed]):
         for name in ("q5_k_m", "q4_0") if overrides else TYPES:
@@ -353,7 +356,7 @@ def by_hand(programs: Path, plan: GgufPlan, folder: Path) -> Path:
 @pytest.mark.usefixtures("llama_cpp")
 def test_the_importance_matrix_is_llama_cpps_own(kind: str, family: Any, tmp_path: Path, llama_server: Path) -> None:
     checkpoint = family(kind)
-    _run_converter(checkpoint, tmp_path / "f16.gguf")
+    run_converter(checkpoint, tmp_path / "f16.gguf")
     text, chunk = held_out(None, 8000), 128
     (tmp_path / "text.txt").write_text(text)
     command = [str(llama_server / "llama-imatrix"), "-m", "f16.gguf", "-f", "text.txt", "-o", "theirs.gguf"]
@@ -381,7 +384,7 @@ def process(file: Path) -> llama_cpp.LlamaProcess:
 @pytest.mark.llama
 def test_a_mixed_prefix_is_scored_as_if_alone(tiny: Path, tmp_path: Path, llama_cpp: Path) -> None:
     assert llama_cpp
-    _run_converter(read_checkpoint(tiny), tmp_path / "f16.gguf")
+    run_converter(read_checkpoint(tiny), tmp_path / "f16.gguf")
     rng = np.random.default_rng(1)
 
     def some(count: int) -> list[int]:

@@ -118,7 +118,7 @@ class Folder:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._staging() as staging:
-                self._copy(folder, staging)
+                self.copy(folder, staging)
                 self._put_in_place(staging)
         except OSError as error:
             raise QuantgateError(f"{self._path}: {_reason(error)}\n    {REMEDY}") from None
@@ -147,7 +147,12 @@ class Folder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
 
-    def _copy(self, folder: Path, staging: Path) -> None:
+    def copy(self, folder: Path, staging: Path) -> None:
+        """Copy the files of `folder` into `staging`, and check that each arrived.
+
+        Raises:
+            QuantgateError: one did not, or was removed meanwhile.
+        """
         for name in progress.track(files_of(folder), "publish", "file"):
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, staging / name)

@@ -104,7 +104,7 @@ def convert(checkpoint: Checkpoint) -> Converted:
 
     def make_file(file: Path) -> dict[str, Any]:
         check_finite(checkpoint, checkpoint.tensors)
-        _run_converter(checkpoint, file)
+        run_converter(checkpoint, file)
         with LlamaProcess(file) as llama:
             texts = _compare_tokens(checkpoint, llama)
             ours = [score for text in texts for score, _ in llama.score([([text[0]], [text[1:]])])[0][0]]
@@ -169,7 +169,7 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     return metadata
 
 
-def _run_converter(checkpoint: Checkpoint, file: Path) -> None:
+def run_converter(checkpoint: Checkpoint, file: Path) -> None:
     """Let llama.cpp's converter write `file`, with its log and the metadata it was given beside it.
 
     Raises:
@@ -241,14 +241,14 @@ def _source_scores(checkpoint: Checkpoint, texts: Sequence[list[int]]) -> list[f
         checkpoint.folder, dtype="auto", trust_remote_code=False, use_safetensors=True
     ).eval()
     scores: list[float] = []
-    with torch.inference_mode(), _in_float32(model):
+    with torch.inference_mode(), in_float32(model):
         for text in texts:
             scores += score_tokens(model, torch.tensor([text]))
     return scores
 
 
 @contextmanager
-def _in_float32(model: "nn.Module") -> Iterator[None]:
+def in_float32(model: "nn.Module") -> Iterator[None]:
     """Compute in float32, one module's own parameters at a time, so that no second copy of the model is needed."""
     import torch
 

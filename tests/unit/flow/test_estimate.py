@@ -105,7 +105,7 @@ def test_finished_runs_say_it_better(tiny: Path, tmp_path: Path, cli: Cli) -> No
 
 @pytest.mark.usefixtures("no_runs")
 def test_what_is_finished_takes_no_time(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_rate", lambda *_: 1e12)
+    monkeypatch.setattr(estimate, "product_rate", lambda *_: 1e12)
     plan, suite = make_plan("fp8", smollm2, device="cpu"), load_suite("smoke")
 
     def foretold(finished: Finished) -> dict[str, estimate.Expected]:
@@ -138,7 +138,7 @@ def test_of_finished_runs_what_the_kept_documents_took_is_subtracted(
 
 @pytest.mark.usefixtures("no_runs")
 def test_the_reader_is_part_of_verification(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_rate", lambda *_: 1e12)
+    monkeypatch.setattr(estimate, "product_rate", lambda *_: 1e12)
     plan, suite = make_plan("fp8", smollm2, device="cpu"), load_suite("smoke")
 
     def verification() -> float:

@@ -238,7 +238,7 @@ def test_what_is_published_elsewhere_needs_no_room_here(
     cache.mkdir()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setenv("QUANTGATE_CACHE", str(cache))
-    monkeypatch.setattr("pipelines.planning.needs._disk", lambda folder: int(folder == full))
+    monkeypatch.setattr("pipelines.planning.needs.disk_number", lambda folder: int(folder == full))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 if Path(path) == full else usage.free))
     with pytest.raises(BadInput) as caught:
         plan_checkpoint("fp8", tiny, full)

@@ -503,15 +503,15 @@ def test_two_publishers_with_caches_of_their_own(plain: Path, tmp_path: Path, mo
     shutil.copytree(plain, other)
     (other / "a.bin").write_text("other")
     target = tmp_path / "here" / "out"
-    copy = Folder._copy
+    copy = Folder.copy
 
     def slowly(self: Folder, folder: Path, staging: Path) -> None:
         copy(self, folder, staging)
-        monkeypatch.setattr(Folder, "_copy", copy)
+        monkeypatch.setattr(Folder, "copy", copy)
         Folder(target).upload(other)
         assert staging.parent.is_dir(), "what another process is filling is no leftover"
 
-    monkeypatch.setattr(Folder, "_copy", slowly)
+    monkeypatch.setattr(Folder, "copy", slowly)
     with pytest.raises(
         QuantgateError, match="out: something else was put there meanwhile, and is left as it is\n    pub"
     ):

@@ -211,7 +211,7 @@ def test_kept_tensors_may_be_called_scales_and_be_anything(
     smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a model that has such; this one has not, and the plan is to take them."""
-    for name in ("planning.stage.check_complete", "planning.stage.unreadable", "verification.reader._unread"):
+    for name in ("planning.stage.check_complete", "planning.stage.unreadable", "verification.reader.loading_problems"):
         monkeypatch.setattr(f"pipelines.{name}", lambda *_: ())
     source = make_tiny(tmp_path / "source", smollm2, num_hidden_layers=1)
     others = {"model.logit_scale": torch.tensor(-1.0), "model.layers.0.attn_scale": torch.zeros(4)}

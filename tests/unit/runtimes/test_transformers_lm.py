@@ -14,7 +14,7 @@ from pipelines.evaluation.stage import evaluate
 from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.runtimes import transformers_lm
 from pipelines.runtimes.prefixes import Ask, Row, lay_out, shared
-from pipelines.runtimes.transformers_lm import TransformersLM, _fitting
+from pipelines.runtimes.transformers_lm import TransformersLM, rows_that_fit
 from tests.conftest import edit_json, make_tiny
 from tests.helpers.questions import plain, requests
 
@@ -84,7 +84,7 @@ def test_a_model_that_ignores_the_mask_is_found_out(wide: Path, monkeypatch: pyt
             .expand(len(rows), 1, -1, -1)
         )
 
-    monkeypatch.setattr(transformers_lm, "_mask", causal)
+    monkeypatch.setattr(transformers_lm, "attention_mask", causal)
     assert not TransformersLM(wide, "cpu")._shares
 
 
@@ -155,7 +155,7 @@ def test_rows_hold_every_token_once_where_sequences_agree() -> None:
 )
 def test_a_batch_is_full_by_tokens_by_answers_or_by_padding(tokens: int, asks: int, busy: int, together: int) -> None:
     rows = [Row([0] * length, [], [], [Ask(0, 0, 0)] * 10) for length in (100, 90, 40, 30)]
-    assert _fitting(rows, tokens, asks, busy) == together
+    assert rows_that_fit(rows, tokens, asks, busy) == together
 
 
 def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(

@@ -200,7 +200,7 @@ def test_modules_are_addressed_by_the_names_of_transformers_and_of_the_checkpoin
     ignored = written_config(plan_checkpoint("fp8", sources("nemotron_h")))["ignore"]
     assert {"backbone.layers.0.mixer.q_proj", "model.layers.0.mixer.q_proj"} < set(ignored)
     monkeypatch.setattr(stage, "unreadable", lambda _: "")
-    monkeypatch.setattr(quantization_config, "_addresses", lambda plan: {m.name: {m.name} for m in plan.modules})
+    monkeypatch.setattr(quantization_config, "module_addresses", lambda plan: {m.name: {m.name} for m in plan.modules})
     with pytest.raises(QuantgateError, match=r"finds no model\.layers\.0\.mixer\.k_proj\.weight_scale"):
         verify(quantize(plan_checkpoint(recipe("quantize.ignore=[lm_head,'layer:0']"), sources("nemotron_h"))))
 
