@@ -31,6 +31,7 @@ from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe, load_set, load_suite
 from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
 from pipelines.recipe.recipe import Calibrate, Gate, Recipe
+from pipelines.recipe.suite import Limits, Policy, SuiteTask
 from pipelines.reporting.card import listed
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.serving import loader, vllm_line
@@ -84,6 +85,21 @@ EXPERTS = textwrap.fill(
     "beside FP8 only. The plan refuses the rest; other modules can be in any format, by `rules`.",
     width=120,
 )
+SUITES = """\
+### A suite of your own
+
+A suite is a file that `gate.suite` (or `--suite`) names by its path, as seen from where the command is started:
+
+```yaml
+version: 1
+name: little
+summary: two tasks, the first documents of each
+tasks:
+  - {task: sciq, limit: 200}
+  - {task: arc_easy, limit: 200, weight: 2}
+policy: {decide: certified, floor: 0.9}
+```
+"""
 PATTERNS = f"""\
 ## Which modules: `ignore`
 
@@ -254,7 +270,15 @@ def recipes_page() -> str:
     lines += [f"- `{name}`: {load_set(name).summary}" for name in library.names("set")]
     lines += ["", "`gate.suite` names one of these sets of tasks:", ""]
     lines += [f"- `{name}`: {load_suite(name).summary}" for name in library.names("suite")]
-    return "\n".join([*lines, "", PATTERNS])
+    return "\n".join([*lines, "", SUITES, *_suite_keys(), "", PATTERNS])
+
+
+def _suite_keys() -> Iterator[str]:
+    """Yield a table row for each key that a suite may have."""
+    yield from ("| key | type | default | meaning |", "|---|---|---|---|")
+    yield from _rows(SuiteTask, "tasks[].", SuiteTask.model_fields)
+    yield from _rows(Policy, "policy.", [name for name in Policy.model_fields if name != "limits"])
+    yield from _rows(Limits, "policy.limits.", Limits.model_fields)
 
 
 def _section(recipe: Recipe) -> list[str]:

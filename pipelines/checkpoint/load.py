@@ -6,6 +6,7 @@ from pathlib import Path
 from pipelines.checkpoint.default_model import DEFAULT
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import bad_input, brief
+from pipelines.core.paths import expanded
 
 HUB_ID = re.compile(r"(?!.*\.\.)[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 """Without `..`, for the name and the revision become parts of paths."""
@@ -23,7 +24,7 @@ def load_model(model: str | Path | None = None) -> Checkpoint:
         from pipelines.checkpoint.default_model import default_model
 
         return default_model()
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     try:
         found = folder.is_dir()
     except OSError:  # a name that no file system takes

@@ -25,6 +25,7 @@ from filelock import FileLock
 from pipelines.core import progress
 from pipelines.core.code import code_digest
 from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.core.paths import expanded
 from pipelines.core.strict_yaml import Frozen
 
 
@@ -72,7 +73,7 @@ def found(work: Callable[[], T]) -> T | None:
 def cache_dir() -> Path:
     """Return the folder of the cache: `$QUANTGATE_CACHE`, or `quantgate` in the user's cache folder."""
     if chosen := os.environ.get("QUANTGATE_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantgate"
 
 
@@ -139,6 +140,21 @@ def _finished(folder: Path, result: type[R]) -> R | None:
         return result.model_validate({**saved, "folder": folder, "reused": True})
     except (OSError, ValueError):
         return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the whole new one.
+
+    Raises:
+        QuantgateError: it cannot be written, which leaves the old one.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise QuantgateError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -217,10 +233,11 @@ def file_digest(path: Path) -> str:
         return memo.read_text()
     value = _sha256(path, stat.st_size)
     if time.time_ns() - stat.st_mtime_ns > 2_000_000_000:  # a file still being written could change unseen
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        partial = memo.with_suffix(f".{os.getpid()}")
-        partial.write_text(value)
-        partial.replace(memo)
+        with contextlib.suppress(OSError):  # a cache that cannot be written to costs time and no result
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            partial = memo.with_suffix(f".{os.getpid()}")
+            partial.write_text(value)
+            partial.replace(memo)
     return value
 
 

@@ -62,6 +62,8 @@ def refusals(where: str, path: Path) -> Iterator[Problem]:
             yield Problem(where, f"names a file of a kind that is not read: {path}", _conversion(path) or KINDS)
         elif not path.exists():
             yield Problem(where, f"names a file that does not exist: {path}", "paths are relative to the set's file")
+        elif not path.is_file() and not path.is_dir():
+            yield Problem(where, f"names what is no regular file: {path}", "give a file")
         else:
             path.open("rb").close()
     except OSError as error:

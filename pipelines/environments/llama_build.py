@@ -19,6 +19,7 @@ from pipelines.core import progress, wheels
 from pipelines.core.cache import digest, file_digest
 from pipelines.core.device import cpu_lines
 from pipelines.core.errors import QuantgateError, bad_input
+from pipelines.core.paths import expanded
 from pipelines.core.processes import run_logged
 
 OWN = "QUANTGATE_LLAMA_CPP"
@@ -45,7 +46,7 @@ def source() -> Path:
     own = os.environ.get(OWN)
     if own is None:
         return wheels.unpacked(PACKAGE) / f"llama_cpp_python-{wheels.PINNED[PACKAGE].version}" / "vendor" / "llama.cpp"
-    folder = Path(own).expanduser().absolute()
+    folder = expanded(own).absolute()
     if absent := [name for name in NEEDED if not (folder / name).exists()]:
         what = f"is not a source tree of llama.cpp: it has no {', '.join(absent)}"
         raise bad_input(f"{OWN}={own}", what, "give a checkout of github.com/ggml-org/llama.cpp, or unset it")

@@ -8,6 +8,7 @@ from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.cache import file_digest
 from pipelines.core.device import ComputeDtype, Dtype, choose_device
 from pipelines.core.errors import bad_input
+from pipelines.core.paths import expanded
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments import isolated, llama_build
 from pipelines.quantization.artifact import Artifact, GgufArtifact
@@ -59,7 +60,7 @@ def find_subject(model: Artifact | Checkpoint | str | Path) -> Subject:
     if isinstance(model, str | Path) and Path(model).suffix == ".gguf":
         from pipelines.checkpoint.gguf_file import read_gguf
 
-        file = Path(model).expanduser().absolute()
+        file = expanded(model).absolute()
         read_gguf(file)
         return Subject(label=file.stem, digest=file_digest(file), gguf=file)
     if not isinstance(model, Checkpoint):

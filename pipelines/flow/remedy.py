@@ -12,6 +12,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.names import EXPERTS, fused_set
 from pipelines.formats.gguf_types import BLOCKS, TensorType
 from pipelines.formats.schemes import SCHEMES, SchemeName
+from pipelines.gating.gate import AT_CHANCE
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
 from pipelines.recipe.load import as_yaml
@@ -24,6 +25,11 @@ ATTEMPTS = 4
 RAISED_TENSOR: TensorType = "Q8_0"
 NUMBER = re.compile(r"\.(\d+)\.")
 """Pattern of a decoder layer's number in the name of what is in the layer."""
+
+
+def cannot_be_judged(run: Manifest) -> bool:
+    """Tell whether the verdict says nothing of the artifact, as its baseline does not score above chance."""
+    return run.gate.verdict == "INCONCLUSIVE" and AT_CHANCE in run.gate.reasons
 
 
 def recipes(failed: Manifest, model: Checkpoint, budget: int | None = None) -> Iterator[Recipe]:
@@ -55,6 +61,8 @@ def suggestion(failed: Manifest) -> str | None:
 
     It needs the record only, so a report can print it anywhere.
     """
+    if cannot_be_judged(failed):
+        return None
     noise = _noise(failed)
     units = _units(noise)
     order = sorted(units, key=lambda unit: -max(noise[name] for name in unit))

@@ -7,8 +7,9 @@ from pipelines.core.device import Dtype
 from pipelines.core.errors import bad_input
 from pipelines.evaluation.subject import Runtime
 from pipelines.flow.journal import Run
-from pipelines.flow.remedy import recipes
+from pipelines.flow.remedy import cannot_be_judged, recipes
 from pipelines.flow.run import run
+from pipelines.gating.gate import AT_CHANCE
 from pipelines.reporting.record import Manifest
 
 
@@ -32,6 +33,9 @@ def repair(
         raise bad_input(model.folder, f"is not the model of that run ({failed.model.label})", "give it with --model")
     if failed.gate.verdict == "PASS":
         raise bad_input(f"run of {failed.recipe.name}", "has passed its gate", "give a run that failed")
+    if cannot_be_judged(failed):
+        remedy = "judge it by a suite that the baseline scores on: --set gate.suite=…"
+        raise bad_input(f"run of {failed.recipe.name}", f"says nothing of the artifact: {AT_CHANCE}", remedy)
     runtime: Runtime = "vllm" if failed.evaluation.runtime.startswith("vllm") else "transformers"
     done: list[Run] = []
     for recipe in recipes(failed, model, budget):

@@ -35,6 +35,9 @@ from pipelines.recipe.recipe import Gate
 from pipelines.recipe.suite import Policy, Suite
 from pipelines.runtimes.distance import Distance
 
+AT_CHANCE = "the baseline is not shown to score above chance: this suite cannot judge this model"
+"""Reason of a verdict that no artifact could change."""
+
 
 def gate(
     baseline: Evaluation,
@@ -135,8 +138,7 @@ def decide(
     """Return what `documents` paired documents show of the retention, the tasks' floor and the policy's limits."""
     percent = level(policy.confidence)
     if not overall.above_chance(policy.confidence):
-        reason = "the baseline is not shown to score above chance: this suite cannot judge this model"
-        return Decision(verdict="INCONCLUSIVE", reasons=(reason,))
+        return Decision(verdict="INCONCLUSIVE", reasons=(AT_CHANCE,))
     broken = [f"task {task.task} is shown to keep less than {policy.floor:.0%}" for task in tasks if task.below_floor]
     broken += [f"{LABELS[m.name]} is shown to be beyond {m.limit:g}" for m in measures if m.says == "beyond"]
     if overall.upper(target, policy.confidence) < 0:

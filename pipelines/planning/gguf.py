@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.core.errors import Problem
+from pipelines.core.paths import expanded
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import BLOCKS, Choice, Shape, TensorType, choose
 from pipelines.recipe.methods import Gguf
@@ -186,7 +187,7 @@ def _computed(checkpoint: Checkpoint) -> Iterable[GgufTensor]:
 def find_gguf(model: str | Path) -> Path | None:
     """Return the GGUF that `model` is, or the only one in its folder unless that is a checkpoint; None if there is
     none."""
-    place = Path(model).expanduser()
+    place = expanded(model)
     if place.is_file():
         return place if place.suffix == ".gguf" else None
     files = [file for file in place.glob("*.gguf") if file.name != IMATRIX]

@@ -158,7 +158,7 @@ def _sums(folder: Path, found: dict[str, str]) -> list[str]:
 def _manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -174,7 +174,7 @@ def _contents(folder: Path, manifest: Manifest, found: dict[str, str]) -> list[s
     problems += judge_again(manifest, folder / DOCUMENTS)
     try:
         said = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return [*problems, f"there is no {PROVENANCE} that can be read"]
     subjects = {name: value for name, value in found.items() if name not in (PROVENANCE, SUMS, SIGNATURE)}
     return problems + contradictions(said, manifest, subjects)

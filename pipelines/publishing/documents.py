@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.core.errors import QuantgateError
 from pipelines.evaluation.scores import Document, Evaluation, Scores
 from pipelines.gating.gate import judge
+from pipelines.gating.measures import OF_TEXT
 from pipelines.reporting.record import Manifest
 
 DOCUMENTS = "documents.parquet"
@@ -68,7 +69,9 @@ def judge_again(manifest: Manifest, path: Path) -> list[str]:
     try:
         baseline, artifact = read_documents(path)
         suite, gate = manifest.evaluation.suite, manifest.gate
-        verdict = judge(baseline, artifact, suite, gate.target, manifest.verification.distance, gate.confidence)
+        measured = {measure.name for measure in gate.measures}  # a gate by itself knows no distance
+        distance = manifest.verification.distance if measured & {*OF_TEXT} else None
+        verdict = judge(baseline, artifact, suite, gate.target, distance, gate.confidence)
     except (QuantgateError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"{DOCUMENTS} cannot be judged: {error}"]
     return [

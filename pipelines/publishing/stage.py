@@ -16,7 +16,7 @@ from pipelines.publishing.places.folder import Folder, FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, Trust
-from pipelines.quantization.artifact import Artifact
+from pipelines.quantization.artifact import Artifact, CheckpointArtifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.package import make_record
 from pipelines.reporting.record import RECORD, Manifest
@@ -199,3 +199,7 @@ def _check_bytes(artifact: Artifact, verdict: Verdict) -> None:
     if verdict.candidate_digest != judged:
         what = f"the verdict belongs to other bytes ({verdict.candidate_digest or 'unknown'}, these are {judged})"
         raise bad_input(artifact.checkpoint, what, "evaluate and gate this artifact")
+    baseline = verdict.baseline_digest
+    if isinstance(artifact, CheckpointArtifact) and baseline and baseline != artifact.source.digest:
+        what = f"the verdict's baseline is another model than {artifact.source.label}, which it was made of"
+        raise bad_input(artifact.checkpoint, what, "evaluate its own source, and gate the two")

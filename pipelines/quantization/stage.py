@@ -135,6 +135,8 @@ def read_artifact(folder: Path) -> Artifact:
     Raises:
         BadInput: there is none, or this version of quantgate cannot read its record.
     """
+    if (folder / "quantgate.json").is_file():
+        raise bad_input(folder, "is published already", "copy it, or `quantgate pull` it to another place")
     if not (folder.parent / "result.json").is_file():
         what = "is no artifact of quantgate: it holds no quantgate.json, and no result.json lies beside it"
         raise bad_input(folder, what, "give the folder that `run --to` published into, or that `quantize` printed")

@@ -31,12 +31,16 @@ class Calibrate(Frozen):
     `seq_len` tokens; otherwise each text is one sample, cut at `seq_len`."""
 
 
+LEAST_RETENTION = 0.5
+"""Share of the baseline that a target lies above."""
+
+
 class Gate(Frozen):
     """The share of its baseline that the artifact must keep, and the suite that measures it."""
 
     suite: str = "core"
     """Suite, by its name (`quantgate list suites`), or the file of one."""
-    retention: float = Field(default=0.99, gt=0.5, lt=1)
+    retention: float = Field(default=0.99, gt=LEAST_RETENTION, lt=1)
     """Share of the baseline's score above chance that the artifact must keep."""
 
 

@@ -44,11 +44,15 @@ class SuiteTask(Frozen):
     """One task of a suite."""
 
     task: str
+    """Name of one of lm-eval's tasks; `quantgate list tasks` shows those whose documents need no hub."""
     metric: str | None = None
+    """Metric of the task that documents are paired by; unless given, that of `quantgate list tasks`, else acc."""
     shots: int = Field(default=0, ge=0)
+    """Number of solved examples before each question."""
     limit: int | None = Field(default=None, gt=0)
-    """Documents, the first of the task's split; all unless given."""
+    """Number of documents, the first of the task's split; all unless given."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Weight of the task in the suite's retention, against those of the others."""
     temperature: float | None = Field(default=None, gt=0, le=5)
     """Temperature at which the answers of a task are drawn, where answers are written; unless given, as lm-eval's task
     says."""

@@ -191,7 +191,8 @@ def _converted(raw: ElementTree.Element, shapes: Mapping[str, ElementTree.Elemen
             style = _style(raw) | _style(shape)
             return [_element("path", style, d=_rounded(shape.attrib["d"]), transform=place)]
         case "path":
-            return [_element("path", _style(raw), d=_rounded(raw.attrib["d"]))]
+            drawn = raw.get("d")  # a line outside of the axes has none
+            return [_element("path", _style(raw), d=_rounded(drawn))] if drawn else []
         case "text":
             made = _element("text", _style(raw), **_place(raw))
             made.text = raw.text

@@ -24,21 +24,24 @@ def finished() -> list[dict[str, Any]]:
     for path in sorted((cache_dir() / "runs").glob("*/run.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue  # being written, or not ours
         if isinstance(record, dict) and record.get("verdict"):
             records.append(record)
     return records
 
 
+PRIOR = 500
+"""Number of documents that what is typical of a recipe counts as, beside those of earlier runs."""
+
+
 def discordance(recipe: Recipe) -> Discordance:
     """Return how often answers changed in earlier runs of the recipe's schemes (of a GGUF, its file type).
 
-    It is over all documents they were judged on, and what is typical where there were no such runs.
-
-    Half a change is added: of one that was never seen, only that it is rare is known.
+    It is over all documents they were judged on, and `PRIOR` more at what is typical: a few documents say little.
     """
-    changed, documents, artifacts = 0.5, 0.5, set()
+    typical = typical_discordance(recipe.loss_class)
+    changed, documents, artifacts = PRIOR * typical.share, PRIOR, set()
     for record in finished():
         try:
             manifest = record["manifest"]
@@ -46,7 +49,7 @@ def discordance(recipe: Recipe) -> Discordance:
                 continue
             tasks = manifest["gate"]["tasks"]
             counts = [(task["documents"], task["lost"] + task["gained"]) for task in tasks]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             continue  # of a version that recorded something else
         what = json.dumps([manifest["files"], manifest["evaluation"]["suite"]], sort_keys=True)
         if what in artifacts:
@@ -54,11 +57,7 @@ def discordance(recipe: Recipe) -> Discordance:
         artifacts.add(what)
         documents += sum(count for count, _ in counts)
         changed += sum(count for _, count in counts)
-    return (
-        Discordance(share=changed / documents, runs=len(artifacts))
-        if artifacts
-        else typical_discordance(recipe.loss_class)
-    )
+    return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical
 
 
 BY_RECIPE = ("calibrate", "quantize", "verify")
@@ -180,6 +179,6 @@ def _read(place: Path) -> Manifest:
         if "stages" in record and "manifest" not in record and "gate" not in record:
             raise bad_input(file, "is of a run that did not finish", "run it again; it goes on where it was")
         return Manifest.model_validate_json(json.dumps(record.get("manifest", record)))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         what = "is not the record of a run by this version of quantgate"
         raise bad_input(file, what, "run it again, or read it with the version that wrote it") from None

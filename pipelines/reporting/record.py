@@ -149,7 +149,7 @@ class StageRecord(Frozen):
     """The cost of a stage when it ran."""
 
     stage: str
-    seconds: float
+    seconds: float = Field(allow_inf_nan=False)
     peak_memory: int
     peak_gpu_memory: int = 0
     reused: bool

@@ -40,6 +40,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 )
 def report(runs: tuple[Path, ...], out: Path) -> None:
     """Write the report of finished runs: published artifacts, run.json files, or their folders."""
+    from pipelines.core.cache import write_text
     from pipelines.core.errors import bad_input
     from pipelines.flow.remedy import remedies
     from pipelines.reporting.history import read_runs
@@ -50,5 +51,5 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
         raise bad_input(f"--out {out}", "is of no kind that reports are written in", "end it in .html or .md")
     check_output_file(out)
     found = read_runs(runs)
-    out.write_text(write(found, remedies=remedies(found)), encoding="utf-8")
+    write_text(out, write(found, remedies=remedies(found)))
     click.echo(out)

@@ -124,12 +124,16 @@ def _judge(baseline: Path, candidate: Path, retention: float, out: Path | None, 
     """Show the verdict on two evaluations, write it to `out`, and exit with its code."""
     from pipelines.cli.tables.verdict import show_verdict
     from pipelines.core.cache import write_json
+    from pipelines.core.errors import bad_input
     from pipelines.core.exit_codes import EXIT_CODES
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
     from pipelines.gating.gate import gate as gate_stage
+    from pipelines.recipe.recipe import LEAST_RETENTION
 
     check_output_file(out)
+    if not LEAST_RETENTION < retention < 1:
+        raise bad_input(f"--retention {retention:g}", f"is no share between {LEAST_RETENTION:g} and 1", "give 0.99")
     before, after = (read_record(side, Evaluation, "an evaluation") for side in (baseline, candidate))
     verdict = gate_stage(before, after, retention)
     if out:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pipelines.core import progress
 from pipelines.core.cache import file_digest
 from pipelines.core.errors import QuantgateError, bad_input
+from pipelines.core.paths import expanded
 from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, files_of, refuse_credentials
 
 REMEDY = "give another folder with TO= or --to"
@@ -43,7 +44,7 @@ def parse(text: str) -> FolderTarget | None:
     """
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return FolderTarget(path=Path(text).expanduser().absolute())
+        return FolderTarget(path=expanded(text).absolute())
     if scheme != "file":
         return None
     refuse_credentials(text)

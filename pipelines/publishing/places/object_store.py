@@ -69,7 +69,11 @@ class Filesystem:
                 )
             except ImportError as error:
                 scheme = self._target.url.partition("://")[0]
-                remedy = f"pip install 'quantgate[{scheme}]'" if scheme in ("s3", "gs") else "install what it names"
+                remedy = (
+                    f".venv/bin/pip install '.[{scheme}]' in quantgate's folder"
+                    if scheme in ("s3", "gs")
+                    else "install what it names"
+                )
                 raise bad_input(self._target, f"needs a package: {error}", remedy) from None
         return self._opened
 

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from pipelines.cli.tables.lists import FAMILIES
+from pipelines.core.cache import write_text
+from pipelines.core.errors import QuantgateError
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe
 from tests.conftest import PLAIN, Cli
@@ -555,3 +557,27 @@ def test_an_environment_that_is_not_there_fails_its_check(cli: Cli, tmp_path: Pa
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: the environment vllm is not there; `quantgate env make vllm` makes it\n"
     assert cli("env", "remove", "vllm", **own).returncode == 0
+
+
+# Paths and shares that cannot be
+
+
+@pytest.mark.parametrize("share", ["0", "-1", "1", "nan", "inf"])
+def test_a_gate_that_nothing_or_everything_passes_is_refused(cli: Cli, tmp_path: Path, share: str) -> None:
+    done = cli("gate", tmp_path / "a.json", tmp_path / "b.json", f"--retention={share}")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: --retention \S+: is no share between 0\.5 and 1\n +give 0\.99\n", done.stderr)
+
+
+@pytest.mark.parametrize("words", [("--to", "~nobody-here/x"), ("--model", "~nobody-here/x")])
+def test_the_home_of_nobody_is_bad_input(cli: Cli, words: tuple[str, str]) -> None:
+    done = cli("run", "fp8", *words)
+    assert done.returncode == 2
+    assert "~nobody-here/x: is below the home folder of a user who is not there" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(QuantgateError, match=r"report\.md cannot be written: "):
+        write_text(tmp_path / "report.md", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

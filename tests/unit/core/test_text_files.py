@@ -1,6 +1,7 @@
 """Calibration files of a user's own: what is a row, what is refused, and that the way out that is told leads out."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from pipelines.core.errors import BadInput
-from pipelines.core.text_files import READERS, Row, read_rows
+from pipelines.core.text_files import READERS, Row, read_rows, refusals
 from pipelines.recipe.load import load_recipe, load_set
 from tests.conftest import Cli
 
@@ -220,3 +221,9 @@ def test_what_is_read_is_what_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
         load_recipe("int8", [f"calibrate.set={write_set(tmp_path, 'notes.md')}"])
     assert set(re.findall(r"\.[a-z]+\b", str(error.value).splitlines()[1])) == READERS.keys()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (problem,) = refusals("set.yaml", tmp_path / "pipe.txt")
+    assert problem.what.startswith("names what is no regular file")

@@ -12,6 +12,7 @@ from pipelines.flow.journal import Run
 from pipelines.flow.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
 from pipelines.flow.repair import repair
 from pipelines.flow.run import run
+from pipelines.gating.gate import AT_CHANCE
 from pipelines.recipe.load import as_yaml, load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
@@ -145,5 +146,12 @@ def test_what_cannot_be_repaired_is_refused(done: Run, tiny: Path, smollm2: Chec
         repair(failed(done), smollm2)
     with pytest.raises(BadInput, match="has passed its gate"):
         repair(done.manifest.model_copy(update={"gate": passed(done)}), read_checkpoint(tiny))
+    gate = done.manifest.gate.model_copy(update={"verdict": "INCONCLUSIVE", "reasons": (AT_CHANCE,)})
+    at_chance = failed(done, down_proj=10.0).model_copy(update={"gate": gate})
+    with pytest.raises(
+        BadInput, match=r"says nothing of the artifact: the baseline is not shown .*\n +judge it by a suite"
+    ):
+        repair(at_chance, read_checkpoint(tiny))
+    assert suggestion(at_chance) is None
     with pytest.raises(BadInput, match="no layer that could get more bits within"):
         repair(failed(done), read_checkpoint(tiny), budget=10)

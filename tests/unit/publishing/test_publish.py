@@ -17,6 +17,7 @@ from fsspec.registry import _registry as imported
 from in_toto_attestation.v1.statement import Statement
 from pyarrow import parquet
 
+from pipelines import evaluate
 from pipelines.core.cache import file_digest, folder_digests
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.flow.run import run
@@ -30,7 +31,7 @@ from pipelines.publishing.places.targets import parse_target
 from pipelines.publishing.signature import Signer, Trust
 from pipelines.publishing.stage import check_published, make_bundle, publish, published, pull
 from pipelines.quantization.artifact import Artifact
-from pipelines.quantization.stage import quantize
+from pipelines.quantization.stage import quantize, read_artifact
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.card import card
@@ -580,7 +581,8 @@ def test_names_in_a_target() -> None:
 def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(imported, "s3", raising=False)
-    with pytest.raises(BadInput, match=r"needs a package: .*[Ss]3.*\n    pip install 'quantgate\[s3\]'"):
+    remedy = r"    \.venv/bin/pip install '\.\[s3\]' in quantgate's folder"
+    with pytest.raises(BadInput, match=rf"needs a package: .*[Ss]3.*\n{remedy}"):
         published(parse_target("s3://releases/x"))
 
 
@@ -866,6 +868,24 @@ def test_the_verdict_can_be_given_again_from_the_table(bundle: Path, judged: Jud
 
 OLD_PROCESSOR = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """Makes PyTorch compute as on a processor without AVX-512 and AMX."""
+
+
+def test_a_verdict_of_the_gate_alone_is_published_and_found_again(judged: Judged, tmp_path: Path) -> None:
+    """It knows no distance on held-out text, which only a run passes on."""
+    suite = judged.recipe.gate.suite
+    baseline, candidate = (evaluate(model, suite, "cpu") for model in (judged.model, judged.artifact))
+    verdict = gate(baseline, candidate, judged.recipe.gate)
+    assert verdict.verdict == "PASS" and len(verdict.measures) < len(judged.verdict.measures)
+    publish(judged.artifact, verdict, tmp_path / "out")
+    assert check_published(str(tmp_path / "out")).manifest.gate.measures == verdict.measures
+    with pytest.raises(BadInput, match=r"out is published already\n    copy it"):
+        read_artifact(tmp_path / "out")
+    foreign = verdict.model_copy(update={"baseline_digest": "0" * 32})
+    with pytest.raises(BadInput, match=r"baseline is another model than .*, which it was made of"):
+        publish(judged.artifact, foreign, tmp_path / "other")
+    (tmp_path / "out" / "provenance.json").write_text("[" * 100_000)
+    with pytest.raises(Tampered, match=r"there is no provenance\.json that can be read"):
+        check(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from pipelines.core.errors import BadInput
 from pipelines.flow.journal import Run
 from pipelines.flow.run import run
-from pipelines.gating.power import Discordance
+from pipelines.gating.power import typical_discordance
 from pipelines.recipe.load import load_recipe
-from pipelines.reporting.history import compare, discordance, read_runs
+from pipelines.reporting.history import PRIOR, compare, discordance, read_runs
 from tests.conftest import Cli
 from tests.helpers.records import with_result
 from tests.helpers.suites import little
@@ -28,10 +28,20 @@ def test_what_a_run_saw_is_what_the_next_expects(done: Run, tmp_path: Path, monk
     for name in ("once", "again", "killed"):
         shutil.copytree(done.record.parent, runs / name)
     (runs / "killed" / "run.json").write_text("{")
+    record = json.loads(done.record.read_text())
+    record["manifest"]["recipe"]["quantize"] = "odd"
+    for name, text in (("deep", "[" * 100_000), ("odd", json.dumps(record))):
+        (runs / name).mkdir()
+        (runs / name / "run.json").write_text(text)
+        with pytest.raises(BadInput, match="is not the record of a run by this version"):
+            read_runs([runs / name])
     monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
     changed = sum(task.lost + task.gained for task in done.verdict.tasks)
-    assert discordance(load_recipe("fp8-kv")) == Discordance(share=(changed + 0.5) / 13.5, runs=1)
-    assert discordance(load_recipe("fp8-static")).runs == 0
+    typical = typical_discordance("FP8").share
+    seen = discordance(load_recipe("fp8-kv"))
+    assert seen.share == pytest.approx((changed + PRIOR * typical) / (13 + PRIOR)) and seen.runs == 1
+    assert abs(seen.share - typical) < 13 / PRIOR, "so few documents say little"
+    assert discordance(load_recipe("fp8-static")) == typical_discordance("FP8")
 
 
 def test_the_smallest_that_passed_is_recommended_and_what_is_beaten_is_said(done: Run) -> None:

@@ -19,6 +19,7 @@ from pipelines.formats.schemes import SCHEMES
 from pipelines.recipe.calibration_set import CalibrationSet
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.suite import Suite
 from pipelines.reporting.card import card
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.serving import serve_line
@@ -117,9 +118,11 @@ def test_the_page_has_every_command_option_and_exit_code() -> None:
 def test_the_pages_examples_are_valid() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
     sets = [example for example in examples if "source:" in example]
-    assert (len(examples), len(sets)) == (4, 1)
+    suites = [example for example in examples if "tasks:" in example]
+    assert (len(examples), len(sets), len(suites)) == (5, 1, 1)
     assert CalibrationSet.model_validate(yaml.safe_load(sets[0])).name
-    for example in set(examples) - {*sets}:
+    assert Suite.model_validate(yaml.safe_load(suites[0])).tasks
+    for example in set(examples) - {*sets, *suites}:
         data = {"version": 1, "name": "example", "summary": "of the page", **yaml.safe_load(example)}
         if data["quantize"]["method"] != "rtn":
             data["calibrate"] = {"set": "self"}
