@@ -878,7 +878,7 @@ def test_a_verdict_of_the_gate_alone_is_published_and_found_again(judged: Judged
     assert verdict.verdict == "PASS" and len(verdict.measures) < len(judged.verdict.measures)
     publish(judged.artifact, verdict, tmp_path / "out")
     assert check_published(str(tmp_path / "out")).manifest.gate.measures == verdict.measures
-    with pytest.raises(BadInput, match=r"out is published already\n    copy it"):
+    with pytest.raises(BadInput, match=r"out: is published already\n    copy it"):
         read_artifact(tmp_path / "out")
     foreign = verdict.model_copy(update={"baseline_digest": "0" * 32})
     with pytest.raises(BadInput, match=r"baseline is another model than .*, which it was made of"):
