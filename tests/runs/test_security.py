@@ -501,7 +501,7 @@ def test_a_chat_template_does_not_leave_its_sandbox(tokenizer: Any, marker: Path
 def test_every_test_that_the_page_names_is_there() -> None:
     named = set(re.findall(r"\btest_\w+(?!\w|\.py)", (ROOT / "docs" / "security.md").read_text()))
     there = {
-        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert len(named) > 20
     assert named <= there

@@ -34,9 +34,13 @@ from tests.helpers.families import (
     UNTIED,
     Make,
     enliven,
+    make,
     tensors,
+    text,
 )
 from tests.helpers.plans import plan_checkpoint
+
+assert make and text  # fixtures
 
 BLOOM = {"n_head": 4, "n_layer": 3}
 MPT = {"d_model": 64, "n_heads": 2, "n_layers": 3, "max_seq_len": 512}
