@@ -159,11 +159,8 @@ def _signer(key: Path | None, certificate: Path | None, chain: tuple[Path, ...],
 def _trust(key: Path | None, roots: tuple[Path, ...], identity: str | None, issuer: str | None) -> "Trust | None":
     if not (key or roots or identity or issuer):
         return None
-    from pipelines.core.errors import Problem, refuse
     from pipelines.publishing.signature import Trust
 
-    remedy = "give the PEM file of a public key, or of a certificate"
-    refuse(Problem(str(path), "is no file", remedy) for path in (key, *roots) if path and not path.is_file())
     return _fitting("trust", Trust, key=key, roots=roots, identity=identity, issuer=issuer)
 
 

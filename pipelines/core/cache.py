@@ -102,7 +102,7 @@ def keep(
     """
     versions = package_versions()
     plain = json.loads(json.dumps(dict(inputs), default=str))
-    code = code_digest([make.__module__, *chosen])
+    code = code_digest((make.__module__, *chosen))
     key = digest({"stage": stage, "inputs": plain, "versions": versions, "code": code})
     home = cache_dir() / "stages" / stage
     folder = home / key
@@ -148,20 +148,27 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         QuantgateError: it cannot be written, which leaves the old one.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        _write_beside(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        _beside(path).unlink(missing_ok=True)
         raise QuantgateError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_beside(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_beside(path: Path, text: str) -> None:
+    """Write `text` to a file beside `path`, and rename it to that once it is whole."""
+    partial = _beside(path)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 class Meter:

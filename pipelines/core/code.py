@@ -13,10 +13,12 @@ CHOICE = "choice"
 """Name of modules that pick others at run time: who asks one names what it picked, so that imports end there."""
 
 
-def code_digest(modules: Iterable[str], root: Path = ROOT) -> str:
+@functools.cache
+def code_digest(modules: tuple[str, ...], root: Path = ROOT) -> str:
     """Return the digest (SHA-256, 32 hexadecimal digits) of `modules`, by full name, and of all that they import.
 
-    Imports inside functions count; those for a type checker only, and what a `choice` module imports, do not.
+    It is computed once: an evaluation asks for it with each of its blocks. Imports inside functions count; those for a
+    type checker only, and what a `choice` module imports, do not.
     """
     state = hashlib.sha256()
     for name in sorted(imported_by(modules, root)):

@@ -158,7 +158,7 @@ def _sums(folder: Path, found: dict[str, str]) -> list[str]:
 def _manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
 
 

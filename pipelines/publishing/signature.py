@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from pipelines.core.errors import QuantgateError, bad_input
+from pipelines.core.errors import Problem, QuantgateError, bad_input, refuse
 from pipelines.core.secrets import redact
 from pipelines.core.strict_yaml import Frozen
 
@@ -86,6 +86,17 @@ def check_signer(signer: Signer) -> None:
     if not isinstance(key, EllipticCurvePrivateKey):
         remedy = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
         raise bad_input(signer.key, "is no key of an elliptic curve", remedy)
+
+
+def check_trust(trust: Trust) -> None:
+    """Refuse files to trust that are not there, which would make any signature look wrong.
+
+    Raises:
+        BadInput: with each of them.
+    """
+    remedy = "give the PEM file of a public key, or of a certificate"
+    files = (trust.key, *trust.roots)
+    refuse(Problem(str(path), "is no file", remedy) for path in files if path and not path.is_file())
 
 
 def sign(folder: Path, signer: Signer) -> None:

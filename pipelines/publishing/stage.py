@@ -15,7 +15,7 @@ from pipelines.publishing.bundle import Bundle, Checked, assemble, check
 from pipelines.publishing.places.folder import Folder, FolderTarget
 from pipelines.publishing.places.place import Target
 from pipelines.publishing.places.targets import parse_target
-from pipelines.publishing.signature import Signer, Trust
+from pipelines.publishing.signature import Signer, Trust, check_trust
 from pipelines.quantization.artifact import Artifact, CheckpointArtifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.package import make_record
@@ -155,9 +155,11 @@ def pull(source: str | Path, to: Path, trust: Trust | None = None) -> Checked:
     """Fetch what is published at `source` into the folder `to`, once it was found to be what was published.
 
     Raises:
-        BadInput: nothing is published there, or `to` is not empty.
+        BadInput: nothing is published there, `to` is not empty, or a file of `trust` is not there.
         Tampered: it is not what was published, or not signed by whom `trust` names; `to` is not made.
     """
+    if trust:
+        check_trust(trust)
     to = to.absolute()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise bad_input(to, "is there already", "give a folder that is not there")
@@ -177,8 +179,11 @@ def check_published(source: str | Path, trust: Trust | None = None) -> Checked:
     """Hold what is published at `source` against its own proof; what is not in a folder is fetched for that.
 
     Raises:
+        BadInput: nothing is published there, or a file of `trust` is not there.
         Tampered: it is not what was published, or not signed by whom `trust` names.
     """
+    if trust:
+        check_trust(trust)
     target = parse_target(source)
     if isinstance(target, FolderTarget):
         if not target.path.is_dir():

@@ -10,13 +10,13 @@ from pipelines.environments.engines import ENGINES
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.quantization.written import Written
 
-EngineModule = Literal["streaming", "layerwise", "bitsandbytes", "other_projects", "llama_cpp"]
-"""Name of a module of `pipelines.quantization.engines`."""
+EngineModule = Literal["streaming", "layerwise", "bitsandbytes", "other_projects"]
+"""Name of the module of `pipelines.quantization.engines` that writes a checkpoint; `llama_cpp` writes a GGUF."""
 
 
 def engine_modules(plan: Plan) -> tuple[str, ...]:
     """Return the full names of the modules that write the weights: the engine, and its worker elsewhere."""
-    engine = _engine_module(plan)
+    engine = "llama_cpp" if isinstance(plan, GgufPlan) else _engine_module(plan)
     modules = (f"pipelines.quantization.engines.{engine}",)
     if engine != "other_projects":
         return modules
@@ -25,9 +25,9 @@ def engine_modules(plan: Plan) -> tuple[str, ...]:
 
 def engine_identity(plan: Plan) -> Any:
     """Return what decides the numbers beside our own code: another project's version, or its environment."""
+    if isinstance(plan, GgufPlan):
+        return llama_build.version()
     match _engine_module(plan):
-        case "llama_cpp":
-            return llama_build.version()
         case "bitsandbytes":
             return version("bitsandbytes")
         case "other_projects":
@@ -65,15 +65,11 @@ def run_engine(plan: CheckpointPlan, tokens: CalibrationTokens | None, folder: P
             from pipelines.quantization.engines import other_projects
 
             return other_projects.quantize(plan, tokens, folder)
-        case "llama_cpp":
-            raise AssertionError("a plan of a checkpoint is none of a GGUF")
         case _ as never:
             assert_never(never)
 
 
-def _engine_module(plan: Plan) -> EngineModule:
-    if isinstance(plan, GgufPlan):
-        return "llama_cpp"
+def _engine_module(plan: CheckpointPlan) -> EngineModule:
     match plan.recipe.method.engine:
         case "quantgate":
             return "layerwise" if plan.recipe.calibrate else "streaming"

@@ -48,14 +48,14 @@ def test_an_edit_of_any_module_changes_the_keys_that_depend_on_it_and_no_others(
     graph: grimp.ImportGraph, tmp_path: Path
 ) -> None:
     keeping = sorted(stages())
-    before = {module: code_digest([module]) for module in keeping}
+    before = {module: code_digest((module,)) for module in keeping}
     for path in sorted(FOLDER.rglob("*.py")):
         name, root = name_of(path), tmp_path / name_of(path)
         shutil.copytree(FOLDER, root / "pipelines", copy_function=lambda one, two: Path(two).hardlink_to(one))
         edited = root / path.relative_to(ROOT)
         edited.unlink()
         edited.write_bytes(path.read_bytes() + b"# edited\n")
-        changed = {module for module in keeping if before[module] != code_digest([module], root)}
+        changed = {module for module in keeping if before[module] != code_digest((module,), root)}
         assert changed == {one for one in keeping if one == name or name in graph.find_upstream_modules(one)}, name
 
 

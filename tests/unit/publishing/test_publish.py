@@ -790,6 +790,8 @@ def test_a_signature_says_who_made_it(judged: Judged, keys: Keys, cli: Cli, tmp_
     stranger = cli("verify", bundle, "--trust-key", keys.stranger)
     assert stranger.returncode == 1 and "its signature does not hold" in stranger.stderr
     (bundle / "model.sig").unlink()
+    absent = cli("verify", bundle, "--trust-key", keys.public.with_name("absent.pub"))
+    assert absent.returncode == 2 and "absent.pub: is no file\n    give the PEM file" in absent.stderr
     unsigned = cli("verify", bundle, "--trust-key", keys.public)
     assert unsigned.returncode == 1 and "it is not signed: there is no model.sig" in unsigned.stderr
 

@@ -4,8 +4,6 @@ Norms, biases and the spread of the inputs are drawn so that every term counts: 
 them, a model would hardly notice a missing bias, a norm without its offset or a column scaled twice.
 """
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +51,6 @@ AWQ8 = ("quantize={method: awq, scheme: W8A16}",)
 """AWQ in a format that loses next to nothing, so that a smoothing that changes the model shows."""
 GROUPS = ("quantize.group_size=32",)
 EVERY_LAYER = ("quantize.ignore=[lm_head]",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """`verify` collects garbage after each model: let it not look through all that was imported each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def recipe_for(name: str, text: tuple[str, ...], overrides: tuple[str, ...] = ()) -> Recipe:
