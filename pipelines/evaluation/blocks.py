@@ -88,4 +88,5 @@ def _answer(task: LmEvalTask, request: BlockRequest, lm: Any, folder: Path) -> d
 
 def _mean(drawn: Sequence[Document]) -> Document:
     """Return one document, answered several times: the answers are not independent, their mean is one observation."""
-    return drawn[0].model_copy(update={"score": sum(document.score for document in drawn) / len(drawn)})
+    mean = sum(document.score for document in drawn) / len(drawn)
+    return drawn[0].model_copy(update={"score": mean, "times": len(drawn)})

@@ -33,8 +33,8 @@ T = TypeVar("T")
 class Asked(Result):
     """The documents that a suite asks of a task, whatever the model."""
 
-    documents: int
-    """Number of documents that are asked."""
+    places: tuple[int, ...]
+    """Places in the task's split of the documents that are asked, in the order in which they are."""
     independent: int
     """Number of groups of them that share nothing."""
     metrics: tuple[str, ...]
@@ -43,6 +43,11 @@ class Asked(Result):
     """Whether a model writes the answers rather than choose among given ones."""
     content: str
     """Digest of all documents of the task: the hub may have others tomorrow."""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents that are asked."""
+        return len(self.places)
 
 
 def ask(suite: Suite, opened: Opened) -> dict[str, Asked]:
@@ -77,10 +82,10 @@ def _ask(wanted: SuiteTask, opened: Opened) -> Asked:
             raise bad_input(f"task {task.task}", why, "leave it out of the suite")
         if wrong := loaded.unanswerable(wanted.limit):
             raise _wrong(task, wrong)
-        documents = loaded.documents[: wanted.limit]
+        places = loaded.places(wanted.limit)
         return {
-            "documents": len(documents),
-            "independent": len({loaded.cluster(doc) for doc in documents}),
+            "places": places,
+            "independent": len({loaded.cluster(loaded.documents[place]) for place in places}),
             "metrics": loaded.metrics,
             "written": loaded.written,
             "content": loaded.content,
@@ -120,8 +125,7 @@ def _wrong(task: Task, wrong: Sequence[tuple[int, str]]) -> BadInput:
 
 def _questions(wanted: SuiteTask, task: LmEvalTask) -> Iterator[tuple[int, Any]]:
     """Yield all that the suite asks of a task, as it is evaluated: a document's place, and lm-eval's request."""
-    count = len(task.documents[: wanted.limit])
-    for block in itertools.chain(*blocks_by_look(wanted.task, count)):
+    for block in itertools.chain(*blocks_by_look(task.places(wanted.limit))):
         yield from task.requests(wanted, block)
 
 

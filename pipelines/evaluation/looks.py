@@ -7,17 +7,16 @@ last test of a clinical trial nearly untouched).
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from random import Random
 
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Shares of each task's documents at which the gate looks."""
 EARLY_ALPHA = 0.1
 """Share of α that the looks before the last may use up."""
-FEWEST = 32
-"""Fewest documents of a task at a look: what a bound on fewer would rest on is not worth loading a batch."""
-BLOCK = 512
-"""Most documents that are evaluated together, so that a killed evaluation loses no more."""
+BLOCK = 32
+"""Number of documents that are evaluated and kept together, from the first in a task's order on: suites with other
+limits share them, and a killed evaluation loses no more."""
 
 
 def look_confidence(look: int, confidence: float) -> float:
@@ -26,20 +25,19 @@ def look_confidence(look: int, confidence: float) -> float:
     return 1 - (1 - confidence) * (1 - EARLY_ALPHA if last else EARLY_ALPHA / (len(LOOKS) - 1))
 
 
+def blocks_at_look(look: int, documents: int) -> int:
+    """Return how many blocks of a task's `documents` the look with this index has."""
+    return math.ceil(math.ceil(documents / BLOCK) * LOOKS[look])
+
+
 def documents_at_look(look: int, documents: int) -> int:
     """Return how many of a task's `documents` the look with this index has."""
-    return min(documents, max(FEWEST, math.ceil(documents * LOOKS[look])))
+    return min(documents, BLOCK * blocks_at_look(look, documents))
 
 
-def blocks_by_look(task: str, documents: int) -> list[list[tuple[int, ...]]]:
-    """Return, for each look, the blocks of documents (their places, sorted) that it adds to the one before.
-
-    The order is random, and always the same for a task of as many documents.
-    """
-    order = list(range(documents))
-    Random(f"{task} {documents}").shuffle(order)
-    ends = [0, *(documents_at_look(look, documents) for look in range(len(LOOKS)))]
-    return [
-        [tuple(sorted(order[first : min(first + BLOCK, end)])) for first in range(start, end, BLOCK)]
-        for start, end in pairwise(ends)
-    ]
+def blocks_by_look(places: Sequence[int]) -> list[list[tuple[int, ...]]]:
+    """Return, for each look, the blocks that it adds to the one before, of documents at `places` (in the order in
+    which they are asked); the places of a block are sorted."""
+    blocks = [tuple(sorted(places[first : first + BLOCK])) for first in range(0, len(places), BLOCK)]
+    ends = [0, *(blocks_at_look(look, len(places)) for look in range(len(LOOKS)))]
+    return [blocks[start:end] for start, end in pairwise(ends)]

@@ -28,6 +28,14 @@ class Document(Frozen):
     margin: float | None = None
     """Log-probability of the right answer over that of the likeliest wrong one, in nats; of a single answer, its own;
     None of text that the model writes."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each answer that was offered, in nats; empty of text that the model writes."""
+    lengths: tuple[int, ...] = ()
+    """Length by which the metric divides the log-probability of each answer; empty where it divides by none."""
+    right: tuple[int, ...] = ()
+    """Places of the right answers among those offered; empty where the metric does not choose the likeliest."""
+    times: int = 1
+    """Number of times that the document was answered; the score is their mean."""
 
 
 Scores = Mapping[str, tuple[Document, ...]]

@@ -153,7 +153,7 @@ def _ask(suite: Suite, opened: Opened, subject: Subject) -> dict[str, Asked]:
 def _schedule(suite: Suite, asked: Mapping[str, Asked], subject: Subject, setting: Setting) -> list[list[BlockRequest]]:
     """Return, for each look, the blocks of documents that it adds, task by task."""
     inputs = setting_inputs(setting)
-    orders = {task: blocks_by_look(task, of.documents) for task, of in asked.items()}
+    orders = {task: blocks_by_look(of.places) for task, of in asked.items()}
     return [
         [
             BlockRequest(

@@ -2,7 +2,8 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 from typing import Any, NamedTuple
 
 from pipelines.core.cache import digest
@@ -21,6 +22,13 @@ NOT_FOR_US = {
     "UNSAFE_CODE": "runs the code that a model writes, which is not done here",
 }
 """Mark by which lm-eval tells a kind of tasks that is refused → the reason."""
+
+CHOOSES: dict[str, Callable[[str], int] | None] = {
+    "acc": None,
+    "acc_norm": len,
+    "acc_bytes": lambda choice: len(choice.encode()),
+}
+"""Metric that takes the likeliest answer for the model's → what its log-probability is divided by, if by anything."""
 
 Doc = Mapping[str, Any]
 """Document as lm-eval has it: column → value."""
@@ -108,13 +116,20 @@ class LmEvalTask:
             raise NoAnswer(f"its right answer {gold!r} is not among its choices {choices!r}"[:300])
         return places
 
+    def places(self, limit: int | None = None) -> tuple[int, ...]:
+        """Return the places of the documents that are asked, in the order in which they are: a random one, always the
+        same, of which a `limit` takes the first."""
+        order = list(range(len(self.documents)))
+        Random(f"{self.task.task} {len(order)}").shuffle(order)
+        return tuple(order[:limit])
+
     def unanswerable(self, limit: int | None = None) -> list[tuple[int, str]]:
-        """Return the places of documents, of the first `limit`, that no answer could be right on, and why; none where
-        the task's own code decides."""
+        """Return the places of documents, of those that a `limit` leaves, that no answer could be right on, and why;
+        none where the task's own code decides."""
         if not self._is_plain:
             return []
         with patched():
-            reasons = ((place, self._unanswerable(doc)) for place, doc in enumerate(self.documents[:limit]))
+            reasons = ((place, self._unanswerable(self.documents[place])) for place in sorted(self.places(limit)))
             return [(place, why) for place, why in reasons if why]
 
     def _unanswerable(self, doc: Doc) -> str | None:
@@ -183,10 +198,11 @@ class LmEvalTask:
         return asked
 
     def prompts(self, limit: int | None = None) -> list[str]:
-        """Return what is asked of the first `limit` documents: each prompt with each of its answers, a line each."""
+        """Return what is asked of each document that a `limit` leaves: each prompt with each of its answers, a line
+        each."""
         wanted = SuiteTask(task=self.task.task)
         by_document: dict[int, list[str]] = {}
-        for place, request in self.requests(wanted, range(len(self.documents[:limit]))):
+        for place, request in self.requests(wanted, self.places(limit)):
             by_document.setdefault(place, []).append("".join(map(str, request.args[:2])))
         return ["\n".join(asked) for asked in by_document.values()]
 
@@ -212,6 +228,7 @@ class LmEvalTask:
             chance=self._chance(sample),
             score=float(sample[metric]),
             margin=self._margin(sample),
+            **self._offered(sample, metric),
         )
 
     def _chance(self, sample: Sample) -> float:
@@ -239,13 +256,29 @@ class LmEvalTask:
         except NoAnswer:
             return []
 
+    def _logprobs(self, sample: Sample) -> tuple[float, ...]:
+        """Return the log-probability of each answer that was offered, in nats; none where the model writes."""
+        if self.loaded.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
+            return ()
+        return tuple(float(response[0][0]) for response in sample["resps"][: self._choices(sample)])
+
+    def _offered(self, sample: Sample, metric: str) -> dict[str, Any]:
+        """Return the fields of a document that tell how probable each answer was, and which is right by `metric`."""
+        logprobs = self._logprobs(sample)
+        if not logprobs or not self._is_plain or metric not in CHOOSES:
+            return {"logprobs": logprobs}
+        if len(logprobs) == 1:
+            return {"logprobs": logprobs, "right": (0,)}
+        measured = CHOOSES[metric]
+        choices = self.loaded.doc_to_choice(sample["doc"])
+        lengths = tuple(measured(choice) for choice in choices) if measured else ()
+        return {"logprobs": logprobs, "right": tuple(self._right_or_none(sample["doc"])), "lengths": lengths}
+
     def _margin(self, sample: Sample) -> float | None:
         """Return the right answer's margin in nats, where log-probabilities were asked and one answer is right."""
-        if self.loaded.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
-            return None
-        logprobs = [float(response[0][0]) for response in sample["resps"][: self._choices(sample)]]
-        if len(logprobs) == 1:
-            return logprobs[0]
+        logprobs = list(self._logprobs(sample))
+        if len(logprobs) < 2:
+            return logprobs[0] if logprobs else None
         match self._right_or_none(sample["doc"]):
             case [right]:
                 return logprobs[right] - max(logprobs[:right] + logprobs[right + 1 :])

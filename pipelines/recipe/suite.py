@@ -31,6 +31,9 @@ class Policy(Frozen):
 
     decide: Literal["point", "certified"] = "point"
     """Rule where the data decides nothing at the stated confidence: the point estimate, or none."""
+    statistic: Literal["accuracy", "expected"] = "accuracy"
+    """Statistic whose retention must be shown: the task's metric, or the probability that the model gives the right
+    answer (docs/gate.md). An artifact is refused when either is shown to be below the target."""
     confidence: float = Field(default=0.95, ge=0.8, lt=1)
     """Confidence of each one-sided bound."""
     chance_correction: bool = True
@@ -50,7 +53,7 @@ class SuiteTask(Frozen):
     shots: int = Field(default=0, ge=0)
     """Number of solved examples before each question."""
     limit: int | None = Field(default=None, gt=0)
-    """Number of documents, the first of the task's split; all unless given."""
+    """Number of documents, drawn at random from the task's split and always the same; all unless given."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Weight of the task in the suite's retention, against those of the others."""
     temperature: float | None = Field(default=None, gt=0, le=5)
