@@ -1,28 +1,14 @@
-"""The looks at which an evaluation may stop, with error rates that stay valid under them (docs/gate.md).
-
-The documents of each task come in random order. At fixed shares of them the gate looks, and stops if its verdict is
-shown. A tenth of α is split evenly over the looks before the last, the last keeps the rest: by Bonferroni's inequality
-no error rate exceeds α, whatever the dependence between looks (Haybittle 1971 and Peto et al. 1976, who so left the
-last test of a clinical trial nearly untouched).
-"""
+"""The looks at a growing evaluation: at shares of each task's documents, in random order, the gate may stop it."""
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+LOOKS = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1.0)
 """Shares of each task's documents at which the gate looks."""
-EARLY_ALPHA = 0.1
-"""Share of α that the looks before the last may use up."""
 BLOCK = 32
 """Number of documents that are evaluated and kept together, from the first in a task's order on: suites with other
 limits share them, and a killed evaluation loses no more."""
-
-
-def look_confidence(look: int, confidence: float) -> float:
-    """Return the confidence of each one-sided bound at the look with this index, where `confidence` is that of all."""
-    last = look == len(LOOKS) - 1
-    return 1 - (1 - confidence) * (1 - EARLY_ALPHA if last else EARLY_ALPHA / (len(LOOKS) - 1))
 
 
 def blocks_at_look(look: int, documents: int) -> int:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from pipelines.checkpoint.dtypes import fits
 from pipelines.core import progress
-from pipelines.evaluation.looks import LOOKS, look_confidence
+from pipelines.evaluation.looks import LOOKS
 from pipelines.evaluation.scores import Evaluation
 from pipelines.evaluation.stage import looks
 from pipelines.flow.prepare import Job
 from pipelines.gating.gate import gate
 from pipelines.gating.power import analyze_recipe_power
+from pipelines.gating.spending import look_confidence
 from pipelines.gating.verdict import Verdict
 from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.load import expected_documents

@@ -12,7 +12,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.names import EXPERTS, fused_set
 from pipelines.formats.gguf_types import BLOCKS, TensorType
 from pipelines.formats.schemes import SCHEMES, SchemeName
-from pipelines.gating.gate import AT_CHANCE
+from pipelines.gating.decision import AT_CHANCE
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Plan
 from pipelines.planning.stage import make_plan
 from pipelines.recipe.load import as_yaml

@@ -9,7 +9,7 @@ from pipelines.evaluation.subject import Runtime
 from pipelines.flow.journal import Run
 from pipelines.flow.remedy import cannot_be_judged, recipes
 from pipelines.flow.run import run
-from pipelines.gating.gate import AT_CHANCE
+from pipelines.gating.decision import AT_CHANCE
 from pipelines.reporting.record import Manifest
 
 

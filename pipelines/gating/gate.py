@@ -15,28 +15,20 @@ the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from pipelines.core.bounds import level
 from pipelines.core.errors import Problem, refuse
 from pipelines.evaluation.scores import Evaluation, Scores
-from pipelines.gating.measures import LABELS, Measure, measure
+from pipelines.gating.decision import decide, sides
+from pipelines.gating.expected import EXPECTED_REMEDY, NO_EXPECTED
+from pipelines.gating.measures import Measure, measure
 from pipelines.gating.pairs import Pairs, pair_documents, pairing_problems
-from pipelines.gating.statistic import (
-    PairedMoments,
-    Statistic,
-    combine,
-    documents_to_decide,
-    paired_moments,
-    tasks_below_floor,
-)
-from pipelines.gating.verdict import Decision, TaskVerdict, Verdict
+from pipelines.gating.statistic import tasks_below_floor
+from pipelines.gating.verdict import Decision, Kept, TaskVerdict, Verdict
+from pipelines.gating.weighed import Both, weigh_both
 from pipelines.recipe.recipe import Gate
-from pipelines.recipe.suite import Policy, Suite
+from pipelines.recipe.suite import Policy, ScoreKind, Suite
 from pipelines.runtimes.distance import Distance
-
-AT_CHANCE = "the baseline is not shown to score above chance: this suite cannot judge this model"
-"""Reason of a verdict that no artifact could change."""
 
 
 def gate(
@@ -114,69 +106,26 @@ def judge(
         return _verdict(suite, policy, target, Decision(verdict="FAIL", shown=True, reasons=tuple(reasons)))
     refuse(problem for name in names for problem in pairing_problems(name, baseline.get(name, ()), candidate[name]))
     pairs = {name: pair_documents(baseline[name], candidate[name]) for name in names}
-    moments = {name: paired_moments(documents, policy) for name, documents in pairs.items()}
-    weights = suite.shares
-    overall = combine(moments, weights)
-    below = tasks_below_floor(moments, policy)
-    tasks = tuple(
-        _task_verdict(name, pairs[name], moments[name], weights[name], policy, name in below) for name in pairs
-    )
+    both = weigh_both(pairs, suite, policy)
+    refuse(_without_expected(both, pairs) if policy.statistic == "expected" else [])
+    found = both.found
+    overall = {kind: weighed.overall for kind, weighed in found.items()}
+    below = tasks_below_floor(found[policy.statistic].moments, policy)
+    tasks = tuple(_task_verdict(name, pairs[name], both, suite.shares[name], policy, name in below) for name in pairs)
     measures = measure(pairs, distance, policy.limits, policy.confidence)
     documents = sum(task.documents for task in tasks)
     decision = decide(overall, tasks, measures, policy, target, documents)
-    return _verdict(suite, policy, target, decision, overall, tasks, measures)
+    shown = sides(overall, policy, target)
+    kept = {
+        kind: weighed.kept(suite.shares, policy.confidence).model_copy(update={"says": shown[kind]})
+        for kind, weighed in found.items()
+    }
+    return _verdict(suite, policy, target, decision, kept, tasks, measures)
 
 
-def decide(
-    overall: Statistic,
-    tasks: tuple[TaskVerdict, ...],
-    measures: tuple[Measure, ...],
-    policy: Policy,
-    target: float,
-    documents: int,
-) -> Decision:
-    """Return what `documents` paired documents show of the retention, the tasks' floor and the policy's limits."""
-    percent = level(policy.confidence)
-    if not overall.above_chance(policy.confidence):
-        return Decision(verdict="INCONCLUSIVE", reasons=(AT_CHANCE,))
-    broken = [f"task {task.task} is shown to keep less than {policy.floor:.0%}" for task in tasks if task.below_floor]
-    broken += [f"{LABELS[m.name]} is shown to be beyond {m.limit:g}" for m in measures if m.says == "beyond"]
-    if overall.upper(target, policy.confidence) < 0:
-        broken.append(f"retention is shown to be below {target:.2%} ({percent} confidence)")
-    if broken:
-        return Decision(verdict="FAIL", shown=True, reasons=tuple(broken))
-    open_ = [measure for measure in measures if measure.says == "undecided"]
-    kept = overall.lower(target, policy.confidence) > 0
-    if kept and not open_:
-        limits = ", and every limit to be kept" if any(m.says for m in measures) else ""
-        reason = f"retention is shown to be above {target:.2%}{limits} ({percent} confidence)"
-        return Decision(verdict="PASS", shown=True, reasons=(reason,))
-    return _undecided(overall, open_, kept, policy, target, documents, percent)
-
-
-def _undecided(
-    overall: Statistic,
-    open_: Sequence[Measure],
-    kept: bool,
-    policy: Policy,
-    target: float,
-    documents: int,
-    percent: str,
-) -> Decision:
-    """Return the decision where the data shows none: by the policy, the point estimates rule, or nobody."""
-    more = None if kept else documents_to_decide(overall, target, policy.confidence, documents)
-    what = [] if kept else ["retention"]
-    what += [LABELS[measure.name] for measure in open_]
-    undecided = f"the data does not decide at {percent} confidence" + (f" on {', '.join(what)}" if open_ else "")
-    if policy.decide == "certified":
-        reason = f"{undecided}, and the policy asks for that"
-        return Decision(verdict="INCONCLUSIVE", reasons=(reason,), more=more)
-    beyond = [f"{LABELS[measure.name]} is beyond {measure.limit:g}" for measure in open_ if not measure.within]
-    if overall.mean(target) < 0:
-        beyond.insert(0, f"the point estimate is below {target:.2%}")
-    if beyond:
-        return Decision(verdict="FAIL", reasons=(f"{undecided}; {', and '.join(beyond)}",), more=more)
-    return Decision(verdict="PASS", reasons=(f"{undecided}; the point estimate is not below {target:.2%}",), more=more)
+def _without_expected(both: Both, pairs: Mapping[str, Pairs]) -> list[Problem]:
+    """Return the problem of each task that has no expected score, which the policy asks for."""
+    return [Problem(f"task {name}", NO_EXPECTED, EXPECTED_REMEDY) for name in pairs if name not in both.temperatures]
 
 
 def _verdict(
@@ -184,22 +133,26 @@ def _verdict(
     policy: Policy,
     target: float,
     decision: Decision,
-    overall: Statistic | None = None,
+    kept: Mapping[ScoreKind, Kept] | None = None,
     tasks: tuple[TaskVerdict, ...] = (),
     measures: tuple[Measure, ...] = (),
 ) -> Verdict:
     """Return the verdict of a decision, with the numbers that it rests on."""
-    confidence = policy.confidence
+    kept = kept or {}
+    chosen = kept.get(policy.statistic)
     return Verdict(
         verdict=decision.verdict,
         certified=decision.verdict == "PASS" and decision.shown,
         shown=decision.shown,
-        confidence=confidence,
+        confidence=policy.confidence,
         reasons=decision.reasons,
         target=target,
-        retention=overall.retention() if overall else None,
-        lower_bound=overall.retention_bound(overall.lower, confidence) if overall else None,
-        upper_bound=overall.retention_bound(overall.upper, confidence) if overall else None,
+        statistic=policy.statistic,
+        retention=chosen.retention if chosen else None,
+        lower_bound=chosen.lower_bound if chosen else None,
+        upper_bound=chosen.upper_bound if chosen else None,
+        accuracy=kept.get("accuracy"),
+        expected=kept.get("expected"),
         more_documents=decision.more,
         tasks=tasks,
         measures=measures,
@@ -208,28 +161,24 @@ def _verdict(
     )
 
 
-def _task_verdict(
-    name: str,
-    pairs: Pairs,
-    moments: PairedMoments,
-    weight: float,
-    policy: Policy,
-    below: bool,
-) -> TaskVerdict:
+def _task_verdict(name: str, pairs: Pairs, both: Both, weight: float, policy: Policy, below: bool) -> TaskVerdict:
     """Return what the gate sees of one task alone."""
-    alone = combine({name: moments}, {name: 1.0})
+    moments = both.accuracy.moments[name]
+    accuracy = both.accuracy.kept_of(name, policy.confidence)
     return TaskVerdict(
         task=name,
         documents=moments.documents,
         clusters=moments.clusters,
         weight=weight,
         chance=statistics.fmean(ours.chance for ours, _ in pairs),
-        baseline=statistics.fmean(ours.score for ours, _ in pairs),
-        candidate=statistics.fmean(theirs.score for _, theirs in pairs),
-        retention=alone.retention(),
-        lower_bound=alone.retention_bound(alone.lower, policy.confidence),
-        upper_bound=alone.retention_bound(alone.upper, policy.confidence),
+        baseline=accuracy.baseline,
+        candidate=accuracy.candidate,
+        retention=accuracy.retention,
+        lower_bound=accuracy.lower_bound,
+        upper_bound=accuracy.upper_bound,
         lost=sum(theirs.score < ours.score for ours, theirs in pairs),
         gained=sum(theirs.score > ours.score for ours, theirs in pairs),
         below_floor=below,
+        expected=both.expected.kept_of(name, policy.confidence) if both.expected else None,
+        temperature=both.temperatures.get(name),
     )

@@ -5,11 +5,31 @@ from typing import Literal
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.measures import Measure
-from pipelines.recipe.suite import Policy
+from pipelines.recipe.suite import Policy, ScoreKind
+
+Side = Literal["above", "below"] | None
+"""Side of the target on which a retention is shown to be; None where neither is shown."""
+
+
+class Kept(Frozen):
+    """What an artifact keeps of its baseline by one statistic, over one task or the suite."""
+
+    baseline: float
+    """Mean score of the baseline, in [0, 1]."""
+    candidate: float
+    """Mean score of the artifact, in [0, 1]."""
+    retention: float | None
+    """Point estimate; None where the baseline does not score above chance."""
+    lower_bound: float | None
+    """Lower one-sided bound of the retention; None where there is none."""
+    upper_bound: float | None
+    """Upper one-sided bound of the retention; None where there is none."""
+    says: Side = None
+    """Side of the target on which the retention is shown to be."""
 
 
 class TaskVerdict(Frozen):
-    """One task, as the gate sees it."""
+    """One task, as the gate sees it. Scores, retention and bounds are those of the accuracy."""
 
     task: str
     documents: int
@@ -35,6 +55,10 @@ class TaskVerdict(Frozen):
     """Number of documents whose score rose."""
     below_floor: bool
     """Whether the task is shown to keep less than the policy's floor."""
+    expected: Kept | None = None
+    """What is kept of the expected score; None where the task has none."""
+    temperature: float | None = None
+    """Temperature of the expected score's softmax, fitted on the baseline; None where it is 1."""
 
 
 class Verdict(Frozen):
@@ -51,12 +75,18 @@ class Verdict(Frozen):
     reasons: tuple[str, ...]
     target: float
     """Retention that the recipe asks for."""
+    statistic: ScoreKind = "accuracy"
+    """ScoreKind whose retention must be shown."""
     retention: float | None
-    """Point estimate over the suite."""
+    """Point estimate over the suite, of that statistic."""
     lower_bound: float | None
     """Lower one-sided bound of the retention; None where there is none."""
     upper_bound: float | None
     """Upper one-sided bound of the retention; None where there is none."""
+    accuracy: Kept | None = None
+    """What is kept of the accuracy."""
+    expected: Kept | None = None
+    """What is kept of the expected score; None where a task has none."""
     more_documents: int | None
     """Number of further documents of this kind that would decide, if the point estimate is right; None when decided."""
     spared: int = 0

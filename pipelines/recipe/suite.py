@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.core.strict_yaml import Frozen
 from pipelines.recipe.library import Name
 
+ScoreKind = Literal["accuracy", "expected"]
+"""Name of a score of an answer: the task's metric, or the probability of the right answer (docs/gate.md)."""
+
 
 class Limits(Frozen):
     """The limits on the distance from the baseline in measures more sensitive than accuracy; null is no limit.
@@ -31,8 +34,8 @@ class Policy(Frozen):
 
     decide: Literal["point", "certified"] = "point"
     """Rule where the data decides nothing at the stated confidence: the point estimate, or none."""
-    statistic: Literal["accuracy", "expected"] = "accuracy"
-    """Statistic whose retention must be shown: the task's metric, or the probability that the model gives the right
+    statistic: ScoreKind = "accuracy"
+    """ScoreKind whose retention must be shown: the task's metric, or the probability that the model gives the right
     answer (docs/gate.md). An artifact is refused when either is shown to be below the target."""
     confidence: float = Field(default=0.95, ge=0.8, lt=1)
     """Confidence of each one-sided bound."""

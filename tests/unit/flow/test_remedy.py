@@ -12,7 +12,7 @@ from pipelines.flow.journal import Run
 from pipelines.flow.remedy import ATTEMPTS, ranked, recipes, remedies, suggestion
 from pipelines.flow.repair import repair
 from pipelines.flow.run import run
-from pipelines.gating.gate import AT_CHANCE
+from pipelines.gating.decision import AT_CHANCE
 from pipelines.recipe.load import as_yaml, load_recipe
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
