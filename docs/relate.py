@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from docs.simulate import table
+from docs.markdown import table
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.core.device import Dtype

@@ -10,9 +10,9 @@ from pipelines.core.code import imported_by
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.checks import prompts
 from pipelines.evaluation.choice import LLAMA_WORKER, MODULES
-from pipelines.evaluation.looks import look_confidence
 from pipelines.evaluation.stage import evaluate, looks
 from pipelines.gating.gate import gate
+from pipelines.gating.spending import look_confidence
 from pipelines.recipe import library
 from pipelines.recipe.load import load_suite, load_task
 from pipelines.recipe.suite import Suite, SuiteTask, Task
@@ -23,11 +23,12 @@ def suite(*tasks: SuiteTask) -> Suite:
 
 
 def test_scores_of_every_task_equal_plain_lm_eval_on_the_same_rows(smollm2: Checkpoint, tmp_path: Path) -> None:
-    """`hf` with its defaults, on files with the first rows of the same data, through lm-eval's own tasks."""
+    """`hf` with its defaults, on files with the same rows of the same data, through lm-eval's own tasks."""
     names = library.names("task")
     few = {name: 1 if name == "gsm8k_cot" else 4 for name in names}  # writing an answer takes long
-    theirs = plain(smollm2, [definition(load_task(name), few[name], tmp_path) for name in names])
     ours = evaluate(smollm2, suite(*(SuiteTask(task=name, limit=few[name]) for name in names)), "cpu").scores()
+    asked = {name: [document.id for document in documents] for name, documents in ours.items()}
+    theirs = plain(smollm2, [definition(load_task(name), asked[name], tmp_path) for name in names])
     for name in names:
         task, documents = load_task(name), ours[name]
         samples = [sample for sample in theirs[name] if sample["filter"] == (task.filter or theirs[name][0]["filter"])]
@@ -39,8 +40,8 @@ def test_scores_of_every_task_equal_plain_lm_eval_on_the_same_rows(smollm2: Chec
         assert [document.chance for document in documents] == [1 / n if n > 1 else 0 for n in choices], name
 
 
-def definition(task: Task, few: int, folder: Path) -> Path:
-    """The file of a task that is lm-eval's own but for the documents: the first rows of ours."""
+def definition(task: Task, asked: list[int], folder: Path) -> Path:
+    """The file of a task that is lm-eval's own but for the documents: those rows of ours that are asked."""
     import lm_eval
     from datasets import load_dataset
 
@@ -50,7 +51,7 @@ def definition(task: Task, few: int, folder: Path) -> Path:
     assert task.offline
     data, documents = folder / f"{task.task}.parquet", rows(task.offline)
     kind = "arrow" if documents.suffix == ".arrow" else "json"
-    load_dataset(kind, data_files=str(documents), split="train").select(range(few)).to_parquet(data)
+    load_dataset(kind, data_files=str(documents), split="train").select(asked).to_parquet(data)
     splits = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"), "null")
     splits["test_split" if task.offline.split == "test" else "validation_split"] = "rows"
     file = folder / f"{task.task}.yaml"

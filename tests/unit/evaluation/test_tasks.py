@@ -134,10 +134,11 @@ def test_every_document_that_is_asked_must_have_a_right_answer(
 ) -> None:
     monkeypatch.setenv("QUANTGATE_CACHE", str(own_cache(tmp_path / "cache", cache_dir())))
     with opener() as opened:
-        task = with_document(opened(name), 5, **{column: value})
+        place = opened(name).places()[5]
+        task = with_document(opened(name), place, **{column: value})
         assert ask(suite(SuiteTask(task=name, limit=5)), lambda _: task)[name].documents == 5
         said = told(ask, suite(SuiteTask(task=name, limit=6)), lambda _: task)
-    assert said.startswith(f"task {name}, document 5: {problem}")
+    assert said.startswith(f"task {name}, document {place}: {problem}")
 
 
 def with_document(task: LmEvalTask, place: int, **columns: object) -> LmEvalTask:

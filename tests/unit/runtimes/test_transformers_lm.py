@@ -162,7 +162,7 @@ def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
     smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is stopped by an exception in the middle of a task."""
-    monkeypatch.setattr(looks, "FEWEST", 2)
+    monkeypatch.setattr(looks, "BLOCK", 2)
     few = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=12),))
     real, calls = TransformersLM.score_answers, []
 
