@@ -1,11 +1,13 @@
 """Measures how many documents of each task a suite should take: `python -m docs.allocate` writes
 docs/figures/allocation.md.
 
-The verdict's error is that of a weighted mean over tasks. For the same cost it is smallest when task t has documents in
-proportion to w s / √c (Neyman 1934), with its weight w in the suite, the standard deviation s of the paired difference
-of expected scores, and the tokens c that a document costs. s is the root mean square over recipes of several kinds. A
-task is taken where the baseline's expected score is well above chance: without head-room it adds noise alone. Nothing
-here looks at a verdict.
+The error of the retention is that of a weighted mean over tasks, over the mean head-room h: the baseline's expected
+score above chance. For the same cost that error is smallest when a task has documents in proportion to s / √c (Neyman
+1934), with the standard deviation s of the paired difference of expected scores (root mean square over recipes of
+several kinds) and the tokens c that a document costs. It is then in proportion to the sum of s √c over tasks, so
+that h / (s √c) says what a task tells for its cost. Tasks of equal weight are taken in that order, as long as one tells
+at least half of what those taken tell together, has enough documents, and its accuracy is well above chance: a task
+that tells less would make the verdict of all the others worse. Nothing here looks at a verdict.
 """
 
 import argparse
@@ -31,16 +33,20 @@ FIGURES = Path(__file__).parent / "figures"
 TASKS = ("sciq", "arc_easy", "piqa", "lambada_openai", "hellaswag", "copa", "winogrande", "arc_challenge", "openbookqa")
 RECIPES = ("fp8", "int8-weight-only", "nvfp4-weight-only")
 DOCUMENTS = 256
-HEADROOM = 0.1
-"""Smallest mean expected score above chance of a task that is taken."""
-WHOLE = 6000
-"""Number of documents of the suite, unless a task has no more."""
+ABOVE_CHANCE = 0.1
+"""Smallest accuracy of the baseline above chance of a task that is taken."""
+FEWEST = 256
+"""Smallest number of documents of a task that is taken."""
+BUDGET = 200_000
+"""Number of tokens of all documents: what two cores without AVX-512 read in a quarter of an hour, in float32."""
 
 
 class Measured(NamedTuple):
     """What is known of a task."""
 
     task: str
+    accuracy: float
+    """Mean accuracy of the baseline above chance."""
     headroom: float
     """Mean expected score of the baseline above chance."""
     deviation: float
@@ -54,6 +60,11 @@ class Measured(NamedTuple):
     def density(self) -> float:
         """Number of documents to take, up to a factor that is the same for all tasks."""
         return self.deviation / math.sqrt(self.tokens)
+
+    @property
+    def error(self) -> float:
+        """Share of the task in the error of all, up to a factor that is the same for all tasks."""
+        return self.deviation * math.sqrt(self.tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,6 +104,7 @@ def measured(task: str, baseline: Scores, artifacts: Sequence[Scores]) -> Measur
     about = load_task(task)
     return Measured(
         task,
+        sum(document.score - document.chance for document in baseline[task]) / len(baseline[task]),
         sum(one.baseline - one.chance for one in scored[0]) / len(scored[0]),
         math.sqrt(sum(squares) / len(squares)),
         about.tokens or 1,
@@ -100,29 +112,40 @@ def measured(task: str, baseline: Scores, artifacts: Sequence[Scores]) -> Measur
     )
 
 
-def limits(found: Sequence[Measured]) -> dict[str, int]:
-    """Return the number of documents of each task that is taken: in proportion to its density, up to all it has."""
-    open_ = {one.task: one for one in found if one.headroom >= HEADROOM}
-    taken: dict[str, int] = {}
-    left = WHOLE
+def taken(found: Sequence[Measured]) -> list[Measured]:
+    """Return the tasks that are taken, those that tell most for their cost first."""
+    fit = [one for one in found if one.accuracy >= ABOVE_CHANCE and one.documents >= FEWEST]
+    chosen: list[Measured] = []
+    for one in sorted(fit, key=lambda one: -one.headroom / one.error):
+        together = sum(task.headroom for task in chosen) / (sum(task.error for task in chosen) or math.inf)
+        if one.headroom / one.error >= together / 2:
+            chosen.append(one)
+    return chosen
+
+
+def limits(chosen: Sequence[Measured]) -> dict[str, int]:
+    """Return the number of documents of each task: whole blocks, in proportion to its density, up to all it has."""
+    open_, left = list(chosen), float(BUDGET)
+    given: dict[str, int] = {}
     while open_:
-        factor = left / sum(one.density for one in open_.values())
-        full = {name: one.documents for name, one in open_.items() if factor * one.density >= one.documents}
+        factor = left / sum(one.density * one.tokens for one in open_)
+        full = [one for one in open_ if factor * one.density >= one.documents]
         if not full:
-            return taken | {name: round(factor * one.density) for name, one in open_.items()}
-        taken |= full
-        left -= sum(full.values())
-        open_ = {name: one for name, one in open_.items() if name not in full}
-    return taken
+            return given | {one.task: max(1, round(factor * one.density / BLOCK)) * BLOCK for one in open_}
+        given |= {one.task: one.documents for one in full}
+        left -= sum(one.documents * one.tokens for one in full)
+        open_ = [one for one in open_ if one not in full]
+    return given
 
 
 def told(found: Sequence[Measured], documents: int, recipes: Sequence[str]) -> str:
     """Return the table as Markdown."""
-    chosen = limits(found)
-    head = ["task", "head-room", "deviation of a document's difference", "tokens", "documents there are", "taken"]
+    chosen = limits(taken(found))
+    head = ["task", "accuracy above chance", "head-room", "deviation", "tokens", "tells", "documents", "taken"]
     rows = [
         [
-            *(one.task, f"{one.headroom:.3f}", f"{one.deviation:.4f}", str(one.tokens), f"{one.documents:,}"),
+            *(one.task, f"{one.accuracy:.3f}", f"{one.headroom:.3f}", f"{one.deviation:.4f}", str(one.tokens)),
+            *(f"{one.headroom / one.error:.2f}", f"{one.documents:,}"),
             f"{chosen[one.task]:,}" if one.task in chosen else "–",
         ]
         for one in found
