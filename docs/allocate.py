@@ -19,6 +19,7 @@ from typing import NamedTuple
 from docs.markdown import table
 from pipelines.calibration.stage import calibrate
 from pipelines.checkpoint.load import load_model
+from pipelines.evaluation.looks import BLOCK
 from pipelines.evaluation.scores import Scores
 from pipelines.evaluation.stage import evaluate
 from pipelines.gating.expected import expected_scores
