@@ -1,6 +1,5 @@
 """A Hugging Face checkpoint as its config and safetensors headers tell it: no weight is read, torch is not imported."""
 
-import json
 import struct
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipelines.checkpoint.companions import declared_licence, other_files
 from pipelines.checkpoint.safety import folder_label, foreign_files, misleading_settings, unprintable_name
 from pipelines.core.cache import digest, file_digest
 from pipelines.core.errors import BadInput, Problem, bad_input, refuse
+from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
@@ -204,8 +204,8 @@ def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], in
     if length == 0 or length > MAX_HEADER or 8 + length > size:
         raise bad_input(path, "is not a safetensors file, or its header is truncated", "copy it again")
     try:
-        header = json.loads(handle.read(length), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError):
+        header = parse_json(handle.read(length), _each_once)
+    except ValueError:
         raise bad_input(path, "has a corrupt safetensors header", "copy it again") from None
     if not isinstance(header, dict):
         raise bad_input(path, "has a corrupt safetensors header", "copy it again")
@@ -291,10 +291,10 @@ def _is_file(path: Path) -> bool:
 def _read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     """Return the JSON object in `path`, or an empty one and what is wrong with the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, [Problem(str(path), "is missing", f"copy the model's {path.name} here")]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return {}, [Problem(str(path), f"cannot be read as JSON: {error}", "copy it again")]
     if not isinstance(value, dict):
         return {}, [Problem(str(path), "is not a JSON object", "copy it again")]

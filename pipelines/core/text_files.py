@@ -1,13 +1,13 @@
 """Rows of a user's own files: texts or chat messages, each with the place where it stands."""
 
 import gzip
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.errors import Problem, bad_input, brief
+from pipelines.core.records import parse_json
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -15,7 +15,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 Content = str | list[dict[str, Any]]
@@ -128,8 +128,8 @@ def _decoded(path: Path) -> str:
 
 def _parsed(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         raise bad_input(where, f"{WANTED}, but no JSON at all: {brief(error)}", FORM) from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype, processor
 from pipelines.core.errors import Problems, bad_input, refuse
+from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.power import Discordance, typical_discordance
 from pipelines.planning.plan import Plan
@@ -23,8 +24,8 @@ def finished() -> list[dict[str, Any]]:
     records = []
     for path in sorted((cache_dir() / "runs").glob("*/run.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            record = parse_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue  # being written, or not ours
         if isinstance(record, dict) and record.get("verdict"):
             records.append(record)
@@ -175,10 +176,10 @@ def _read(place: Path) -> Manifest:
     if file is None:
         raise bad_input(place, "holds no run", "give a published artifact, a run.json, or its folder")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
         if "stages" in record and "manifest" not in record and "gate" not in record:
             raise bad_input(file, "is of a run that did not finish", "run it again; it goes on where it was")
         return Manifest.model_validate_json(json.dumps(record.get("manifest", record)))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         what = "is not the record of a run by this version of quantgate"
         raise bad_input(file, what, "run it again, or read it with the version that wrote it") from None
