@@ -131,7 +131,7 @@ Found = tuple[Problem, KeyPath]
 
 
 def _blamed(document: YamlFile, model: type[BaseModel], found: list[Found]) -> Iterator[Problem]:
-    """Yield the problems that were `found`; those that the file alone does not have name the options they are due to."""
+    """Yield what was `found`; problems that the file alone does not have name the options that they are due to."""
     own = _alone(document, model)
     for problem, location in found:
         if own is None or problem.where in document.overrides.values() or problem.what in own:

@@ -179,9 +179,9 @@ def test_a_file_cut_in_the_middle_is_told_in_one_line_with_all_that_it_lacks(tmp
 
 def test_what_is_wrong_with_many_tensors_of_a_file_is_a_line_for_each_kind(tmp_path: Path) -> None:
     names = [f"model.layers.{number}.mlp.up_proj.weight" for number in range(40)]
-    folder = write_checkpoint(tmp_path / "model", {name: ("BF16", (32, 8)) for name in names})
+    folder = write_checkpoint(tmp_path / "model", dict.fromkeys(names, ("BF16", (32, 8))))
     odd = {names[0]: {"dtype": "BF16"}, names[1]: {"dtype": "F3", "shape": [32, 8], "data_offsets": [512, 1024]}}
-    write_safetensors(folder / WEIGHTS, {name: ("BF16", (32, 8)) for name in names}, **odd)
+    write_safetensors(folder / WEIGHTS, dict.fromkeys(names, ("BF16", (32, 8))), **odd)
     cut(folder / WEIGHTS, -30 * 512)
     assert {told.partition("\n")[0] for told in problems(folder)} == {
         f"MODEL/{WEIGHTS}: corrupt header entry for tensor {names[0]}",

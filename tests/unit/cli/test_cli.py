@@ -277,8 +277,8 @@ def test_a_mistake_in_a_file_is_told_with_line_and_column(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("quantize.scehme=W8A8", "quantize.scehme: unknown key 'quantize.scehme'\n    did you mean 'scheme'?"),
-        ("gate.retention=2", "gate.retention: gate.retention: Input should be less than 1"),
+        ("quantize.scehme=W8A8", "quantize.scehme=W8A8: unknown key 'quantize.scehme'\n    did you mean 'scheme'?"),
+        ("gate.retention=2", "gate.retention=2: gate.retention: Input should be less than 1"),
         ("gate.retention", "gate.retention: is not of the form key=value\n    for example --set calibrate.samples=64"),
     ],
 )

@@ -156,8 +156,12 @@ def test_bytes_that_are_no_text_are_told_with_their_place(
 @pytest.mark.parametrize("name", ["my notes.txt", "rows.jsonl"])
 @pytest.mark.parametrize(
     ("mark", "codec", "told"),
-    [(b"\xff\xfe", "utf-16-le", "UTF-16"), (b"\xfe\xff", "utf-16-be", "UTF-16")]
-    + [(b"", "utf-16-le", "UTF-16LE"), (b"", "utf-16-be", "UTF-16BE")],
+    [
+        (b"\xff\xfe", "utf-16-le", "UTF-16"),
+        (b"\xfe\xff", "utf-16-be", "UTF-16"),
+        (b"", "utf-16-le", "UTF-16LE"),
+        (b"", "utf-16-be", "UTF-16BE"),
+    ],
 )
 def test_what_is_utf_16_is_called_so_and_converted_as_told(
     tmp_path: Path, name: str, mark: bytes, codec: str, told: str

@@ -618,8 +618,8 @@ def test_an_override_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         ),
         (
             "quantize.method=rtn",
-            "quantize.method=rtn (with mine.yaml:1:1): method rtn uses no data with this scheme: remove the 'calibrate' "
-            "block, or --set calibrate=null",
+            "quantize.method=rtn (with mine.yaml:1:1): method rtn uses no data with this scheme: remove the "
+            "'calibrate' block, or --set calibrate=null",
         ),
         ("group_size=64", "group_size=64: unknown key 'group_size'\n    did you mean 'quantize.group_size'?"),
         ("gaet=x", "gaet=x: unknown key 'gaet'\n    did you mean 'gate'?"),
