@@ -31,7 +31,7 @@ from pipelines.gating.statistic import (
     tasks_below_floor,
 )
 from pipelines.gating.verdict import Decision, TaskVerdict, Verdict
-from pipelines.recipe.recipe import Gate
+from pipelines.recipe.recipe import Gate, check_retention
 from pipelines.recipe.suite import Policy, Suite
 from pipelines.runtimes.distance import Distance
 
@@ -53,8 +53,10 @@ def gate(
 
     Raises:
         BadInput: the evaluations are not of the same suite, runtime, device and dtype, their documents do not pair, or
-            the policy limits what was not measured.
+            the policy limits what was not measured, or `wanted` is no share that a recipe may ask for.
     """
+    target = wanted.retention if isinstance(wanted, Gate) else wanted
+    check_retention(target, f"retention {target:g}")
     problems = [
         Problem("gate", f"baseline and candidate differ in their {name}: {ours} and {theirs}", "evaluate both alike")
         for name, ours, theirs in (
@@ -67,7 +69,6 @@ def gate(
         if ours != theirs
     ]
     refuse(problems)
-    target = wanted.retention if isinstance(wanted, Gate) else wanted
     theirs = candidate.scores()
     ours = _answered(baseline.scores(), theirs) if candidate.documents < candidate.of else baseline.scores()
     verdict = judge(ours, theirs, baseline.suite, target, distance, confidence)
@@ -197,7 +198,7 @@ def _verdict(
         confidence=confidence,
         reasons=decision.reasons,
         target=target,
-        retention=overall.retention() if overall else None,
+        retention=overall.retention() if overall and overall.above_chance(confidence) else None,
         lower_bound=overall.retention_bound(overall.lower, confidence) if overall else None,
         upper_bound=overall.retention_bound(overall.upper, confidence) if overall else None,
         more_documents=decision.more,

@@ -52,7 +52,7 @@ class Verdict(Frozen):
     target: float
     """Retention that the recipe asks for."""
     retention: float | None
-    """Point estimate over the suite."""
+    """Point estimate over the suite; None where the baseline is not shown to score above chance."""
     lower_bound: float | None
     """Lower one-sided bound of the retention; None where there is none."""
     upper_bound: float | None

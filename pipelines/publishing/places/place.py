@@ -126,7 +126,7 @@ def _failed_connection(error: BaseException | None) -> OSError | None:
 
 
 def _cause(error: BaseException) -> str:
-    """Return what went wrong in one line: of a connection that failed, what the system says, without the layers above."""
+    """Return what went wrong in one line: of a connection that failed, what the system says of it."""
     failed = _failed_connection(error)
     said = f"the connection failed: {failed.strerror or failed or 'it took too long'}" if failed else str(error)
     text = " ".join(said.split()) or type(error).__name__

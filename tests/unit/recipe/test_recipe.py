@@ -1,5 +1,6 @@
 """What a YAML file may say, and what a person is told when it says something else."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -678,6 +679,31 @@ def test_an_override_that_looks_like_a_date_but_is_none_is_text(tmp_path: Path) 
 
 
 # Names
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "load_it"),
+    [("recipe", RTN, load_recipe), ("suite", SUITE, load_suite), ("set", SET, load_set)],
+)
+def test_what_the_library_finds_by_a_name_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: library.Kind, text: str, load_it: Callable[[str], object]
+) -> None:
+    home = library.folder(kind)
+    monkeypatch.setitem(library.FOLDERS, kind, str(tmp_path))
+    assert library.folder(kind) == tmp_path != home
+    file = write(tmp_path, text, "other.yaml")
+    with pytest.raises(BadInput) as caught:
+        load_it("other")
+    told = f"{file}:2:1: name is 'mine', and the {kind} is found as 'other'\n    rename the file, or write name: other"
+    assert str(caught.value) == told
+    (tmp_path / "mine.txt").touch()
+    assert load_it(str(file)), "by its path, it may have any"
+    file.rename(tmp_path / "mine.yaml")
+    assert load_it("mine")
+
+
+def test_an_override_may_call_a_recipe_of_the_library_otherwise() -> None:
+    assert load_recipe("fp8", ["name=mine"]).name == "mine"
 
 
 def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
