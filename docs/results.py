@@ -6,13 +6,13 @@ from the records given; no figure in it is typed by hand.
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.core.bounds import level
 from pipelines.core.errors import BadInput
 from pipelines.reporting.history import Ranking, compare, read_runs
-from pipelines.reporting.record import RECORD, Manifest
+from pipelines.reporting.record import Manifest
 from pipelines.reporting.rendering import plain
 from pipelines.reporting.sentences import bounds, changed, verdict_name
 
@@ -29,34 +29,17 @@ def main(places: Sequence[str]) -> None:
     if not places:
         raise SystemExit('say which runs: make results RUNS="artifacts/SmolLM2-135M-Instruct"')
     try:
-        runs = distinct(read_runs([run for place in places for run in found(Path(place).expanduser())]))
+        runs = read_runs([Path(place).expanduser() for place in places])
     except BadInput as error:
         raise SystemExit(str(error)) from None
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), tables(runs)), encoding="utf-8")
     print(f"{PAGE}: {len(runs)} runs")
 
 
-def found(place: Path) -> list[Path]:
-    """Return the runs in `place`, or `place` itself where it is one, or is none at all."""
-    names = (RECORD, "run.json")
-    if not place.is_dir() or any((place / name).is_file() for name in names):
-        return [place]
-    return sorted({file.parent for name in names for file in place.rglob(name)}) or [place]
-
-
 def replaced(page: str, block: str) -> str:
     """Return `page` with `block` between its marks."""
     before, after = re.split(f"{BEGIN}.*?{END}", page, flags=re.DOTALL)
     return f"{before}{BEGIN}\n\n{block}\n{END}{after}"
-
-
-def distinct(runs: Iterable[Manifest]) -> list[Manifest]:
-    """Return each of `runs` once, though its artifact and its `run.json` were both given."""
-    kept: list[Manifest] = []
-    for run in runs:
-        if run not in kept:
-            kept.append(run)
-    return kept
 
 
 def tables(runs: Sequence[Manifest]) -> str:

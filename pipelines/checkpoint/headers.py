@@ -1,6 +1,5 @@
 """A Hugging Face checkpoint as its config and safetensors headers tell it: no weight is read, torch is not imported."""
 
-import json
 import struct
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipelines.checkpoint.companions import declared_licence, other_files
 from pipelines.checkpoint.safety import folder_label, foreign_files, misleading_settings, unprintable_name
 from pipelines.core.cache import digest, file_digest
 from pipelines.core.errors import BadInput, Problem, bad_input, refuse
+from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
@@ -150,40 +150,16 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
     size = path.stat().st_size
     with path.open("rb") as handle:
         header, data_start = _header(handle, path, size)
-    tensors, problems = [], []
-    for name, entry in header.items():
-        try:
-            begin, end = entry["data_offsets"]
-            tensor = TensorInfo(
-                name=name,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                file=file,
-                start=data_start + begin,
-                end=data_start + end,
-            )
-        except (KeyError, TypeError, ValueError):
-            problems.append(Problem(str(path), f"corrupt header entry for tensor {name}", "copy it again"))
-            continue
-        if tensor.end > size:
-            missing = tensor.end - size
-            problems.append(
-                Problem(str(path), f"truncated: {missing} bytes of tensor {name} are missing", "copy it again")
-            )
-        elif tensor.dtype not in BYTES:
-            problems.append(
-                Problem(
-                    str(path),
-                    f"tensor {name} has dtype {tensor.dtype}, which is not supported",
-                    f"give weights in {', '.join(sorted(FLOAT))}",
-                )
-            )
-        elif tensor.elements * BYTES[tensor.dtype] != tensor.bytes or min(tensor.shape, default=0) < 0:
-            problems.append(
-                Problem(str(path), f"corrupt header: shape and size of tensor {name} disagree", "copy it again")
-            )
-        tensors.append(tensor)
-    refuse(problems)
+    read = {name: _tensor(name, entry, file, data_start) for name, entry in header.items()}
+    tensors = [tensor for tensor in read.values() if tensor]
+    end = max((tensor.end for tensor in tensors), default=size)
+    faults: dict[_Fault, list[str]] = {}
+    for name, tensor in read.items():
+        if fault := _fault(tensor, size, end):
+            faults.setdefault(fault, []).append(name)
+    refuse(
+        Problem(str(path), f"{before}{_who(names)}{after}", remedy) for (before, after, remedy), names in faults.items()
+    )
     position = data_start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)):
         if tensor.start != position:
@@ -198,14 +174,45 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
     return tensors
 
 
+_Fault = tuple[str, str, str]
+"""What is wrong with some tensors of a file: the words before and after their names, and the remedy."""
+
+
+def _tensor(name: str, entry: Any, file: str, data_start: int) -> TensorInfo | None:
+    """Return the tensor that an entry of the header of `file` describes; None if it describes none."""
+    try:
+        begin, end = entry["data_offsets"]
+        start, end, shape = data_start + begin, data_start + end, tuple(entry["shape"])
+        return TensorInfo(name=name, dtype=entry["dtype"], shape=shape, file=file, start=start, end=end)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _fault(tensor: TensorInfo | None, size: int, end: int) -> _Fault | None:
+    """Return what is wrong with a tensor of a file of `size` bytes, whose header says that it ends at `end`."""
+    if tensor is None:
+        return "corrupt header entry for ", "", "copy it again"
+    if tensor.end > size:
+        return f"truncated: {end - size} bytes of ", " are missing", "copy it again"
+    if tensor.dtype not in BYTES:
+        return f"dtype {tensor.dtype} of ", " is not supported", f"give weights in {', '.join(sorted(FLOAT))}"
+    if tensor.elements * BYTES[tensor.dtype] != tensor.bytes or min(tensor.shape, default=0) < 0:
+        return "corrupt header: shape and size of ", " disagree", "copy it again"
+    return None
+
+
+def _who(names: list[str]) -> str:
+    return f"tensor {names[0]}" if len(names) == 1 else f"{len(names)} tensors, like {names[0]},"
+
+
 def _header(handle: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
     prefix = handle.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if length == 0 or length > MAX_HEADER or 8 + length > size:
         raise bad_input(path, "is not a safetensors file, or its header is truncated", "copy it again")
     try:
-        header = json.loads(handle.read(length), object_pairs_hook=_each_once)
-    except (ValueError, RecursionError):
+        header = parse_json(handle.read(length), _each_once)
+    except ValueError:
         raise bad_input(path, "has a corrupt safetensors header", "copy it again") from None
     if not isinstance(header, dict):
         raise bad_input(path, "has a corrupt safetensors header", "copy it again")
@@ -291,10 +298,10 @@ def _is_file(path: Path) -> bool:
 def _read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     """Return the JSON object in `path`, or an empty one and what is wrong with the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, [Problem(str(path), "is missing", f"copy the model's {path.name} here")]
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return {}, [Problem(str(path), f"cannot be read as JSON: {error}", "copy it again")]
     if not isinstance(value, dict):
         return {}, [Problem(str(path), "is not a JSON object", "copy it again")]

@@ -1,11 +1,11 @@
 """Tokenizers: loaded from a checkpoint, and checked against it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import bad_input, brief
+from pipelines.core.records import parse_json
 
 MOST_TOKENS = 1 << 24
 """Number of tokens that no vocabulary has; tokenizers would reserve memory for each up to the largest id."""
@@ -33,8 +33,8 @@ def _check_ids(file: Path) -> None:
     """Raise `BadInput` for ids that are too large, and where two tokens have one id: which of them tokenizers then
     forgets is chance."""
     try:
-        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none of this kind
+        vocabulary = parse_json(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none of this kind
         return
     ids = vocabulary if isinstance(vocabulary, dict) else {}
     if large := next((token for token, one in ids.items() if isinstance(one, int) and one >= MOST_TOKENS), None):

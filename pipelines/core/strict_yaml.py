@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ HALF = re.compile("[\ud800-\udfff]")
 """Pattern of half a character of UTF-16 (a lone surrogate), which stands for no character by itself."""
 KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20
+MAX_SHOWN = 80
+"""Characters of the longest option that messages repeat."""
 MAX_DEPTH = 64
 """Deepest nesting that is read: far more than a hand-written file has. PyYAML takes a millisecond for each bracket
 within a thousand others."""
@@ -81,6 +83,10 @@ class YamlFile:
     path: Path
     data: Any
     places: Mapping[KeyPath, str]
+    overrides: Mapping[KeyPath, str] = field(default_factory=dict)
+    """Keys that options gave, and what messages call the option of each."""
+    alone: "YamlFile | None" = None
+    """The file without what options gave; None where none did."""
 
 
 def load(path: Path, model: type[M], overrides: Iterable[str] = ()) -> M:
@@ -116,7 +122,41 @@ def fit(document: YamlFile, model: type[M]) -> M:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         details = error.errors()
-        raise BadInput(_explain(document, model, d) for d in details if not _follows(d, details)) from None
+        problems = [_explain(document, model, detail) for detail in details if not _follows(detail, details)]
+    raise BadInput(_blamed(document, model, problems))
+
+
+Found = tuple[Problem, KeyPath]
+"""A problem, and the key path that it is about."""
+
+
+def _blamed(document: YamlFile, model: type[BaseModel], found: list[Found]) -> Iterator[Problem]:
+    """Yield what was `found`; problems that the file alone does not have name the options that they are due to."""
+    own = _alone(document, model)
+    for problem, location in found:
+        if own is None or problem.where in document.overrides.values() or problem.what in own:
+            yield problem
+        else:
+            said = f"{', '.join(_nearest_options(document, location))} (with {problem.where})"
+            yield Problem(said, problem.what, problem.remedy)
+
+
+def _alone(document: YamlFile, model: type[BaseModel]) -> set[str] | None:
+    """Return what is wrong with the file of `document` without options; None where there are none."""
+    if document.alone is None:
+        return None
+    try:
+        fit(document.alone, model)
+    except BadInput as error:
+        return {problem.what for problem in error.problems}
+    return set()
+
+
+def _nearest_options(document: YamlFile, location: KeyPath) -> list[str]:
+    """Return the options that gave keys at `location` or below, or else below the innermost key above with any."""
+    given = document.overrides
+    depths = range(len(location), -1, -1)
+    return next(found for n in depths if (found := [given[path] for path in given if path[:n] == location[:n]]))
 
 
 def _no_text(document: YamlFile) -> Iterator[Problem]:
@@ -173,7 +213,7 @@ def _read(path: Path) -> YamlFile:
     return YamlFile(path, data, places)
 
 
-def _plain(node: yaml.Node, at: KeyPath, path: Path, places: dict[KeyPath, str], problems: list[Problem]) -> Any:
+def _plain(node: yaml.Node, at: KeyPath, path: Path | str, places: dict[KeyPath, str], problems: list[Problem]) -> Any:
     if isinstance(node, yaml.MappingNode):
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
@@ -196,7 +236,7 @@ def _plain(node: yaml.Node, at: KeyPath, path: Path, places: dict[KeyPath, str],
     return _scalar(node, path, problems)
 
 
-def _scalar(node: yaml.Node, path: Path, problems: list[Problem]) -> Any:
+def _scalar(node: yaml.Node, path: Path | str, problems: list[Problem]) -> Any:
     loader = _Loader("")
     try:
         return loader.construct_object(node, deep=True)
@@ -207,24 +247,29 @@ def _scalar(node: yaml.Node, path: Path, problems: list[Problem]) -> Any:
         loader.dispose()
 
 
-def _place(path: Path, mark: yaml.Mark) -> str:
+def _place(path: Path | str, mark: yaml.Mark) -> str:
     return f"{path}:{mark.line + 1}:{mark.column + 1}"
 
 
 def _override(document: YamlFile, overrides: Iterable[str]) -> YamlFile:
-    data, places = document.data, dict(document.places)
+    data, places, given = document.data, dict(document.places), dict[KeyPath, str]()
     for text in overrides:
         key, separator, value = text.partition("=")
         path: KeyPath = tuple(key.split("."))
         if not separator or not all(path) or len(path) > MAX_DEPTH:
             raise bad_input(f"--set {text}", "is not of the form key=value", "for example --set calibrate.samples=64")
-        data = _replaced(data, path, _value(value, Path(f"--set {key}")))
-        places = {place: where for place, where in places.items() if place[: len(path)] != path}
-        places[path] = f"--set {key}"
-    return YamlFile(document.path, data, places)
+        given[path] = where = _option(key, text)
+        data = _replaced(data, path, _value(value, where))
+        places = {place: where for place, where in places.items() if place[: len(path)] != path} | {path: where}
+    return YamlFile(document.path, data, places, given, document if given else None)
 
 
-def _value(text: str, at: Path) -> Any:
+def _option(key: str, text: str) -> str:
+    """Return what messages call the option that gave `text`: with its value, unless that is long or no line."""
+    return f"--set {text if text.isprintable() and len(text) <= MAX_SHOWN else key}"
+
+
+def _value(text: str, at: str) -> Any:
     """Return the value of `text` as YAML; if it is none, or none that a file might hold, the text itself.
 
     Raises:
@@ -250,7 +295,8 @@ def _replaced(data: Any, path: KeyPath, value: Any) -> Any:
     return {**base, path[0]: _replaced(base.get(path[0]), path[1:], value)}
 
 
-def _explain(document: YamlFile, model: type[BaseModel], detail: ErrorDetails) -> Problem:
+def _explain(document: YamlFile, model: type[BaseModel], detail: ErrorDetails) -> Found:
+    """Return what is wrong by one of pydantic's errors."""
     location, owner = _locate(model, detail["loc"])
     key = ".".join(str(part) for part in location)
     where = place(document, location)
@@ -259,9 +305,9 @@ def _explain(document: YamlFile, model: type[BaseModel], detail: ErrorDetails) -
             known = sorted(owner.model_fields) if owner else []
             near = _inside(owner, location) or nearest(str(location[-1]), known)[:1]
             remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            return Problem(where, f"unknown key '{key}'", remedy)
+            return Problem(where, f"unknown key '{key}'", remedy), location
         case "missing":
-            return Problem(where, f"key '{key}' is missing")
+            return Problem(where, f"key '{key}' is missing"), location
         case "union_tag_invalid" | "union_tag_not_found":
             context = detail.get("ctx", {})
             tag = str(context["discriminator"]).strip("'")
@@ -270,13 +316,13 @@ def _explain(document: YamlFile, model: type[BaseModel], detail: ErrorDetails) -
             what = f"'{key}.{tag}' is '{given}'" if given else f"key '{key}.{tag}' is missing"
             expected = str(context.get("expected_tags", "see docs/recipes.md"))
             guess = did_you_mean(str(given), re.findall(r"'([^']*)'", expected)) if given else ""
-            return Problem(where, what, guess or f"known: {expected}")
+            return Problem(where, what, guess or f"known: {expected}"), location
         case "literal_error":
             guess = did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", detail["msg"]))
-            return Problem(where, f"{key}: {detail['msg']}", guess)
+            return Problem(where, f"{key}: {detail['msg']}", guess), location
         case _:
             message = detail["msg"].removeprefix("Value error, ")
-            return Problem(where, f"{key}: {message}" if key else message)
+            return Problem(where, f"{key}: {message}" if key else message), location
 
 
 def _inside(owner: type[BaseModel] | None, location: KeyPath) -> list[str]:

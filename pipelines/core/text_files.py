@@ -1,13 +1,14 @@
 """Rows of a user's own files: texts or chat messages, each with the place where it stands."""
 
+import codecs
 import gzip
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.errors import Problem, bad_input, brief
+from pipelines.core.records import parse_json
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -15,7 +16,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 Content = str | list[dict[str, Any]]
@@ -52,6 +53,8 @@ def content_of(record: Any, where: str) -> Content:
     content: Content = record[key]
     if not (_is_chat(content) if key == "messages" else isinstance(content, str)):
         raise bad_input(where, f"{WANTED}: its '{key}' is {_kind(content)}", FORM)
+    if not isinstance(content, str) and (why := _unsayable(content)):
+        raise bad_input(where, why, FORM)
     return content
 
 
@@ -116,25 +119,51 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".txt": _texts, ".jsonl":
 def _decoded(path: Path) -> str:
     """Return the text of a UTF-8 file, without the byte order mark that some editors put first."""
     data = path.read_bytes()
+    if wide := _wide_encoding(data):
+        raise bad_input(path, f"is {wide}, not UTF-8", _recoding(path, wide))
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         what = f"is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}"
-        name = shlex.quote(path.name)
-        remedy = f"convert it, for example: iconv -f LATIN1 -t UTF-8 {name} > utf8-{name}"
-        raise bad_input(f"{path}:{line}", what, remedy) from None
+        raise bad_input(f"{path}:{line}", what, _recoding(path, "LATIN1")) from None
+
+
+def _wide_encoding(data: bytes) -> str:
+    """Return which form of UTF-16 a text is in, by its mark, or by NULs, which are every second byte of Latin letters
+    there; empty if in none."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    if 4 * data.count(0) < len(data) or not data:
+        return ""
+    return "UTF-16LE" if data.find(0) % 2 else "UTF-16BE"
+
+
+def _recoding(path: Path, encoding: str) -> str:
+    """Return advice with a command that makes UTF-8 of a text in another encoding."""
+    name = shlex.quote(path.name)
+    return f"convert it, for example: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"
 
 
 def _parsed(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_json(line)
+    except ValueError as error:
         raise bad_input(where, f"{WANTED}, but no JSON at all: {brief(error)}", FORM) from None
 
 
 def _is_chat(content: Any) -> bool:
     return isinstance(content, list) and all(isinstance(one, dict) and "role" in one for one in content)
+
+
+def _unsayable(messages: list[dict[str, Any]]) -> str:
+    """Return why no chat template could render `messages`: whose role is no text, or whose content is neither text nor
+    nothing nor a list of parts; empty if nothing keeps it from that."""
+    for number, message in enumerate(messages, 1):
+        for key, kinds in (("role", str), ("content", str | list | None)):
+            if not isinstance(message.get(key), kinds):
+                return f"message {number} of the chat has {_kind(message[key])} as its '{key}', and not text"
+    return ""
 
 
 def _kind(value: Any) -> str:

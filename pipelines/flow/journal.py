@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipelines.core.cache import Meter, Result, cache_dir, digest, now, package_versions, write_json
+from pipelines.core.cache import Meter, Result, cache_dir, digest, now, package_versions, write_json, write_text
 from pipelines.core.exit_codes import EXIT_CODES
 from pipelines.core.strict_yaml import Frozen
 from pipelines.flow.prepare import Job
@@ -48,8 +48,8 @@ def write_report(runs: Sequence[Manifest], failed: Mapping[str, str] | None = No
         folder = cache_dir() / "runs" / digest([[run.model_dump(mode="json") for run in runs], failed])
         folder.mkdir(parents=True, exist_ok=True)
     written = remedies(runs)
-    (folder / REPORT).write_text(html(runs, failed or {}, written), encoding="utf-8")
-    (folder / REPORT).with_suffix(".md").write_text(markdown(runs, failed or {}, written), encoding="utf-8")
+    write_text(folder / REPORT, html(runs, failed or {}, written))
+    write_text((folder / REPORT).with_suffix(".md"), markdown(runs, failed or {}, written))
     return folder / REPORT
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from pydantic import Field
 
-from pipelines.core.cache import cache_dir, digest, now, package_versions, write_json
+from pipelines.core.cache import cache_dir, digest, now, package_versions, write_json, write_text
 from pipelines.core.errors import QuantgateError
 from pipelines.core.exit_codes import EXIT_CODES, worst
 from pipelines.core.secrets import redact
@@ -106,14 +106,10 @@ class OutcomeWriter:
         failed = {f"{item.recipe} on {item.model}": item.error for item in items if item.error}
         top, tried = [_section(outcome, self._done)], remedies(runs)
         write_json(self.folder / OUTCOME, {**outcome.model_dump(mode="json"), "exit_code": outcome.exit_code})
-        _write_text(self.folder / JUNIT, junit(outcome))
-        _write_text(self.folder / SUMMARY, markdown(runs, failed, tried, top))
-        _write_text(self.folder / REPORT, html(runs, failed, tried, top))
+        write_text(self.folder / JUNIT, redact(junit(outcome)))
+        write_text(self.folder / SUMMARY, redact(markdown(runs, failed, tried, top)))
+        write_text(self.folder / REPORT, redact(html(runs, failed, tried, top)))
         return outcome
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(redact(text), encoding="utf-8")
 
 
 def _item(job: Job, done: Run | QuantgateError | None) -> Item:

@@ -7,7 +7,8 @@ junit.xml).
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.core.device import Dtype
@@ -46,17 +47,29 @@ def prepare_release(
     recipes = [str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in release.recipes]
     targets = list(to) or [text if "://" in text else str(folder / text) for text in release.targets]
     targets = [text.replace("{release}", release.name) for text in targets]
-    for name in release.models:
-        model = str(folder / name) if (folder / name).is_dir() else name
+    models = [str(folder / name) if (folder / name).is_dir() else name for name in release.models]
+    for model in models:
         places = targets if publish else ()
         if jobs := problems.of(prepare, recipes, (), model, places, device, runtime, full, signer, dtype):
             prepared.append(jobs)
+    named = {"models": models, "recipes": recipes, "targets": () if to else targets}
+    lines = [pair for key, texts in named.items() for pair in zip(texts, release.places(key), strict=False)]
+    problems.found = [_placed(problem, lines) for problem in problems.found]
     problems.found += _shared(prepared)
     if not problems.found:
         problems.found += disk_lacks([job.plan for jobs in prepared for job in jobs])
     refuse(dict.fromkeys(problems.found))
     try_targets(job for jobs in prepared for job in jobs)
     return prepared
+
+
+def _placed(problem: Problem, places: Iterable[tuple[str, str]]) -> Problem:
+    """Return `problem` with the line of the release file that names what it is about; `places` are what the file names,
+    a target with its placeholders, and where."""
+    for text, place in places:
+        if re.fullmatch(re.sub(r"\\\{\w*\\\}", ".*", re.escape(text)), problem.where):
+            return Problem(place, f"{problem.where}: {problem.what}", problem.remedy)
+    return problem
 
 
 def _shared(prepared: list[list[Job]]) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from pipelines.core.errors import Problem, refuse
 from pipelines.core.strict_yaml import Frozen, YamlFile, fit, place, read
@@ -27,6 +27,13 @@ class Release(Frozen):
     targets: Texts
     """Targets, each of which gets every artifact that passed; `{release}`, `{model}` and `{recipe}` stand for names."""
 
+    _places: dict[str, tuple[str, ...]] = PrivateAttr(default_factory=dict)
+
+    def places(self, key: str) -> tuple[str, ...]:
+        """Return where the file names each of the `models`, `recipes` or `targets`, with line and column; nothing for a
+        release that is of no file."""
+        return self._places.get(key, ())
+
     @model_validator(mode="after")
     def _nothing_twice(self) -> "Release":
         for what in ("models", "recipes", "targets"):
@@ -45,6 +52,9 @@ def load_release(file: Path) -> Release:
     document = read(file)
     release = fit(document, Release)
     refuse([*_escapes(document, "recipes", release.recipes), *_escapes(document, "targets", release.targets)])
+    for key in ("models", "recipes", "targets"):
+        named = range(len(getattr(release, key)))
+        release._places[key] = tuple(place(document, (key, number)) for number in named)
     return release
 
 

@@ -26,7 +26,7 @@ from pipelines.gating.pairs import Pairs, pair_documents, pairing_problems
 from pipelines.gating.statistic import tasks_below_floor
 from pipelines.gating.verdict import Decision, Kept, TaskVerdict, Verdict
 from pipelines.gating.weighed import Both, weigh_both
-from pipelines.recipe.recipe import Gate
+from pipelines.recipe.recipe import Gate, check_retention
 from pipelines.recipe.suite import Policy, ScoreKind, Suite
 from pipelines.runtimes.distance import Distance
 
@@ -45,8 +45,10 @@ def gate(
 
     Raises:
         BadInput: the evaluations are not of the same suite, runtime, device and dtype, their documents do not pair, or
-            the policy limits what was not measured.
+            the policy limits what was not measured, or `wanted` is no share that a recipe may ask for.
     """
+    target = wanted.retention if isinstance(wanted, Gate) else wanted
+    check_retention(target, f"retention {target:g}")
     problems = [
         Problem("gate", f"baseline and candidate differ in their {name}: {ours} and {theirs}", "evaluate both alike")
         for name, ours, theirs in (
@@ -59,7 +61,6 @@ def gate(
         if ours != theirs
     ]
     refuse(problems)
-    target = wanted.retention if isinstance(wanted, Gate) else wanted
     theirs = candidate.scores()
     ours = _answered(baseline.scores(), theirs) if candidate.documents < candidate.of else baseline.scores()
     verdict = judge(ours, theirs, baseline.suite, target, distance, confidence)

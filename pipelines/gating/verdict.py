@@ -78,7 +78,7 @@ class Verdict(Frozen):
     statistic: ScoreKind = "accuracy"
     """ScoreKind whose retention must be shown."""
     retention: float | None
-    """Point estimate over the suite, of that statistic."""
+    """Point estimate over the suite, of that statistic; None where the baseline is not shown to score above chance."""
     lower_bound: float | None
     """Lower one-sided bound of the retention; None where there is none."""
     upper_bound: float | None

@@ -29,7 +29,8 @@ class Weighed(NamedTuple):
 
     def kept(self, shares: Mapping[str, float], confidence: float) -> Kept:
         """Return what is kept over the suite, whose tasks have these `shares`."""
-        return _kept([(shares[name], scored) for name, scored in self.scored.items()], self.overall, confidence)
+        kept = _kept([(shares[name], scored) for name, scored in self.scored.items()], self.overall, confidence)
+        return kept if self.overall.above_chance(confidence) else kept.model_copy(update={"retention": None})
 
     def kept_of(self, task: str, confidence: float) -> Kept:
         """Return what is kept of one task alone."""

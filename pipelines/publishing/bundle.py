@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipelines.core.cache import Result, file_digest, folder_digests, keep
 from pipelines.core.errors import QuantgateError, brief
+from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.verdict import Verdict
 from pipelines.publishing.documents import DOCUMENTS, judge_again, write_documents
@@ -173,8 +174,8 @@ def _contents(folder: Path, manifest: Manifest, found: dict[str, str]) -> list[s
             problems.append(f"{CARD} is the card of another artifact")
     problems += judge_again(manifest, folder / DOCUMENTS)
     try:
-        said = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        said = parse_json((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return [*problems, f"there is no {PROVENANCE} that can be read"]
     subjects = {name: value for name, value in found.items() if name not in (PROVENANCE, SUMS, SIGNATURE)}
     return problems + contradictions(said, manifest, subjects)

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.core.errors import BadInput, Problem, refuse
-from pipelines.core.strict_yaml import YamlFile, fit, load, place, read
+from pipelines.core.errors import BadInput, Problem, bad_input, refuse
+from pipelines.core.strict_yaml import YamlFile, fit, place, read
 from pipelines.core.text_files import refusals
 from pipelines.recipe import library
 from pipelines.recipe.calibration_set import CalibrationSet, FileSource
@@ -30,13 +30,30 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         BadInput: with every problem of the file, each with line and column.
     """
-    document = read(library.find("recipe", str(name)), overrides)
+    document = _document("recipe", name, overrides)
     recipe = fit(document, Recipe)
     problems = _named(load_suite, recipe.gate.suite, place(document, ("gate", "suite")))
     if recipe.calibrate:
         problems += _named(load_set, recipe.calibrate.set, place(document, ("calibrate", "set")))
     refuse(problems)
     return recipe
+
+
+def _document(kind: library.Kind, name: str | Path, overrides: Iterable[str] = ()) -> YamlFile:
+    """Return the file of `kind` called `name`. One of the library calls itself by the name that it is found by; a file
+    of the user's own, which is found by its path, may have any.
+
+    Raises:
+        BadInput: there is no such file, it is not plain YAML, or it calls itself otherwise.
+    """
+    path = library.find(kind, str(name))
+    document = read(path, overrides)
+    file, key = document.alone or document, "task" if kind == "task" else "name"
+    called = file.data.get(key)
+    if str(name) in library.names(kind) and isinstance(called, str) and called != path.stem:
+        remedy = f"rename the file, or write {key}: {path.stem}"
+        raise bad_input(place(file, (key,)), f"{key} is '{called}', and the {kind} is found as '{path.stem}'", remedy)
+    return document
 
 
 def _named(load_it: Callable[[str], object], name: str, where: str) -> list[Problem]:
@@ -55,13 +72,13 @@ def load_suite(name: str | Path) -> Suite:
     Raises:
         BadInput: with every problem of the file.
     """
-    return load(library.find("suite", str(name)), Suite)
+    return fit(_document("suite", name), Suite)
 
 
 def load_task(name: str) -> Task:
     """Return the facts that quantgate has on lm-eval's task `name`; for a task it has no file for, the defaults."""
     if name in library.names("task"):
-        return load(library.find("task", name), Task)
+        return fit(_document("task", name), Task)
     return Task(version=1, task=name)
 
 
@@ -83,7 +100,7 @@ def load_set(name: str | Path) -> CalibrationSet:
     Raises:
         BadInput: with every problem of the set's file, and of those it names, as far as it shows without reading them.
     """
-    document = read(library.find("set", str(name)))
+    document = _document("set", name)
     chosen = fit(document, CalibrationSet)
     if isinstance(chosen.source, FileSource):
         refuse(_unreadable(document, chosen.source))

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.core.errors import bad_input
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.engines import ENGINES, Engine
 from pipelines.formats.packings import HOLDS, Packing
@@ -33,6 +34,12 @@ class Calibrate(Frozen):
 
 LEAST_RETENTION = 0.5
 """Share of the baseline that a target lies above."""
+
+
+def check_retention(share: float, where: str) -> None:
+    """Raise `BadInput`, blamed on `where`, for a share of the baseline that nothing or everything would keep."""
+    if not LEAST_RETENTION < share < 1:
+        raise bad_input(where, f"is no share between {LEAST_RETENTION:g} and 1", "give 0.99")
 
 
 class Gate(Frozen):

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype, processor
 from pipelines.core.errors import Problems, bad_input, refuse
+from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.power import Discordance, typical_discordance
 from pipelines.planning.plan import Plan
@@ -23,14 +24,16 @@ def finished() -> list[dict[str, Any]]:
     records = []
     for path in sorted((cache_dir() / "runs").glob("*/run.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            record = parse_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue  # being written, or not ours
         if isinstance(record, dict) and record.get("verdict"):
             records.append(record)
     return records
 
 
+RECORDS = (RECORD, "run.json")
+"""Names of files that hold the record of a run."""
 PRIOR = 500
 """Number of documents that what is typical of a recipe counts as, beside those of earlier runs."""
 
@@ -158,27 +161,38 @@ def _beats(one: Manifest, other: Manifest) -> bool:
 
 
 def read_runs(places: Sequence[Path]) -> list[Manifest]:
-    """Return the record of each run; `places` are published artifacts, `run.json` files, or their folders.
+    """Return the record of each run, once; `places` are published artifacts, `run.json` files, their folders, or
+    folders that such folders lie in, however deep.
 
     Raises:
         BadInput: some hold no finished run of this version; all are named.
     """
     problems = Problems()
-    runs = [run for place in places if (run := problems.of(_read, place))]
+    runs: list[Manifest] = []
+    for place in (inner for given in places for inner in _runs_in(given)):
+        if (run := problems.of(_read, place)) and run not in runs:  # an artifact and its run.json are one
+            runs.append(run)
     refuse(problems.found)
     return runs
 
 
+def _runs_in(place: Path) -> list[Path]:
+    """Return the folders of runs in `place`, or `place` itself where it is one, or is none at all."""
+    if not place.is_dir() or any((place / name).is_file() for name in RECORDS):
+        return [place]
+    return sorted({file.parent for name in RECORDS for file in place.rglob(name)}) or [place]
+
+
 def _read(place: Path) -> Manifest:
-    files = [place] if place.is_file() else [place / RECORD, place / "run.json"]
+    files = [place] if place.is_file() else [place / name for name in RECORDS]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise bad_input(place, "holds no run", "give a published artifact, a run.json, or its folder")
+        raise bad_input(place, "holds no run", "give a published artifact, a run.json, or a folder of such")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
         if "stages" in record and "manifest" not in record and "gate" not in record:
             raise bad_input(file, "is of a run that did not finish", "run it again; it goes on where it was")
         return Manifest.model_validate_json(json.dumps(record.get("manifest", record)))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         what = "is not the record of a run by this version of quantgate"
         raise bad_input(file, what, "run it again, or read it with the version that wrote it") from None

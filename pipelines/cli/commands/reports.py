@@ -14,7 +14,7 @@ runs_argument = click.argument("runs", nargs=-1, required=True, metavar="RUN..."
 @runs_argument
 @json_option
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Rank finished runs by size and quality: published artifacts, run.json files, or their folders.
+    """Rank finished runs by size and quality: published artifacts, run.json files, or folders of such.
 
     Those of different models, suites, runtimes or devices are ranked apart.
     """
@@ -39,7 +39,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     help="Where to write it: an .html file, or .md for the summary of a CI job.",
 )
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """Write the report of finished runs: published artifacts, run.json files, or their folders."""
+    """Write the report of finished runs: published artifacts, run.json files, or folders of such."""
     from pipelines.core.cache import write_text
     from pipelines.core.errors import bad_input
     from pipelines.flow.remedy import remedies

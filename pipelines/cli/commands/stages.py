@@ -16,6 +16,7 @@ from pipelines.cli.options import (
     override_options,
     python_option,
     runtime_option,
+    set_option,
     vllm_python,
 )
 from pipelines.cli.output import check_output_file, print_json
@@ -103,10 +104,17 @@ def evaluate(
 @click.option(
     "--plan", "recipe", metavar="RECIPE", help="Judge nothing; say what the gate of RECIPE will be able to see."
 )
+@set_option
 @click.option("--out", type=FILE, help="Write the verdict here, for `publish`.")
 @json_option
 def gate(
-    baseline: Path | None, candidate: Path | None, retention: float, recipe: str | None, out: Path | None, as_json: bool
+    baseline: Path | None,
+    candidate: Path | None,
+    retention: float,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Judge CANDIDATE against BASELINE, two files written by `evaluate --out`."""
     from pipelines.core.errors import bad_input
@@ -114,7 +122,9 @@ def gate(
     if recipe:
         if candidate or out:
             raise bad_input("gate --plan", "judges nothing", "give a recipe, and the baseline at most")
-        return _show_power(recipe, baseline, as_json)
+        return _show_power(recipe, overrides, baseline, as_json)
+    if overrides:
+        raise bad_input("gate --set", "changes a recipe, and none is given", "add --plan RECIPE")
     if baseline is None or candidate is None:
         raise bad_input("gate", "needs BASELINE and CANDIDATE", "write them with `quantgate evaluate --out`")
     _judge(baseline, candidate, retention, out, as_json)
@@ -124,16 +134,14 @@ def _judge(baseline: Path, candidate: Path, retention: float, out: Path | None, 
     """Show the verdict on two evaluations, write it to `out`, and exit with its code."""
     from pipelines.cli.tables.verdict import show_verdict
     from pipelines.core.cache import write_json
-    from pipelines.core.errors import bad_input
     from pipelines.core.exit_codes import EXIT_CODES
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
     from pipelines.gating.gate import gate as gate_stage
-    from pipelines.recipe.recipe import LEAST_RETENTION
+    from pipelines.recipe.recipe import check_retention
 
     check_output_file(out)
-    if not LEAST_RETENTION < retention < 1:
-        raise bad_input(f"--retention {retention:g}", f"is no share between {LEAST_RETENTION:g} and 1", "give 0.99")
+    check_retention(retention, f"--retention {retention:g}")
     before, after = (read_record(side, Evaluation, "an evaluation") for side in (baseline, candidate))
     verdict = gate_stage(before, after, retention)
     if out:
@@ -145,8 +153,8 @@ def _judge(baseline: Path, candidate: Path, retention: float, out: Path | None, 
     sys.exit(EXIT_CODES[verdict.verdict])
 
 
-def _show_power(name: str, baseline: Path | None, as_json: bool) -> None:
-    """Show what the gate of the recipe `name` will be able to see."""
+def _show_power(name: str, overrides: tuple[str, ...], baseline: Path | None, as_json: bool) -> None:
+    """Show what the gate of the recipe `name`, with `overrides`, will be able to see."""
     from pipelines.core.errors import bad_input
     from pipelines.core.records import read_record
     from pipelines.evaluation.scores import Evaluation
@@ -155,7 +163,7 @@ def _show_power(name: str, baseline: Path | None, as_json: bool) -> None:
     from pipelines.reporting.history import discordance
 
     evaluation = read_record(baseline, Evaluation, "an evaluation") if baseline else None
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, overrides)
     suite = evaluation.suite if evaluation else load_suite(recipe.gate.suite)
     seen = analyze_recipe_power(recipe, suite, discordance(recipe), evaluation)
     if seen is None:

@@ -14,7 +14,8 @@ from pipelines.core.cache import file_digest
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.publishing.places.place import NOT_OURS, SUMS, Kind, Target, asking, files_of, path_for
 
-REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"
+REMEDY = "is the hub in reach, and HF_TOKEN set?"
+UPLOAD_REMEDY = "is HF_TOKEN set, and may it write there? What arrived of large files is kept, and not sent again"
 HUBS_OWN = ".gitattributes"
 """Name of a file that the hub puts into every repository."""
 NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
@@ -90,7 +91,7 @@ class Hub:
 
         names = files_of(folder)
         repository, branch = self._target.repository, self._target.branch
-        with asking(self._target, REMEDY):
+        with asking(self._target, UPLOAD_REMEDY):
             self._api.create_repo(repository, private=True, exist_ok=True)
             if branch != "main":
                 self._api.create_branch(repository, branch=branch, exist_ok=True)

@@ -13,7 +13,8 @@ from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.publishing.places.place import SUMS, Kind, Target, asking, files_of, path_for, refuse_credentials, sha256
 
-REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md); the local artifact is untouched"
+REMEDY = "are the credentials of that store set, and is it there? (docs/publish.md)"
+UPLOAD_REMEDY = f"{REMEDY}; the local artifact is untouched"
 
 
 class FilesystemTarget(Target):
@@ -88,7 +89,7 @@ class Filesystem:
         return content if complete else None
 
     def upload(self, folder: Path) -> None:
-        with asking(self._target, REMEDY):
+        with asking(self._target, UPLOAD_REMEDY):
             fs, root = self._root
             names, there = files_of(folder), self._names()
             if foreign := [name for name in sorted(there) if name not in names or not self._holds(folder, name)]:

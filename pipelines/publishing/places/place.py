@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -115,6 +116,18 @@ def asking(target: object, remedy: str) -> Iterator[None]:
         raise QuantgateError(redact(f"{target}: {_cause(error)}\n    {remedy}")) from None
 
 
+def _failed_connection(error: BaseException | None) -> OSError | None:
+    """Return the error of the system that `error` is due to, if a connection failed."""
+    while error is not None:
+        if isinstance(error, ConnectionError | socket.gaierror | TimeoutError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _cause(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return what went wrong in one line: of a connection that failed, what the system says of it."""
+    failed = _failed_connection(error)
+    said = f"the connection failed: {failed.strerror or failed or 'it took too long'}" if failed else str(error)
+    text = " ".join(said.split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]} …"

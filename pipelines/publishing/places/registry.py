@@ -18,7 +18,8 @@ from pipelines.core.cache import HASH_CHUNK, file_digest
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.publishing.places.place import NOT_OURS, Kind, Target, asking, files_of, path_for, refuse_credentials
 
-REMEDY = "is the registry there, and did you `docker login`? What arrived is kept, and not sent again"
+REMEDY = "is the registry there, and did you `docker login`?"
+UPLOAD_REMEDY = f"{REMEDY} What arrived is kept, and not sent again"
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -102,7 +103,7 @@ class Oci:
         return manifest
 
     def upload(self, folder: Path) -> None:
-        with asking(self._target, REMEDY):
+        with asking(self._target, UPLOAD_REMEDY):
             layers = [_layer(folder, name) for name in files_of(folder)]
             for layer in progress.track(layers, "publish", "file"):
                 self._send(layer, folder / layer["annotations"][FILE_PATH])
@@ -142,7 +143,7 @@ class Oci:
         if answer.status_code not in (200, 201, 202):
             said = " ".join(answer.text.split())[:300]
             raise QuantgateError(
-                f"{self._target}: the registry refused {what}: {answer.status_code} {said}\n    {REMEDY}"
+                f"{self._target}: the registry refused {what}: {answer.status_code} {said}\n    {UPLOAD_REMEDY}"
             )
 
     def download(self, folder: Path) -> None:

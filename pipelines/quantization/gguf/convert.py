@@ -25,6 +25,7 @@ from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import Result, cache_dir, digest, file_digest, keep
 from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.core.processes import run_logged
+from pipelines.core.records import parse_json
 from pipelines.environments import llama_build
 from pipelines.runtimes.amounts import DIVERGENCE_CHUNKS, DIVERGENCE_CONTEXT
 from pipelines.runtimes.distance import Distance
@@ -202,8 +203,8 @@ def without_code(checkpoint: Checkpoint, scratch: Path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         if name.endswith("config.json"):
             try:
-                config = json.loads((checkpoint.folder / name).read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
+                config = parse_json((checkpoint.folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
                 raise bad_input(checkpoint.folder / name, f"cannot be read as JSON: {error}", "copy it again") from None
             if isinstance(config, dict):
                 config.pop("auto_map", None)

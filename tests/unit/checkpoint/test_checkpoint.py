@@ -160,8 +160,7 @@ BAD_SIZE = f"MODEL/{WEIGHTS}: corrupt header: shape and size of tensor {LINEAR} 
         ),
         (
             lambda folder: corrupt(folder, dtype="Q4_K"),
-            f"MODEL/{WEIGHTS}: tensor {LINEAR} has dtype Q4_K, which is not supported\n"
-            "    give weights in BF16, F16, F32",
+            f"MODEL/{WEIGHTS}: dtype Q4_K of tensor {LINEAR} is not supported\n    give weights in BF16, F16, F32",
         ),
     ],
 )
@@ -171,12 +170,23 @@ def test_a_broken_weight_file_is_refused(tmp_path: Path, harm: Break, told: str)
     assert problems(folder) == {told}
 
 
-def test_a_file_cut_in_the_middle_is_told_by_every_tensor_it_lacks(tmp_path: Path) -> None:
+def test_a_file_cut_in_the_middle_is_told_in_one_line_with_all_that_it_lacks(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     cut(folder / WEIGHTS, -600)
-    assert problems(folder) == {
-        f"MODEL/{WEIGHTS}: truncated: 88 bytes of tensor {EMBEDDING} are missing\n    copy it again",
-        f"MODEL/{WEIGHTS}: truncated: 600 bytes of tensor {LINEAR} are missing\n    copy it again",
+    what = f"truncated: 600 bytes of 2 tensors, like {EMBEDDING}, are missing"
+    assert problems(folder) == {f"MODEL/{WEIGHTS}: {what}\n    copy it again"}
+
+
+def test_what_is_wrong_with_many_tensors_of_a_file_is_a_line_for_each_kind(tmp_path: Path) -> None:
+    names = [f"model.layers.{number}.mlp.up_proj.weight" for number in range(40)]
+    folder = write_checkpoint(tmp_path / "model", dict.fromkeys(names, ("BF16", (32, 8))))
+    odd = {names[0]: {"dtype": "BF16"}, names[1]: {"dtype": "F3", "shape": [32, 8], "data_offsets": [512, 1024]}}
+    write_safetensors(folder / WEIGHTS, dict.fromkeys(names, ("BF16", (32, 8))), **odd)
+    cut(folder / WEIGHTS, -30 * 512)
+    assert {told.partition("\n")[0] for told in problems(folder)} == {
+        f"MODEL/{WEIGHTS}: corrupt header entry for tensor {names[0]}",
+        f"MODEL/{WEIGHTS}: dtype F3 of tensor {names[1]} is not supported",
+        f"MODEL/{WEIGHTS}: truncated: {30 * 512} bytes of 30 tensors, like {names[10]}, are missing",
     }
 
 

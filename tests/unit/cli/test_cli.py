@@ -277,8 +277,8 @@ def test_a_mistake_in_a_file_is_told_with_line_and_column(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("quantize.scehme=W8A8", "quantize.scehme: unknown key 'quantize.scehme'\n    did you mean 'scheme'?"),
-        ("gate.retention=2", "gate.retention: gate.retention: Input should be less than 1"),
+        ("quantize.scehme=W8A8", "quantize.scehme=W8A8: unknown key 'quantize.scehme'\n    did you mean 'scheme'?"),
+        ("gate.retention=2", "gate.retention=2: gate.retention: Input should be less than 1"),
         ("gate.retention", "gate.retention: is not of the form key=value\n    for example --set calibrate.samples=64"),
     ],
 )
@@ -477,6 +477,7 @@ def test_gate_refuses_a_folder(cli: Cli, tmp_path: Path, model: Path) -> None:
 
 def test_gate_refuses_to_judge_and_to_plan_at_once(cli: Cli, tmp_path: Path, model: Path) -> None:
     assert "judges nothing" in refused(cli, tmp_path, "gate", "--plan", "fp8", model, model)
+    assert "add --plan RECIPE" in refused(cli, tmp_path, "gate", model, model, "--set", "gate.retention=0.9")
     assert "needs BASELINE and CANDIDATE" in refused(cli, tmp_path, "gate", model)
 
 
@@ -492,6 +493,10 @@ def test_gate_says_what_it_will_see(cli: Cli, tmp_path: Path) -> None:
         f"gate: {{suite: {suite}}}\n"
     )
     assert "not counted anywhere" in refused(cli, tmp_path, "gate", "--plan", recipe)
+    other = cli("gate", "--plan", recipe, "--json", "--set", "gate.suite=smoke")
+    assert json.loads(other.stdout)["documents"] == 3570
+    told = refused(cli, tmp_path, "gate", "--plan", recipe, "--set", "gate.suiet=smoke")
+    assert told.startswith("error: --set gate.suiet=smoke: unknown key 'gate.suiet'")
 
 
 @pytest.mark.parametrize("reason", ["", "  "])

@@ -118,11 +118,31 @@ def test_a_line_that_is_no_row_says_what_it_is(tmp_path: Path, line: str, told: 
 
 
 @pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"role": "assistant", "content": 7}, "has a number as its 'content'"),
+        ({"role": "assistant", "content": {"text": "I."}}, "has an object with 'text' as its 'content'"),
+        ({"role": "assistant", "content": True}, "has true or false as its 'content'"),
+        ({"role": 3, "content": "I."}, "has a number as its 'role'"),
+        ({"role": None, "content": "I."}, "has null as its 'role'"),
+    ],
+)
+def test_a_message_that_no_template_renders_is_named(tmp_path: Path, message: dict[str, Any], told: str) -> None:
+    said = refusal(tmp_path, "a.jsonl", "\n" + json.dumps({"messages": [CHAT[0], message]}))
+    assert said == f"a.jsonl:2: message 2 of the chat {told}, and not text{FORM}"
+
+
+def test_a_message_may_have_parts_or_nothing_to_say(tmp_path: Path) -> None:
+    calls = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool"}]
+    chat = [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}, *calls]
+    assert rows(tmp_path, "a.jsonl", json.dumps({"messages": chat})) == [("a.jsonl:1", chat)]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "where", "byte", "offset"),
     [
         ("a.txt", "one\ncaf\xe9".encode("latin1"), "a.txt:2", "0xe9", 7),
         ("a.jsonl", '{"text": "one"}\n{"text": "caf\xe9"}'.encode("latin1"), "a.jsonl:2", "0xe9", 29),
-        ("a.txt", "one".encode("utf-16"), "a.txt:1", "0xff", 0),
         ("a.txt", b"\xef\xbb\xbfone \xe2\x82", "a.txt:1", "0xe2", 7),
     ],
 )
@@ -131,6 +151,32 @@ def test_bytes_that_are_no_text_are_told_with_their_place(
 ) -> None:
     said = refusal(tmp_path, name, content)
     assert said.startswith(f"{where}: is not UTF-8: byte {byte} at offset {offset}\n    convert it, for example: iconv")
+
+
+@pytest.mark.parametrize("name", ["my notes.txt", "rows.jsonl"])
+@pytest.mark.parametrize(
+    ("mark", "codec", "told"),
+    [
+        (b"\xff\xfe", "utf-16-le", "UTF-16"),
+        (b"\xfe\xff", "utf-16-be", "UTF-16"),
+        (b"", "utf-16-le", "UTF-16LE"),
+        (b"", "utf-16-be", "UTF-16BE"),
+    ],
+)
+def test_what_is_utf_16_is_called_so_and_converted_as_told(
+    tmp_path: Path, name: str, mark: bytes, codec: str, told: str
+) -> None:
+    text = "caf\xe9 \u65e5\u672c\n\nmore" if name.endswith(".txt") else json.dumps({"text": "caf\xe9"})
+    said = refusal(tmp_path, name, mark + text.encode(codec))
+    assert said.startswith(f"{name}: is {told}, not UTF-8\n    convert it, for example: iconv -f {told} -t UTF-8 ")
+    subprocess.run(said.partition("example: ")[2], shell=True, cwd=tmp_path, check=True)
+    converted = next(path for path in tmp_path.iterdir() if path.name.startswith("utf8"))
+    assert "caf\xe9" in str(next(read_rows(converted))[1])
+
+
+def test_a_nul_in_utf_8_is_no_other_encoding(tmp_path: Path) -> None:
+    assert rows(tmp_path, "a.txt", b"one\0two caf\xc3\xa9") == [("a.txt#1", "one\0two caf\xe9")]
+    assert rows(tmp_path, "b.txt", b"") == []
 
 
 def test_the_conversion_that_is_told_makes_text(tmp_path: Path) -> None:

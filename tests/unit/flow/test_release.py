@@ -215,6 +215,33 @@ def test_a_release_file_that_is_none(
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("eight.yaml", "nine.yaml", "4:11: {folder}/nine.yaml: there is no such recipe file"),
+        ("[eight.yaml]", "[eight.yaml, fp9]", "4:23: fp9: there is no recipe of this name"),
+        ("{model}", "no/../where", "3:10: no/../where: is neither a folder nor a hub id"),
+        ("out/{recipe}", "out/{modle}", "5:11: {folder}/out/{modle}: has the unknown placeholder {modle}"),
+        ("out/{recipe}", "gopher://host/{recipe}", "5:11: gopher://host/eight: 'gopher' is no kind of target"),
+        ("out/{recipe}", "oci://host/{recipe}", "5:11: oci://host/eight: is not a target of the form oci://host/name"),
+    ],
+)
+def test_what_a_release_file_names_wrongly_is_told_with_its_line(
+    models: tuple[Path, Path], old: str, new: str, said: str, cli: Cli, tmp_path: Path
+) -> None:
+    file = write_release(tmp_path, models[:1], ("out/{recipe}",))
+    file.write_text(file.read_text().replace(old.replace("{model}", str(models[0])), new))
+    done = cli("release", file, "--dry-run")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {file}:{said.replace('{folder}', str(tmp_path))}"), done.stderr
+
+
+def test_what_the_command_line_names_is_no_line_of_the_file(models: tuple[Path, Path], tmp_path: Path) -> None:
+    release = load_release(write_release(tmp_path, models[:1], ("out/{recipe}",)))
+    with pytest.raises(BadInput, match=r"^gopher://host: 'gopher' is no kind of target"):
+        prepare_release(release, tmp_path, ("gopher://host",))
+
+
 def test_links_of_a_release_do_not_lead_out_of_its_folder(models: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "release"
     folder.mkdir()

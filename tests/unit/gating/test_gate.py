@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from pipelines.core.errors import BadInput
-from pipelines.evaluation.scores import Document
-from pipelines.gating.gate import decide, judge
+from pipelines.evaluation.scores import Document, Evaluation
+from pipelines.gating.gate import decide, gate, judge
 from pipelines.gating.power import Discordance, analyze_power, typical_discordance
 from pipelines.gating.statistic import PairedMoments, tasks_below_floor
 from pipelines.gating.verdict import Verdict
@@ -595,13 +595,19 @@ def test_a_document_that_the_data_set_holds_twice_is_one_cluster() -> None:
 
 
 @pytest.mark.parametrize("policy", [CERTIFIED, POINT, Policy()])
-@pytest.mark.parametrize("right", [0, 200, 250])
+@pytest.mark.parametrize("right", [0, 200, 250, 255])
 def test_a_baseline_that_does_not_score_above_chance_is_inconclusive(policy: Policy, right: int) -> None:
     for candidate in ([1.0] * 1000, [0.0] * 1000):
         said = judged([1.0] * right + [0.0] * (1000 - right), candidate, policy, chance=0.25)
         assert said.verdict == "INCONCLUSIVE"
         assert (said.retention, said.lower_bound, said.upper_bound, said.more_documents) == (None, None, None, None)
         assert "chance" in said.reasons[0]
+
+
+@pytest.mark.parametrize("share", [1.5, 1.0, 0.5, 0.0, -1.0, math.nan, math.inf])
+def test_a_share_that_nothing_or_everything_keeps_is_refused(share: float) -> None:
+    with pytest.raises(BadInput, match=rf"^retention {share:g}: is no share between 0\.5 and 1\n    give 0\.99$"):
+        gate(Evaluation.model_construct(), Evaluation.model_construct(), share)
 
 
 def test_a_baseline_that_only_guesses_is_rarely_judged() -> None:

@@ -276,6 +276,24 @@ def breaks(judged: Judged, target: str, match: str) -> None:
     assert is_intact(judged)
 
 
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [
+        ("oci://127.0.0.1:9/models/tiny:v1", "is the registry there, and did you `docker login`?"),
+        ("hf://org/name", "is the hub in reach, and HF_TOKEN set?"),
+        ("ftp://127.0.0.1:9/tiny", "are the credentials of that store set, and is it there? (docs/publish.md)"),
+    ],
+)
+def test_a_place_that_cannot_be_reached_is_one_clear_error(
+    target: str, remedy: str, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(QuantgateError) as error:
+        pull(target, tmp_path / "pulled")
+    assert str(error.value) == f"{target}: the connection failed: Connection refused\n    {remedy}"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_registry_whose_connection_breaks(docker: Registry, judged: Judged, tmp_path: Path) -> None:
     port = int(docker.host.rpartition(":")[2])
     with servers.breaking(port, 300_000) as broken:

@@ -1,5 +1,6 @@
 """What a YAML file may say, and what a person is told when it says something else."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -604,13 +605,26 @@ def test_an_override_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("calibrate.sampels=4", "calibrate.sampels: unknown key 'calibrate.sampels'\n    did you mean 'samples'?"),
-        ("calibrate.samples=-4", "calibrate.samples: calibrate.samples: Input should be greater than 0"),
-        ("quantize.method=rtm", "quantize.method: 'quantize.method' is 'rtm'\n    did you mean rtn?"),
-        ("quantize.method=xxx", "quantize.method: 'quantize.method' is 'xxx'\n    known: 'rtn', 'gptq', 'awq', 'gguf'"),
-        ("group_size=64", "group_size: unknown key 'group_size'\n    did you mean 'quantize.group_size'?"),
-        ("gaet=x", "gaet: unknown key 'gaet'\n    did you mean 'gate'?"),
-        ("gate.suite=5", "gate.suite: gate.suite: Input should be a valid string"),
+        ("calibrate.sampels=4", "calibrate.sampels=4: unknown key 'calibrate.sampels'\n    did you mean 'samples'?"),
+        ("calibrate.samples=-4", "calibrate.samples=-4: calibrate.samples: Input should be greater than 0"),
+        ("quantize.method=rtm", "quantize.method=rtm: 'quantize.method' is 'rtm'\n    did you mean rtn?"),
+        (
+            "quantize.method=xxx",
+            "quantize.method=xxx: 'quantize.method' is 'xxx'\n    known: 'rtn', 'gptq', 'awq', 'gguf'",
+        ),
+        (
+            "calibrate=null",
+            "calibrate=null (with mine.yaml:1:1): method gptq needs calibration: add a 'calibrate' block, for example "
+            "{set: passages, samples: 128, seq_len: 512}",
+        ),
+        (
+            "quantize.method=rtn",
+            "quantize.method=rtn (with mine.yaml:1:1): method rtn uses no data with this scheme: remove the "
+            "'calibrate' block, or --set calibrate=null",
+        ),
+        ("group_size=64", "group_size=64: unknown key 'group_size'\n    did you mean 'quantize.group_size'?"),
+        ("gaet=x", "gaet=x: unknown key 'gaet'\n    did you mean 'gate'?"),
+        ("gate.suite=5", "gate.suite=5: gate.suite: Input should be a valid string"),
         ("summary", "summary: is not of the form key=value\n    for example --set calibrate.samples=64"),
         ("=4", "=4: is not of the form key=value\n    for example --set calibrate.samples=64"),
         ("gate..x=4", "gate..x=4: is not of the form key=value\n    for example --set calibrate.samples=64"),
@@ -624,15 +638,39 @@ def test_mistakes_of_the_file_and_of_overrides_are_told_together(tmp_path: Path)
     path = write(tmp_path, GPTQ + "gaet: 1\n")
     assert problems(path, Recipe, "calibrate.samples=-4", "quantize.dampening=2") == {
         "mine.yaml:6:1: unknown key 'gaet'\n    did you mean 'gate'?",
-        "--set calibrate.samples: calibrate.samples: Input should be greater than 0",
-        "--set quantize.dampening: quantize.dampening: Input should be less than 1",
+        "--set calibrate.samples=-4: calibrate.samples: Input should be greater than 0",
+        "--set quantize.dampening=2: quantize.dampening: Input should be less than 1",
     }
+
+
+def test_a_mistake_of_the_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
+    path = write(tmp_path, RTN + "calibrate: {set: self}\n")
+    (alone,) = problems(path)
+    assert problems(path, Recipe, "gate.retention=0.9", "calibrate.samples=4") == {alone}
+
+
+def test_a_key_of_the_file_that_an_override_makes_unknown_is_told_with_both(tmp_path: Path) -> None:
+    told = problems(write(tmp_path, GPTQ), Recipe, "quantize.method=gguf")
+    unknown, missing = sorted(told, key=len, reverse=True)
+    assert unknown.startswith("--set quantize.method=gguf (with mine.yaml:4:26): unknown key 'quantize.scheme'\n")
+    assert missing == "--set quantize.method=gguf (with mine.yaml:4:1): key 'quantize.type' is missing"
+
+
+def test_every_override_that_an_error_may_be_due_to_is_named(tmp_path: Path) -> None:
+    (told,) = problems(write(tmp_path, RTN), Recipe, "calibrate={set: self}", "gate.retention=0.9")
+    assert told.startswith("--set calibrate={set: self}, --set gate.retention=0.9 (with mine.yaml:1:1): method rtn")
+
+
+def test_an_override_that_is_no_line_is_named_by_its_key(tmp_path: Path) -> None:
+    for value in ("a\nb", "a" * 500):
+        told = problems(write(tmp_path, RTN), Recipe, f"gate.retention={value}")
+        assert told == {"--set gate.retention: gate.retention: Input should be a valid number"}
 
 
 def test_a_mistake_in_a_block_given_by_an_override_is_blamed_on_it(tmp_path: Path) -> None:
     override = "quantize={method: gptq, scheme: W4A4}"
     assert problems(write(tmp_path, GPTQ), Recipe, override) == {
-        f"--set quantize: quantize.scheme: {A_SCHEME}\n    did you mean W4A16 or W4AFP8?"
+        f"--set {override}: quantize.scheme: {A_SCHEME}\n    did you mean W4A16 or W4AFP8?"
     }
 
 
@@ -641,6 +679,31 @@ def test_an_override_that_looks_like_a_date_but_is_none_is_text(tmp_path: Path) 
 
 
 # Names
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "load_it"),
+    [("recipe", RTN, load_recipe), ("suite", SUITE, load_suite), ("set", SET, load_set)],
+)
+def test_what_the_library_finds_by_a_name_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: library.Kind, text: str, load_it: Callable[[str], object]
+) -> None:
+    home = library.folder(kind)
+    monkeypatch.setitem(library.FOLDERS, kind, str(tmp_path))
+    assert library.folder(kind) == tmp_path != home
+    file = write(tmp_path, text, "other.yaml")
+    with pytest.raises(BadInput) as caught:
+        load_it("other")
+    told = f"{file}:2:1: name is 'mine', and the {kind} is found as 'other'\n    rename the file, or write name: other"
+    assert str(caught.value) == told
+    (tmp_path / "mine.txt").touch()
+    assert load_it(str(file)), "by its path, it may have any"
+    file.rename(tmp_path / "mine.yaml")
+    assert load_it("mine")
+
+
+def test_an_override_may_call_a_recipe_of_the_library_otherwise() -> None:
+    assert load_recipe("fp8", ["name=mine"]).name == "mine"
 
 
 def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
@@ -725,5 +788,5 @@ def test_a_path_to_no_file_is_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", ["summary=a\udced\udca0", 'summary="\\ud800"', "sum\ud800mary=a"])
 def test_half_a_character_in_an_override_is_blamed_on_it(tmp_path: Path, setting: str) -> None:
     (problem,) = problems(write(tmp_path, RTN), Recipe, setting)
-    key = setting.partition("=")[0]
-    assert problem.startswith(f"--set {key}: holds half a character (a lone surrogate), which is no text\n")
+    option = setting if setting.isprintable() else setting.partition("=")[0]
+    assert problem.startswith(f"--set {option}: holds half a character (a lone surrogate), which is no text\n")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.errors import BadInput
-from pipelines.flow.journal import Run
+from pipelines.core.errors import BadInput, QuantgateError
+from pipelines.flow.journal import Run, write_report
 from pipelines.flow.run import run
 from pipelines.gating.power import typical_discordance
 from pipelines.recipe.load import load_recipe
@@ -83,6 +83,33 @@ def test_the_command_ranks_records_and_artifacts(cli: Cli, done: Run, tmp_path: 
     shown = cli("compare", done.record.parent, published).stdout
     assert re.search(r"│ small +│.* 99.50% │.*│ recommended", shown)
     assert re.search(r"│ fp8 +│", shown)
+
+
+def test_a_folder_of_runs_stands_for_each_of_them_once(cli: Cli, done: Run, tmp_path: Path) -> None:
+    smaller = with_result(done.manifest, "small", done.manifest.size.bytes_after - 1, 0.995)
+    for name, manifest in (("a/b/published/quantgate.json", smaller), ("a/again/quantgate.json", smaller)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(manifest.model_dump_json())
+    (tmp_path / "a" / "run").mkdir()
+    (tmp_path / "a" / "run" / "run.json").write_text(done.record.read_text())
+    assert read_runs([tmp_path / "a"]) == [smaller, done.manifest]
+    assert read_runs([tmp_path / "a" / "run", tmp_path]) == [done.manifest, smaller]
+    (ranking,) = json.loads(cli("compare", tmp_path, "--json").stdout)
+    assert [run["manifest"]["recipe"]["name"] for run in ranking["runs"]] == ["small", "fp8"]
+    assert cli("report", tmp_path, "--out", tmp_path / "report.html").returncode == 0
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BadInput, match="none: holds no run"):
+        read_runs([tmp_path / "none"])
+
+
+def test_a_report_is_written_beside_and_renamed(done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader sees the old one or the new one, even where the disk is full in the middle of it."""
+    for name in ("report.html", "report.md"):
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(QuantgateError, match=r"report\.html cannot be written: No space left on device"):
+        write_report([done.manifest], folder=tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "old", "report.md": "old"}
 
 
 def test_everything_that_is_no_run_is_named_at_once(done: Run, tmp_path: Path) -> None:
