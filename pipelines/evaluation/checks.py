@@ -118,8 +118,7 @@ def _wrong(task: Task, wrong: Sequence[tuple[int, str]]) -> BadInput:
     """Return the error for documents that no answer could be right on."""
     place, why = wrong[0]
     others = f" ({len(wrong) - 1} more are like it)" if len(wrong) > 1 else ""
-    elsewhere = "leave the task out, or ask for the documents before it only (limit)"
-    remedy = layout_remedy(task) if task.offline else elsewhere
+    remedy = layout_remedy(task) if task.offline else "leave the task out of the suite"
     return bad_input(f"task {task.task}, document {place}", f"{why}{others}", remedy)
 
 

@@ -178,5 +178,5 @@ def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
             evaluate(smollm2, few, "cpu")
     done = evaluate(smollm2, few, "cpu")
     assert [block.reused for block in done.results] == [True, True, *[False] * (len(done.results) - 2)]
-    assert sorted(document.id for document in done.scores()["copa"]) == list(range(12))
+    assert len({document.id for document in done.scores()["copa"]}) == 12
     assert json.loads(json.dumps(done.tasks[0].documents)) == 12
