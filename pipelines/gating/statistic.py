@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pipelines.core.bounds import leverage_weight, margin_of_error, quantile
 from pipelines.core.strict_yaml import Frozen
+from pipelines.gating.spending import shared
 from pipelines.recipe.suite import Policy
 
 
@@ -213,8 +214,8 @@ def combine(moments: Mapping[str, PairedMoments], weights: Mapping[str, float]) 
 def tasks_below_floor(moments: Mapping[str, PairedMoments], policy: Policy) -> set[str]:
     """Return the tasks that are shown to keep less than the policy's floor.
 
-    The chance of naming any task that does not stays within α (Holm 1979): of k tasks each is tested at α/k, and what
-    is left of them after each finding anew.
+    The chance of naming any task that does not stays within α (Holm 1979): each of k tasks may use up a k-th of it, and
+    after each finding what is left of them is tested anew.
     """
     if policy.floor is None:
         return set()
@@ -222,7 +223,7 @@ def tasks_below_floor(moments: Mapping[str, PairedMoments], policy: Policy) -> s
     open_ = {name for name, task in alone.items() if task.above_chance(policy.confidence)}
     found: set[str] = set()
     while left := len(moments) - len(found):
-        confidence = 1 - (1 - policy.confidence) / left
+        confidence = shared(policy.confidence, 1 / left)
         new = {name for name in open_ - found if alone[name].upper(policy.floor, confidence) < 0}
         if not new:
             break

@@ -17,7 +17,8 @@ from scipy import optimize, stats
 
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
-from pipelines.gating.gate import decide, judge
+from pipelines.gating.decision import decide
+from pipelines.gating.gate import judge
 from pipelines.gating.power import Discordance, analyze_power, typical_discordance
 from pipelines.gating.statistic import PairedMoments, tasks_below_floor
 from pipelines.gating.verdict import Verdict
@@ -76,7 +77,7 @@ class Clusters:
 
 
 def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chance: float) -> list[PairedMoments]:
-    """The same for clustered documents: one `_Moments` for each simulation (row)."""
+    """The same for clustered documents: one `PairedMoments` for each simulation (row)."""
     count, clusters = sum(sizes), len(sizes)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     b, c = baseline.mean(axis=1), candidate.mean(axis=1)
@@ -94,7 +95,7 @@ def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chanc
             baseline_variance=row[2],
             covariance=row[3],
             candidate_variance=row[4],
-            leverage=max(sizes) / count,
+            **dict.fromkeys(("leverage", "loss", "gain", "unseen"), max(sizes) / count),
         )
         for row in np.stack(columns, axis=1).tolist()
     ]
@@ -108,7 +109,7 @@ def decided(
 ) -> str:
     """The gate's word on these moments: PASS only where it is certified."""
     count = sum(m.documents for m in moments)
-    decision = decide(statistic(moments, weights), (), (), policy, target, count)
+    decision = decide({"accuracy": statistic(moments, weights)}, (), (), policy, target, count)
     return "certified" if decision.verdict == "PASS" and decision.shown else decision.verdict
 
 
@@ -259,7 +260,7 @@ def test_the_moments_of_the_simulations_are_those_of_the_gate(policy: Policy) ->
         for table in truth.draw(random, 2).tolist():
             verdict = judged(*expanded(table), policy, chance=truth.chance)
             moments = statistic([table_moments(table, truth.chance)])
-            said = decide(moments, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
+            said = decide({"accuracy": moments}, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
             assert (verdict.verdict, verdict.shown, verdict.reasons) == (said.verdict, said.shown, said.reasons)
             assert verdict.certified == (said.verdict == "PASS" and said.shown)
             assert verdict.more_documents == pytest.approx(said.more, rel=1e-9, abs=1)
