@@ -49,8 +49,10 @@ class Seen(NamedTuple):
         )
 
     def margin(self, target: float, confidence: float, change: Floats) -> Floats:
-        seen = _margin_of_error(self.variance(target), change, confidence)
-        return np.maximum(seen, -math.log(1 - confidence) * self.unseen)
+        variance = self.variance(target)
+        unseen = -math.log(1 - confidence) * self.unseen
+        least = np.hypot(unseen, quantile(confidence) * np.sqrt(variance))
+        return np.maximum(_margin_of_error(variance, change, confidence), least)
 
     def above_chance(self, confidence: float) -> npt.NDArray[np.bool_]:
         leverage = np.full_like(self.baseline, self.leverage)

@@ -86,10 +86,14 @@ class Statistic(Frozen):
         """Return the distance from `mean` to its one-sided bound, where one `change` more moves the mean by so much:
         `loss` for the lower bound, `gain` for the upper.
 
-        It is at least what a break costs that shows in none of the documents, at this confidence: -ln α times `unseen`.
+        It is at least what a break costs that shows in none of the documents, at this confidence: -ln α times `unseen`,
+        to which what was seen adds as variances do.
         """
-        seen = margin_of_error(self.variance(target), change, confidence)
-        return max(seen, -math.log(1 - confidence) * self.unseen)
+        variance = self.variance(target)
+        unseen = -math.log(1 - confidence) * self.unseen
+        return max(
+            margin_of_error(variance, change, confidence), math.hypot(unseen, quantile(confidence) * math.sqrt(variance))
+        )
 
     def variance(self, target: float) -> float:
         """Return the variance of the mean of d."""
@@ -238,5 +242,6 @@ def documents_to_decide(overall: Statistic, target: float, confidence: float, do
         return None
     dense = quantile(confidence) ** 2 * overall.variance(target)
     rare = leverage_weight(confidence) * max(overall.loss, overall.gain) * distance
-    factor = max((dense + rare) / distance**2, -math.log(1 - confidence) * overall.unseen / distance)
+    unseen = -math.log(1 - confidence) * overall.unseen * distance
+    factor = max(dense + rare, (dense + math.hypot(dense, 2 * unseen)) / 2) / distance**2
     return max(1, math.ceil((factor - 1) * documents))

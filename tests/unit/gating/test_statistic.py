@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from pipelines.gating.gate import judge
-from pipelines.gating.statistic import RIGHT_OR_WRONG, Scored, Statistic, combine, paired_moments
+from pipelines.gating.statistic import RIGHT_OR_WRONG, Scored, Statistic, combine, documents_to_decide, paired_moments
 from pipelines.recipe.suite import Policy
 from tests.helpers.evaluations import ALPHA, TARGET, documents, judged, suite
 
@@ -69,7 +69,7 @@ def second_bound(tasks: Sequence[Drawn], target: float, side: int) -> float:
         unseen.append(heaviest * head.mean() / participation)
     z2, k = stats.norm.isf(ALPHA) ** 2, -math.log(ALPHA)
     margin = optimize.brentq(lambda x: x * x - z2 * variance - k * max(changes) * x, 1e-12, 10, xtol=1e-15)
-    return float(mean + side * max(margin, k * max(unseen)))
+    return float(mean + side * max(margin, math.sqrt((k * max(unseen)) ** 2 + z2 * variance)))
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
@@ -154,6 +154,29 @@ def test_no_margin_is_narrower_than_the_normal_one_or_wider_than_that_of_right_o
         assert 0 <= change <= found.leverage * (1 + 1e-12)
         margin = found.model_copy(update={"unseen": 0.0}).margin(target, confidence, change)
         assert normal - 1e-12 <= margin <= widest.margin(target, confidence, widest.loss) + 1e-12
+
+
+@pytest.mark.parametrize("unseen", [0.0, 1e-4, 2e-3])
+@pytest.mark.parametrize("deviation", [1e-5, 1e-3, 4e-3])
+def test_so_many_more_documents_put_the_bound_on_the_target(unseen: float, deviation: float) -> None:
+    def with_times(factor: float) -> Statistic:
+        return Statistic(
+            baseline=0.5,
+            candidate=0.4975,
+            baseline_variance=0.0,
+            covariance=0.0,
+            candidate_variance=deviation**2 / factor,
+            leverage=1e-3 / factor,
+            loss=1e-4 / factor,
+            gain=5e-5 / factor,
+            unseen=unseen / factor,
+        )
+
+    more = documents_to_decide(with_times(1), TARGET, 0.95, 10**6)
+    assert more is not None
+    if more > 1:
+        enough = with_times(1 + more / 10**6)
+        assert enough.lower(TARGET, 0.95) == pytest.approx(0, abs=1e-8)
 
 
 @quick
