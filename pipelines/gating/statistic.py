@@ -187,7 +187,7 @@ def _sizes(b: Sequence[float], c: Sequence[float]) -> Sizes:
     return Sizes(
         loss=_largest(change for change in changes if change < 0),
         gain=_largest(change for change in changes if change > 0),
-        unseen=mean * square / lost**2 if lost > 0 else 1.0,
+        unseen=mean / lost * (square / lost) if lost > 0 else 1.0,
     )
 
 

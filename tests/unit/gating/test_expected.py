@@ -106,7 +106,7 @@ def test_it_is_a_probability_and_only_differences_of_several_answers_count(
 def test_all_answers_together_are_certain(logprobs: list[float]) -> None:
     each = [scores([offered(logprobs, (at,))])[0] for at in range(len(logprobs))]
     assert sum(each) == pytest.approx(1, abs=1e-9)
-    assert max(range(len(each)), key=lambda at: each[at]) == max(range(len(each)), key=lambda at: logprobs[at])
+    assert each[logprobs.index(max(logprobs))] == max(each)
 
 
 # Length-normalized answers, whose softmax takes a temperature
@@ -170,13 +170,13 @@ def test_without_a_temperature_normalized_scores_would_be_flat() -> None:
     assert np.mean(scores(ours)) > 0.6
 
 
-@pytest.mark.parametrize(("right", "end"), [((0,), TEMPERATURES[0]), ((1,), TEMPERATURES[1])])
-def test_where_the_likeliest_answer_is_always_right_or_never_the_temperature_ends_at_its_limits(
-    right: tuple[int, ...], end: float
+@pytest.mark.parametrize(("right", "wanted"), [(0, 1.0), (1, 0.5)])
+def test_where_the_likeliest_answer_is_always_right_or_never_scores_are_certain_or_those_of_guessing(
+    right: int, wanted: float
 ) -> None:
-    ours = [offered((-5.0 - place / 10, -9.0), right, (5, 5), place) for place in range(20)]
-    assert fit_temperature(ours) == pytest.approx(end, rel=0.01)
-    assert all(0 <= score <= 1 for score in scores(ours))
+    ours = [offered((-5.0 - place / 10, -9.0), (right,), (5, 5), place) for place in range(20)]
+    assert TEMPERATURES[0] < fit_temperature(ours) < TEMPERATURES[1]
+    assert scores(ours) == pytest.approx([wanted] * 20, abs=1e-3)
 
 
 # Tasks that have none
