@@ -97,7 +97,7 @@ models: $(READY_DEV) ## try every causal language model of transformers anew, or
 	OMP_NUM_THREADS=1 $(BIN)/python -m docs.models $(TYPES)
 
 simulate: $(READY_DEV) ## simulate the gate anew: the figures and tables of docs/gate.md (minutes)
-	$(BIN)/python docs/simulate.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.simulate
 
 bench: $(READY_DEV) ## the benchmarks (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.quantize

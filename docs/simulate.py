@@ -1,208 +1,100 @@
-"""Simulates the gate where the truth is known: `python docs/simulate.py` writes the tables and figures of
-docs/figures/gate-*, in about five minutes on one core; `--quick` in seconds, with too few runs to quote.
+"""Simulates the gate where the truth is known: `python -m docs.simulate` writes the tables and figures of
+docs/figures/gate-*, in a few minutes on one core; `--quick` in seconds, with too few runs to quote.
 
-What is simulated are the answers. Every verdict is the gate's own: once over all documents, and once look by look
-(`pipelines.evaluation.looks`) until one is shown.
+What is simulated are the answers (`docs.simulation`). Verdicts are by the gate's formulas, for all runs at once; the
+tests hold them against the gate itself.
 """
 
 import argparse
 import itertools
-import math
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from pipelines.evaluation.looks import LOOKS, blocks_by_look, look_confidence
-from pipelines.gating.gate import decide
-from pipelines.gating.statistic import PairedMoments, combine, tasks_below_floor
-from pipelines.gating.verdict import TaskVerdict
+from docs.simulation import rules, terms
+from docs.simulation.answers import KINDS, TARGET, Loss, Population, both, expected, right_or_wrong
+from docs.simulation.outcomes import ACCURACY, EXPECTED, Outcomes, seeded, simulate
+from docs.simulation.seen import Task
 from pipelines.recipe.load import load_suite, load_task
-from pipelines.recipe.suite import Policy, Suite, SuiteTask
 from pipelines.reporting import charts
 
 HERE = Path(__file__).parent
-TARGET = 0.99
-TOGETHER = 0.7
-"""Probability that a document goes as its cluster does, rather than its own way."""
-BATCH = 4_000_000
-"""Number of documents held in memory at a time."""
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-
-
-class Task(NamedTuple):
-    """A task of right-or-wrong documents whose true retention is known."""
-
-    documents: int
-    baseline: float
-    """Share of right answers."""
-    discordance: float
-    """Share of answers that change, unless the loss takes more."""
-    chance: float = 0.0
-    cluster: int = 1
-    """Number of documents in a row that share a passage."""
-    retention: float = TARGET
-
-
-class Outcome(NamedTuple):
-    """The verdicts of the gate in one simulated run: certified, FAIL or INCONCLUSIVE."""
-
-    fixed: str
-    """Verdict once over all documents."""
-    sequential: str
-    """Verdict at the first look that shows one, else at the last."""
-    share: float
-    """Share of the documents that were used until the sequential verdict."""
-
-
-def shares(task: Task) -> tuple[float, float, float, float]:
-    """Return the probabilities that a document is right in both, lost, gained, or wrong in both."""
-    fall = (1 - task.retention) * (task.baseline - task.chance)
-    changed = max(task.discordance, abs(fall))
-    lost, gained = (changed + fall) / 2, (changed - fall) / 2
-    return task.baseline - lost, lost, gained, 1 - task.baseline - gained
-
-
-def answers(task: Task, random: np.random.Generator, times: int) -> tuple[Bools, Bools]:
-    """Return which answers of baseline and candidate are right: each bool (runs, documents)."""
-    drawn = random.random((times, task.documents), dtype=np.float32)
-    if task.cluster > 1:
-        passages = random.random((times, math.ceil(task.documents / task.cluster)), dtype=np.float32)
-        alike = random.random((times, task.documents), dtype=np.float32) < TOGETHER
-        drawn = np.where(alike, np.repeat(passages, task.cluster, axis=1)[:, : task.documents], drawn)
-    both, lost, gained = np.cumsum(shares(task)[:3])
-    return drawn < lost, (drawn < both) | ((drawn >= lost) & (drawn < gained))
-
-
-def moments(name: str, task: Task, baseline: Bools, candidate: Bools) -> Iterator[list[PairedMoments]]:
-    """Yield, for each look, what the gate's `_moments` gives for the documents seen by then, of each run."""
-    passage = np.arange(task.documents) // task.cluster
-    size = np.zeros(passage[-1] + 1)
-    right = np.zeros((2, len(baseline), len(size)))
-    for added in blocks_by_look(name, task.documents):
-        places = np.sort([place for block in added for place in block])
-        if len(places):
-            hit, first, count = np.unique(passage[places], return_index=True, return_counts=True)
-            size[hit] += count
-            for side, answered in enumerate((baseline, candidate)):
-                right[side][:, hit] += np.add.reduceat(answered[:, places], first, axis=1, dtype=np.int64)
-        yield _reduced(size, right, task.chance)
-
-
-def _reduced(size: Floats, right: Floats, chance: float) -> list[PairedMoments]:
-    """Return each run's means above chance and their variances, from clusters' sizes (clusters) and their numbers of
-    right answers (sides, runs, clusters)."""
-    count, clusters = size.sum(), int((size > 0).sum())
-    b, c = (side.sum(axis=1) / count for side in right)
-    rest_b, rest_c = (side - np.outer(mean, size) for side, mean in zip(right, (b, c), strict=True))
-    scale = clusters / (clusters - 1) / count**2
-    sums = [np.einsum("ij,ij->i", x, y) * scale for x, y in ((rest_b, rest_b), (rest_b, rest_c), (rest_c, rest_c))]
-    return [
-        PairedMoments.model_construct(
-            documents=int(count),
-            clusters=clusters,
-            baseline=row[0],
-            candidate=row[1],
-            baseline_variance=row[2],
-            covariance=row[3],
-            candidate_variance=row[4],
-            leverage=float(size.max() / count),
-        )
-        for row in np.stack([b - chance, c - chance, *sums], axis=1).tolist()
-    ]
-
-
-def said(seen: Mapping[str, PairedMoments], suite: Suite, confidence: float) -> str:
-    """Return the gate's verdict on these moments: `certified` for a PASS that is shown."""
-    policy = suite.policy.model_copy(update={"confidence": confidence})
-    below = tasks_below_floor(seen, policy)
-    tasks = tuple(TaskVerdict.model_construct(task=name, below_floor=name in below) for name in seen)
-    count = sum(task.documents for task in seen.values())
-    decision = decide(combine(seen, suite.shares), tasks, (), policy, TARGET, count)
-    return "certified" if decision.verdict == "PASS" and decision.shown else decision.verdict
-
-
-def outcome(looks: Sequence[Mapping[str, PairedMoments]], suite: Suite) -> Outcome:
-    """Return the outcome of one run, whose moments at each look are given."""
-    confidence = suite.policy.confidence
-    for look, seen in enumerate(looks):
-        verdict = said(seen, suite, look_confidence(look, confidence))
-        if verdict != "INCONCLUSIVE":
-            break
-    used, of = (sum(task.documents for task in at.values()) for at in (seen, looks[-1]))
-    return Outcome(said(looks[-1], suite, confidence), verdict, used / of)
-
-
-def drawn(tasks: Mapping[str, Task], times: int, seed: int = 1) -> Iterator[list[dict[str, PairedMoments]]]:
-    """Yield `times` simulated runs, each as the moments of every task at each look."""
-    random = np.random.default_rng(seed)
-    batch = max(1, BATCH // sum(task.documents for task in tasks.values()))
-    for start in range(0, times, batch):
-        count = min(batch, times - start)
-        seen = {name: list(moments(name, task, *answers(task, random, count))) for name, task in tasks.items()}
-        for run in range(count):
-            yield [{name: looks[look][run] for name, looks in seen.items()} for look in range(len(LOOKS))]
-
-
-def simulate(tasks: Mapping[str, Task], suite: Suite, times: int, seed: int = 1) -> list[Outcome]:
-    """Return the outcomes of `times` runs, by a policy that decides only what is shown."""
-    shown = suite.model_copy(update={"policy": suite.policy.model_copy(update={"decide": "certified"})})
-    return [outcome(looks, shown) for looks in drawn(tasks, times, seed)]
-
-
-def plain_suite(names: Iterable[str], policy: Policy | None = None) -> Suite:
-    """Return a suite of tasks with equal weights."""
-    tasks = tuple(SuiteTask(task=name) for name in names)
-    return Suite(version=1, name="simulated", summary="", tasks=tasks, policy=policy or Policy())
-
-
 CORE = load_suite("core")
-SIZES: Mapping[str, Mapping[str, int]] = {
-    "500": {"task": 500},
-    "2,000": {"task": 2000},
-    "20,000": {"task": 20_000},
-    "`core`": {wanted.task: load_task(wanted.task).documents or 0 for wanted in CORE.tasks},
+SIZES: Mapping[str, Sequence[int]] = {
+    "500": (500,),
+    "2,000": (2000,),
+    "20,000": (20_000,),
+    "`core`": tuple(load_task(wanted.task).documents or 0 for wanted in CORE.tasks),
 }
 """Name of a size → number of documents of each task: a single task, or the seven of `core`."""
-ACCURACIES, DISCORDANCES, CLUSTERS, CHANCES = (0.4, 0.7), (0.02, 0.1), (1, 5), (0.0, 0.25)
+RATES = ("certified, all at once", "certified, with looks", "FAIL, all at once", "FAIL, with looks")
+LOSSES = tuple(loss for loss in get_args(Loss) if loss != "breaks of the surest")
+NOISES = (0.02, 0.1, 0.4)
+"""Standard deviations of what is added to the logit of each right answer."""
+COUNTS = (100, 300, 1000, 5000)
 RETENTIONS = (0, 0.5, 0.8, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 1.0, 1.01, 1.02)
 POWERFUL = RETENTIONS[3:]
 """True retentions for which the probability of a verdict is worth a row."""
 
-Cell = tuple[str, int, float, float, float]
-"""Setting of a simulation: size, documents in a cluster, accuracy, chance and discordance."""
+
+class Setting(NamedTuple):
+    """Tasks whose true retention is exactly the target, in words and as they are: every verdict is an error."""
+
+    words: tuple[str, ...]
+    tasks: Sequence[Task]
 
 
-def runs(cell: Cell, retention: float, times: int) -> list[Outcome]:
-    """Return the outcomes of `times` runs in a cell of the grid, at a true `retention`."""
-    size, cluster, accuracy, chance, discordance = cell
-    tasks = {
-        name: Task(count, accuracy, discordance, chance, cluster, retention) for name, count in SIZES[size].items()
-    }
-    return simulate(tasks, plain_suite(tasks, CORE.policy), times, seed=zlib.crc32(f"{cell} {retention}".encode()))
+def accuracy_settings() -> Iterable[Setting]:
+    """Yield the grid of right or wrong answers: clusters only where there are few enough documents to hold them."""
+    for size, cluster in [*((size, 1) for size in SIZES), ("500", 5), ("2,000", 5)]:
+        for accuracy, chance, changed in itertools.product((0.4, 0.7), (0.0, 0.25), (0.02, 0.1)):
+            population = right_or_wrong(accuracy, changed, chance, cluster)
+            words = (size, str(cluster), f"{accuracy:g}", f"{chance:g}", f"{changed:g}")
+            yield Setting(words, [Task(population, count) for count in SIZES[size]])
 
 
-def rate(verdicts: Iterable[str], which: str) -> float:
-    return float(np.mean([verdict == which for verdict in verdicts]))
+def expected_settings() -> Iterable[Setting]:
+    """Yield the grid of expected scores: one task, independent documents."""
+    for kind, noise, loss in itertools.product(KINDS, NOISES, LOSSES):
+        population: Population = {"expected": expected(kind, noise, loss)}
+        for count in COUNTS:
+            yield Setting((kind, f"{noise:g}", loss, f"{count:,}"), [Task(population, count)])
 
 
-def rates(found: Sequence[Outcome]) -> tuple[float, float, float, float]:
-    """Return the shares of runs certified by the fixed test and sequentially, and of FAIL by both."""
-    fixed, sequential = [run.fixed for run in found], [run.sequential for run in found]
-    return (
-        rate(fixed, "certified"),
-        rate(sequential, "certified"),
-        rate(fixed, "FAIL"),
-        rate(sequential, "FAIL"),
-    )
+def clustered_settings() -> Iterable[Setting]:
+    """Yield expected scores in clusters of five."""
+    for kind, loss, count in itertools.product(KINDS, LOSSES, (500, 2000)):
+        population: Population = {"expected": expected(kind, 0.1, loss, cluster=5)}
+        yield Setting((kind, "0.1", loss, f"{count:,}, in clusters of 5"), [Task(population, count)])
 
 
-RATES = ("certified, all at once", "certified, with looks", "FAIL, all at once", "FAIL, with looks")
+UNEQUAL = (("middling", 500, 1.0), ("wide", 300, 3.0), ("single answer", 1500, 1.0))
+"""Tasks of a suite: kind, number of documents, weight."""
+
+
+def suite_settings() -> Iterable[Setting]:
+    """Yield three unequal tasks, the loss spread over all or in one of them."""
+    for noise, loss in itertools.product((0.02, 0.1), LOSSES):
+        kept = {kind: expected(kind, noise, loss, 1.0) for kind, _, _ in UNEQUAL}
+        worth = {kind: weight * float(kept[kind].baseline.mean()) for kind, _, weight in UNEQUAL}
+        for falling in (None, *worth):
+            tasks = []
+            for kind, count, weight in UNEQUAL:
+                fall = 1 - TARGET if falling is None else (1 - TARGET) * sum(worth.values()) / worth[kind]
+                scores = expected(kind, noise, loss, 1 - fall) if falling in (None, kind) else kept[kind]
+                tasks.append(Task({"expected": scores}, count, weight))
+            where = "spread" if falling is None else f"all in {falling}"
+            yield Setting(("three tasks", f"{noise:g}", f"{loss}, {where}", "2,300"), tasks)
+
+
+def joint_settings() -> Iterable[Setting]:
+    """Yield documents of which both statistics are exactly at the target."""
+    for kind, noise, count in itertools.product(("middling", "wide", "single answer"), NOISES, (300, 1000, 5000)):
+        yield Setting(
+            (kind, f"{noise:g}", "both statistics", f"{count:,}"), [Task(both(kind, noise, "a shift"), count)]
+        )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -215,80 +107,134 @@ def percents(values: Iterable[float], digits: int = 1) -> list[str]:
     return [f"{value:.{digits}%}" for value in values]
 
 
-def errors(times: int) -> tuple[dict[str, str], str]:
-    """Return tables and a figure of the error rates at a true retention of exactly the target."""
-    grid = list(itertools.product(SIZES, CLUSTERS, ACCURACIES, CHANCES, DISCORDANCES))
-    found = {cell: rates(runs(cell, TARGET, times)) for cell in grid}
+Rates = tuple[float, float, float, float]
+Found = Mapping[tuple[str, ...], Rates]
 
-    def largest(size: str, *clusters: int) -> list[float]:
-        """Return the largest of each rate over the settings of a size and cluster sizes."""
-        chosen = [rate for cell, rate in found.items() if cell[0] == size and cell[1] in clusters]
-        return [max(column) for column in zip(*chosen, strict=True)]
 
+def errors(settings: Iterable[Setting], times: int, statistic: str) -> Found:
+    """Return the error rates in each setting."""
+    policy = EXPECTED if statistic == "expected" else ACCURACY
+    found = {}
+    for words, tasks in settings:
+        floored = policy.model_copy(update={"floor": policy.floor if len(tasks) > 3 else None})
+        found[words] = simulate(tasks, times, floored, seed=seeded(words)).rates
+    return found
+
+
+def largest(found: Found, *, having: Sequence[tuple[int, str]] = ()) -> list[float]:
+    """Return the largest of each rate over the settings that have these words at these places."""
+    chosen = [rates for words, rates in found.items() if all(words[place] == word for place, word in having)]
+    return [max(column) for column in zip(*chosen, strict=True)]
+
+
+def accuracy_errors(times: int) -> tuple[dict[str, str], str]:
+    """Return tables and a figure of the error rates of right or wrong answers."""
+    found = errors(accuracy_settings(), times, "accuracy")
+    groups = sorted({words[:2] for words in found}, key=lambda words: (words[1], list(SIZES).index(words[0])))
     summary = table(
         ["documents", "in clusters of", *RATES],
-        ([size, str(cluster), *percents(largest(size, cluster))] for size in SIZES for cluster in CLUSTERS),
+        ([*group, *percents(largest(found, having=[(0, group[0]), (1, group[1])]))] for group in groups),
     )
-    whole = table(
-        ["documents", "in clusters of", "accuracy", "chance", "changed", *RATES],
-        ([cell[0], str(cell[1]), *(f"{value:g}" for value in cell[2:]), *percents(found[cell])] for cell in grid),
-    )
+    head = ["documents", "in clusters of", "accuracy", "chance", "changed", *RATES]
+    whole = table(head, ([*words, *percents(rates)] for words, rates in found.items()))
     single = [size for size in SIZES if len(SIZES[size]) == 1]
-    largest_rates = {
-        name: [(float(SIZES[size]["task"]), largest(size, *CLUSTERS)[i]) for size in single]
-        for i, name in enumerate(RATES)
+    drawn = {size: largest(found, having=[(0, size), (1, "1")]) for size in single}
+    return {"errors of accuracy": summary, "errors of accuracy in each setting": whole}, _error_figure(
+        "accuracy, the largest rate of 8 settings", {float(SIZES[size][0]): drawn[size] for size in single}
+    )
+
+
+def expected_errors(times: int) -> tuple[dict[str, str], str]:
+    """Return tables and a figure of the error rates of expected scores."""
+    found = errors(expected_settings(), times, "expected")
+    grouped = errors(clustered_settings(), times, "expected")
+    suites = errors(suite_settings(), times, "expected")
+    joint = errors(joint_settings(), times, "expected")
+    rows = [[f"{kind}", *percents(largest(found, having=[(0, kind)]))] for kind in KINDS]
+    rows += [[f"loss by {loss}", *percents(largest(found, having=[(2, loss)]))] for loss in LOSSES]
+    rows += [[f"{count:,} documents", *percents(largest(found, having=[(3, f"{count:,}")]))] for count in COUNTS]
+    rows += [["in clusters of five", *percents(largest(grouped))], ["three unequal tasks", *percents(largest(suites))]]
+    rows += [["both statistics at the target", *percents(largest(joint))]]
+    whole = {**found, **grouped, **suites, **joint}
+    head = ["kind", "noise", "loss", "documents", *RATES]
+    tables = {
+        "errors of the expected score": table(["the largest of all settings", *RATES], rows),
+        "errors of the expected score in each setting": table(
+            head, ([*words, *percents(rates)] for words, rates in whole.items())
+        ),
+        "errors that are known": known_errors(times),
     }
-    figure = charts.lines(
-        f"False verdicts at a true retention of exactly {TARGET:.0%}, the largest rate of 16 settings",
+    by_count = {float(count): largest(found, having=[(3, f"{count:,}")]) for count in COUNTS}
+    return tables, _error_figure(
+        f"the expected score, the largest rate of {len(found) // len(COUNTS)} settings", by_count
+    )
+
+
+def known_errors(times: int) -> str:
+    """Return the table of what the bound does not cover: breaks of the documents that the baseline is surest of."""
+    rows = []
+    for kind, count in itertools.product(("middling", "wide", "single answer"), (300, 500, 1000, 5000)):
+        population: Population = {"expected": expected(kind, 0.02, "breaks of the surest")}
+        rates = simulate([Task(population, count)], times, EXPECTED, seed=seeded(kind, count)).rates
+        rows.append([kind, f"{count:,}", *percents(rates)])
+    return table(["kind", "documents", *RATES], rows)
+
+
+def _error_figure(what: str, by_count: Mapping[float, Sequence[float]]) -> str:
+    return charts.lines(
+        f"False verdicts at a true retention of exactly {TARGET:.0%}: {what}",
         "documents",
         "share of runs",
-        largest_rates,
+        {name: [(count, rates[i]) for count, rates in by_count.items()] for i, name in enumerate(RATES)},
         reference={"allowed": 0.05},
         log_x=True,
         percent_y=True,
         standalone=True,
     )
-    return {"errors": summary, "errors in each setting": whole}, figure
+
+
+class Artifact(NamedTuple):
+    """An artifact that is judged on all of `core`, by its noise."""
+
+    name: str
+    noise: float
+
+
+ARTIFACTS = (Artifact("8 bits, weights only", 0.03), Artifact("FP8", 0.08), Artifact("INT4", 0.25))
+
+
+def core_runs(noise: float, retention: float, times: int) -> Outcomes:
+    """Return the outcomes of runs on `core` at a true retention, by the expected score."""
+    scores = expected("middling", noise, "a shift", retention)
+    tasks = [Task({"expected": scores}, count) for count in SIZES["`core`"]]
+    return simulate(tasks, times, EXPECTED, seed=seeded(noise, retention))
 
 
 def power_and_stopping(times: int) -> tuple[dict[str, str], str, str]:
     """Return tables and figures of verdicts, and of the documents that they take, against the true retention."""
-    cells: list[Cell] = [
-        (size, 1, 0.7, 0.25, discordance) for size in ("2,000", "20,000", "`core`") for discordance in DISCORDANCES
-    ]
-    found = {(cell, true): runs(cell, true, times) for cell in cells for true in RETENTIONS}
-    used = {
-        key: (float(np.mean([run.share for run in some])), float(np.quantile([run.share for run in some], 0.95)))
-        for key, some in found.items()
-    }
+    found = {(made, true): core_runs(made.noise, true, times) for made in ARTIFACTS for true in RETENTIONS}
+    used = {key: (float(runs.share.mean()), float(np.quantile(runs.share, 0.95))) for key, runs in found.items()}
     power = table(
-        ["documents", "changed", "true retention", *RATES],
-        (
-            [cell[0], f"{cell[4]:.0%}", f"{true:.1%}", *percents(rates(found[cell, true]), 0)]
-            for cell in cells
-            for true in POWERFUL
-        ),
+        ["artifact", "true retention", *RATES],
+        ([made.name, f"{true:.1%}", *percents(found[made, true].rates, 0)] for made in ARTIFACTS for true in POWERFUL),
     )
     stopping = table(
-        [
-            "true retention",
-            *(f"{cell[0]}, {cell[4]:.0%} changed: {what}" for cell in cells for what in ("mean", "95%")),
-        ],
-        ([f"{true:.1%}", *percents((x for cell in cells for x in used[cell, true]), 0)] for true in RETENTIONS),
+        ["true retention", *(f"{made.name}: {what}" for made in ARTIFACTS for what in ("mean", "95%"))],
+        ([f"{true:.1%}", *percents((x for made in ARTIFACTS for x in used[made, true]), 0)] for true in RETENTIONS),
     )
-    core = cells[-2:]
+    middle = ARTIFACTS[1]
     drawn_power = {
-        name: [(100 * true, rates(found[core[1], true])[i]) for true in POWERFUL] for i, name in enumerate(RATES)
+        name: [(100 * true, found[middle, true].rates[i]) for true in POWERFUL] for i, name in enumerate(RATES)
     }
     drawn_stopping = {
-        f"{cell[4]:.0%} changed, {name}": [(100 * true, used[cell, true][i]) for true in RETENTIONS[2:]]
-        for cell in core
-        for i, name in enumerate(("mean", "95% of runs"))
+        f"{made.name}, {what}": [(100 * true, used[made, true][i]) for true in RETENTIONS[2:]]
+        for made in (ARTIFACTS[0], middle)
+        for i, what in enumerate(("mean", "95% of runs"))
     }
     return (
         {"power": power, "stopping": stopping},
         charts.lines(
-            "What the gate says of suite core, 10% of the answers changed",
+            f"What the gate says of suite core by the expected score, {middle.name}",
             "true retention, %",
             "share of runs",
             drawn_power,
@@ -306,20 +252,59 @@ def power_and_stopping(times: int) -> tuple[dict[str, str], str, str]:
     )
 
 
+def looking_rules(times: int) -> tuple[dict[str, str], str]:
+    """Return the table and the figure of the documents that each rule for looking needs."""
+    found = rules.compared(times)
+    cells = [f"{recipe}, {kept:.1%}" for recipe in rules.ERRORS for kept in rules.RETENTIONS]
+    whole = table(
+        ["rule", *cells, "sum, of 8"],
+        ([name, *percents(shares[:-1], 0), f"{shares[-1]:.2f}"] for name, shares in found.items()),
+    )
+    chosen = ("Haybittle–Peto, six looks", "Lan–DeMets, Pocock-like", "Lan–DeMets, O'Brien–Fleming-like")
+    figure = charts.lines(
+        "Documents that rules for looking need, with the noise of fp8",
+        "true retention, %",
+        "share of documents",
+        {name: rules.against_retention(name, times) for name in chosen},
+        percent_y=True,
+        standalone=True,
+    )
+    return {"rules for looking": whole}, figure
+
+
+def second_terms(times: int) -> dict[str, str]:
+    """Return the table of the documents that each second term needs to certify what lost nothing."""
+    rows = (
+        [name, *(f"{count:,}" if count else f"more than {terms.COUNTS[-1]:,}" for count in counts)]
+        for name, counts in terms.compared(times).items()
+    )
+    return {"second terms": table(["statistic of an artifact that keeps 100%", *terms.NAMES], rows)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run both simulations, and write what they give."""
+    """Run all simulations, and write what they give."""
     parser = argparse.ArgumentParser(description="Simulate the gate; write its tables and figures.")
     parser.add_argument("--quick", action="store_true", help="few runs: to see that it works")
     parser.add_argument("--to", type=Path, default=HERE / "figures", help="folder for what is written")
     wanted = parser.parse_args(arguments)
-    times = (10, 5) if wanted.quick else (2000, 1000)
-    tables, drawn_errors = errors(times[0])
-    more, drawn_power, drawn_stopping = power_and_stopping(times[1])
+    times, fewer = (20, 10) if wanted.quick else (2000, 200)
+    tables, accuracy = accuracy_errors(times)
+    more, expected_figure = expected_errors(times)
+    seen, power, stopping = power_and_stopping(fewer)
+    looked, needed = looking_rules(10 * times)
+    figures = {
+        "errors-accuracy": accuracy,
+        "errors-expected": expected_figure,
+        "power": power,
+        "stopping": stopping,
+        "looks": needed,
+    }
     wanted.to.mkdir(parents=True, exist_ok=True)
-    for name, figure in (("errors", drawn_errors), ("power", drawn_power), ("stopping", drawn_stopping)):
+    for name, figure in figures.items():
         (wanted.to / f"gate-{name}.svg").write_text(figure, encoding="utf-8")
-    parts = [f"<!-- {name} -->\n{text}\n<!-- end of {name} -->\n" for name, text in {**tables, **more}.items()]
-    head = f"Made by `python docs/simulate.py`: {times[0]:,} runs a setting for errors, {times[1]:,} for the rest.\n"
+    written = {**tables, **more, **seen, **looked, **second_terms(fewer // 2)}
+    parts = [f"<!-- {name} -->\n{text}\n<!-- end of {name} -->\n" for name, text in written.items()]
+    head = f"Made by `python -m docs.simulate`: {times:,} runs a setting for errors, {fewer:,} for power.\n"
     (wanted.to / "gate-simulation.md").write_text("\n".join([head, *parts]), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.core.bounds import level
 from pipelines.gating.measures import LABELS, Measure
+from pipelines.gating.spending import shared
 from pipelines.gating.statistic import Statistic, documents_to_decide
 from pipelines.gating.verdict import Decision, Side, TaskVerdict
 from pipelines.recipe.suite import Policy, ScoreKind
@@ -30,7 +31,7 @@ def sides(overall: Mapping[ScoreKind, Statistic], policy: Policy, target: float)
 def _refusing(kind: ScoreKind, overall: Mapping[ScoreKind, Statistic], policy: Policy) -> float:
     """Return the confidence that it takes to show that a statistic is below the target."""
     share = CHOSEN_SHARE if kind == policy.statistic else 1 - CHOSEN_SHARE
-    return 1 - (1 - policy.confidence) * (share if len(overall) > 1 else 1.0)
+    return shared(policy.confidence, share if len(overall) > 1 else 1.0)
 
 
 def _side(statistic: Statistic, confidence: float, refusing: float, target: float) -> Side:

@@ -12,6 +12,7 @@ from pipelines.core.bounds import clustered_mean, margin_of_error, quantile
 from pipelines.core.errors import bad_input
 from pipelines.core.strict_yaml import Frozen
 from pipelines.gating.pairs import Pairs
+from pipelines.gating.spending import shared
 from pipelines.recipe.suite import Limits
 from pipelines.runtimes.distance import Distance
 
@@ -59,7 +60,7 @@ def measure(
 ) -> tuple[Measure, ...]:
     """Return all measures that there are: those of text where `distance` is known, the margin where some task has one.
 
-    Of k limits each is shown to be broken at α/k, so that the chance of a false one stays within α.
+    Each of k limits may use up a k-th of α to be shown to be broken, so that the chance of a false one stays within α.
 
     Raises:
         BadInput: a limit for what was not measured.
@@ -70,7 +71,7 @@ def measure(
         what = f"limits {', '.join(lacking)}, which {'was' if len(lacking) == 1 else 'were'} not measured"
         remedy = "pass the `distance` of `verify`" if lacking[0] in OF_TEXT else "leave the limit out for these tasks"
         raise bad_input("policy", what, remedy)
-    strict = 1 - (1 - confidence) / max(1, len(wanted))
+    strict = shared(confidence, 1 / max(1, len(wanted)))
     return tuple(
         Measure(
             name=name,

@@ -14,11 +14,22 @@ STEPS = 800
 """Number of steps of the numerical integration; with twice as many no level changes by a ten thousandth of itself."""
 FARTHEST = 8.0
 """Standard deviations beyond which a density is taken to be zero."""
+SHARING = 1.1
+"""Power of a test's share of α by which its level at a look shrinks."""
 
 
 def look_confidence(look: int, confidence: float) -> float:
     """Return the confidence of each one-sided bound at the look with this index, where `confidence` is that of all."""
     return 1 - levels(1 - confidence)[look]
+
+
+def shared(confidence: float, share: float) -> float:
+    """Return the confidence at a look of a test that may use up a `share` of the error which `confidence` leaves.
+
+    Strict tests at different looks coincide less often than lenient ones, so a level has to fall faster than the error
+    that it may cause: by the power 1.1 of the share, which is enough for every share (docs/gate.md).
+    """
+    return 1 - (1 - confidence) * share**SHARING
 
 
 def spent(share: float, alpha: float) -> float:

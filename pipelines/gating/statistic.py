@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pipelines.core.bounds import leverage_weight, margin_of_error, quantile
 from pipelines.core.strict_yaml import Frozen
+from pipelines.gating.spending import shared
 from pipelines.recipe.suite import Policy
 
 
@@ -85,10 +86,15 @@ class Statistic(Frozen):
         """Return the distance from `mean` to its one-sided bound, where one `change` more moves the mean by so much:
         `loss` for the lower bound, `gain` for the upper.
 
-        It is at least what a break costs that shows in none of the documents, at this confidence: -ln α times `unseen`.
+        It is at least what a break costs that shows in none of the documents, at this confidence: -ln α times `unseen`,
+        to which what was seen adds as variances do.
         """
-        seen = margin_of_error(self.variance(target), change, confidence)
-        return max(seen, -math.log(1 - confidence) * self.unseen)
+        variance = self.variance(target)
+        unseen = -math.log(1 - confidence) * self.unseen
+        return max(
+            margin_of_error(variance, change, confidence),
+            math.hypot(unseen, quantile(confidence) * math.sqrt(variance)),
+        )
 
     def variance(self, target: float) -> float:
         """Return the variance of the mean of d."""
@@ -182,7 +188,7 @@ def _sizes(b: Sequence[float], c: Sequence[float]) -> Sizes:
     return Sizes(
         loss=_largest(change for change in changes if change < 0),
         gain=_largest(change for change in changes if change > 0),
-        unseen=mean * square / lost**2 if lost > 0 else 1.0,
+        unseen=mean / lost * (square / lost) if lost > 0 else 1.0,
     )
 
 
@@ -213,8 +219,8 @@ def combine(moments: Mapping[str, PairedMoments], weights: Mapping[str, float]) 
 def tasks_below_floor(moments: Mapping[str, PairedMoments], policy: Policy) -> set[str]:
     """Return the tasks that are shown to keep less than the policy's floor.
 
-    The chance of naming any task that does not stays within α (Holm 1979): of k tasks each is tested at α/k, and what
-    is left of them after each finding anew.
+    The chance of naming any task that does not stays within α (Holm 1979): each of k tasks may use up a k-th of it, and
+    after each finding what is left of them is tested anew.
     """
     if policy.floor is None:
         return set()
@@ -222,7 +228,7 @@ def tasks_below_floor(moments: Mapping[str, PairedMoments], policy: Policy) -> s
     open_ = {name for name, task in alone.items() if task.above_chance(policy.confidence)}
     found: set[str] = set()
     while left := len(moments) - len(found):
-        confidence = 1 - (1 - policy.confidence) / left
+        confidence = shared(policy.confidence, 1 / left)
         new = {name for name in open_ - found if alone[name].upper(policy.floor, confidence) < 0}
         if not new:
             break
@@ -237,5 +243,6 @@ def documents_to_decide(overall: Statistic, target: float, confidence: float, do
         return None
     dense = quantile(confidence) ** 2 * overall.variance(target)
     rare = leverage_weight(confidence) * max(overall.loss, overall.gain) * distance
-    factor = max((dense + rare) / distance**2, -math.log(1 - confidence) * overall.unseen / distance)
+    unseen = -math.log(1 - confidence) * overall.unseen * distance
+    factor = max(dense + rare, (dense + math.hypot(dense, 2 * unseen)) / 2) / distance**2
     return max(1, math.ceil((factor - 1) * documents))

@@ -102,6 +102,9 @@ def table_moments(table: Sequence[float], chance: float) -> PairedMoments:
         covariance=(both / count - b * c) / (count - 1),
         candidate_variance=c * (1 - c) / (count - 1),
         leverage=1 / count,
+        loss=1 / count,
+        gain=1 / count,
+        unseen=1 / count,
     )
 
 

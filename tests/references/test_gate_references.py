@@ -25,14 +25,13 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from pipelines.evaluation.scores import Document
 from pipelines.gating.power import analyze_power, typical_discordance
-from pipelines.gating.statistic import PairedMoments, Statistic, combine, paired_moments
+from pipelines.gating.statistic import PairedMoments, Scored, Statistic, combine, paired_moments
 from pipelines.recipe.suite import Policy
 from tests.helpers.evaluations import (
     CERTIFIED,
     TARGET,
     Truth,
     differences,
-    documents,
     expanded,
     judged,
     random_data,
@@ -175,8 +174,9 @@ def test_the_variance_is_that_of_statsmodels_regression_with_clustered_errors(se
     data = random_data(seed)
     d, members = differences(data, target), data.clusters.tolist()
     fitted = OLS(d, np.ones_like(d)).fit(cov_type="cluster", cov_kwds={"groups": data.clusters})
-    ours, theirs = (documents(scores, data.chance, members) for scores in (data.baseline, data.candidate))
-    gate = combine({"a": paired_moments(list(zip(ours, theirs, strict=True)), CERTIFIED)}, {"a": 1.0})
+    rows = zip(data.baseline, data.candidate, members, strict=True)
+    scored = [Scored(float(b), float(c), data.chance, str(member)) for b, c, member in rows]
+    gate = combine({"a": paired_moments(scored, CERTIFIED)}, {"a": 1.0})
     assert gate.mean(target) == pytest.approx(fitted.params[0], abs=1e-12)
     assert math.sqrt(gate.variance(target)) == pytest.approx(fitted.bse[0], rel=1e-9)
 
@@ -278,7 +278,7 @@ def retention(card: Card, chance: Mapping[str, float]) -> float:
             baseline_variance=0.0,
             covariance=0.0,
             candidate_variance=0.0,
-            leverage=0.0,
+            **dict.fromkeys(("leverage", "loss", "gain", "unseen"), 0.0),
         )
         for name, b, c in rows
         if name in chance

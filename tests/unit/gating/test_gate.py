@@ -1,7 +1,6 @@
 """The gate, against simulations whose truth is known, against a second computation, and case by case."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -17,8 +16,8 @@ from scipy import optimize, stats
 
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document, Evaluation
-from pipelines.gating.gate import decide, gate, judge
-from pipelines.gating.power import Discordance, analyze_power, typical_discordance
+from pipelines.gating.decision import decide
+from pipelines.gating.gate import gate, judge
 from pipelines.gating.statistic import PairedMoments, tasks_below_floor
 from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Policy
@@ -39,7 +38,6 @@ from tests.helpers.evaluations import (
     table_moments,
     within_alpha,
 )
-from tests.helpers.paths import ROOT
 
 SIMULATIONS = 4000
 POINT = Policy(decide="point", floor=None)
@@ -76,7 +74,7 @@ class Clusters:
 
 
 def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chance: float) -> list[PairedMoments]:
-    """The same for clustered documents: one `_Moments` for each simulation (row)."""
+    """The same for clustered documents: one `PairedMoments` for each simulation (row)."""
     count, clusters = sum(sizes), len(sizes)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     b, c = baseline.mean(axis=1), candidate.mean(axis=1)
@@ -94,7 +92,7 @@ def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chanc
             baseline_variance=row[2],
             covariance=row[3],
             candidate_variance=row[4],
-            leverage=max(sizes) / count,
+            **dict.fromkeys(("leverage", "loss", "gain", "unseen"), max(sizes) / count),
         )
         for row in np.stack(columns, axis=1).tolist()
     ]
@@ -108,7 +106,7 @@ def decided(
 ) -> str:
     """The gate's word on these moments: PASS only where it is certified."""
     count = sum(m.documents for m in moments)
-    decision = decide(statistic(moments, weights), (), (), policy, target, count)
+    decision = decide({"accuracy": statistic(moments, weights)}, (), (), policy, target, count)
     return "certified" if decision.verdict == "PASS" and decision.shown else decision.verdict
 
 
@@ -259,7 +257,7 @@ def test_the_moments_of_the_simulations_are_those_of_the_gate(policy: Policy) ->
         for table in truth.draw(random, 2).tolist():
             verdict = judged(*expanded(table), policy, chance=truth.chance)
             moments = statistic([table_moments(table, truth.chance)])
-            said = decide(moments, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
+            said = decide({"accuracy": moments}, verdict.tasks, verdict.measures, policy, TARGET, truth.documents)
             assert (verdict.verdict, verdict.shown, verdict.reasons) == (said.verdict, said.shown, said.reasons)
             assert verdict.certified == (said.verdict == "PASS" and said.shown)
             assert verdict.more_documents == pytest.approx(said.more, rel=1e-9, abs=1)
@@ -718,48 +716,3 @@ def test_only_the_proportions_of_weights_matter(factor: float, ratio: int) -> No
     other = judge(ours, theirs, suite(CERTIFIED, {"a": factor, "b": ratio * factor}), TARGET)
     assert other.verdict == one.verdict
     assert other.lower_bound == pytest.approx(one.lower_bound, abs=1e-9)
-
-
-@pytest.mark.parametrize("loss_class", ["INT8", "INT4"])
-@pytest.mark.parametrize("sizes", [(1319,), (14_042,), (1000, 570, 1838, 299)])
-@pytest.mark.parametrize(("baseline", "chance"), [(0.55, 0.25), (0.8, 0.0)])
-def test_sight_is_right_eight_times_in_ten(
-    loss_class: str, sizes: tuple[int, ...], baseline: float, chance: float
-) -> None:
-    names = [f"task{i}" for i in range(len(sizes))]
-    counts, wanted = dict(zip(names, sizes, strict=True)), suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    seen = analyze_power(counts, wanted, TARGET, typical_discordance(loss_class), baseline - chance)
-    for retention, verdict in ((seen.fails_below, 1), (seen.certifies_above, 0)):
-        truths = [Truth(count, baseline, seen.discordance.share, chance, retention) for count in sizes]
-        assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.84
-
-
-@pytest.mark.parametrize("sizes", [(14_042,), (20_000, 5_000, 1_838)])
-def test_an_equal_artifact_is_certified_as_often_as_sight_says(sizes: tuple[int, ...]) -> None:
-    names = [f"task{i}" for i in range(len(sizes))]
-    wanted = suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    here = analyze_power(dict(zip(names, sizes, strict=True)), wanted, TARGET, Discordance(share=0.03), 0.6)
-    truths = [Truth(count, 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
-    assert here.certifies_equal == pytest.approx(rates(simulated(truths, times=2000))[0], abs=0.03)
-    assert here.documents_to_certify is not None
-    factor = here.documents_to_certify / sum(sizes)
-    more = [Truth(math.ceil(factor * count), 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
-    assert 0.77 < rates(simulated(more, times=2000))[0] < 0.84
-
-
-def test_nothing_certifies_an_equal_artifact_at_a_target_of_100_percent() -> None:
-    seen = analyze_power({"a": 5000}, suite(), 1.0, Discordance(share=0.03), 0.5)
-    assert seen.documents_to_certify is None
-    assert seen.certifies_equal < 0.05
-
-
-def test_the_table_in_the_documentation_is_what_sight_says() -> None:
-    rows = re.findall(r"^\| ([\d,]+) \|(.*)\|$", (ROOT / "docs" / "gate.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(rows) >= 4
-    for size, cells in rows:
-        seen = [
-            analyze_power({"a": int(size.replace(",", ""))}, suite(), TARGET, typical_discordance(loss_class))
-            for loss_class in ("FP8", "INT4")
-        ]
-        expected = [f"{value:.1%}" for s in seen for value in (s.fails_below, s.certifies_above)]
-        assert [cell.strip() for cell in cells.split("|")] == expected

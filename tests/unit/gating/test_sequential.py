@@ -1,8 +1,10 @@
 """Looks at the data: the order of documents, what the looks spend, and, where the truth is known, what they cost."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
@@ -13,20 +15,36 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from docs import simulate
-from docs.simulate import CORE, SIZES, TARGET, Outcome, Task
-from pipelines.evaluation.looks import BLOCK, FEWEST, LOOKS, blocks_by_look, documents_at_look, look_confidence
+from docs.simulate import CORE, SIZES, core_runs
+from docs.simulation.answers import TARGET, Population, Scores, both, expected, right_or_wrong
+from docs.simulation.outcomes import (
+    ACCURACY,
+    CERTIFIED,
+    EXPECTED,
+    FAIL,
+    OPEN,
+    Outcomes,
+    drawn,
+    outcomes_of,
+    verdicts,
+)
+from docs.simulation.rules import motions, simulated_bounds
+from docs.simulation.seen import Task, combine, seen_of
+from pipelines.evaluation.looks import BLOCK, LOOKS, blocks_by_look, documents_at_look
 from pipelines.evaluation.scores import Document
+from pipelines.evaluation.task import LmEvalTask
 from pipelines.flow import judging
 from pipelines.flow.prepare import Job
 from pipelines.gating.gate import judge
+from pipelines.gating.spending import levels, look_confidence, shared, spent
 from pipelines.gating.verdict import Verdict
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.recipe.load import load_recipe
-from pipelines.recipe.suite import Policy, Suite
-from tests.helpers.evaluations import documents, within_alpha
+from pipelines.recipe.suite import Policy, Suite, SuiteTask
+from tests.helpers.evaluations import within_alpha
 
-TIMES = 2000
-"""Simulated runs: a true rate of 5% is then seen above 6.6% once in a thousand times (`within_alpha`)."""
+TIMES = 1500
+"""Simulated runs: a true rate of 5% is then seen above 6.8% once in a thousand times (`within_alpha`)."""
 LAST = len(LOOKS) - 1
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -35,10 +53,16 @@ quick = settings(max_examples=60, deadline=None, derandomize=True, database=None
 # The order of documents
 
 
+def places(task: str, count: int, limit: int | None = None) -> tuple[int, ...]:
+    """The order of a task's documents; lm-eval's task itself is of no account for it."""
+    loaded = SimpleNamespace(documents=range(count), task=SimpleNamespace(task=task))
+    return LmEvalTask.places(cast(Any, loaded), limit)
+
+
 @quick
 @given(st.integers(1, 5000))
 def test_blocks_hold_every_document_once(count: int) -> None:
-    looks = blocks_by_look("task", count)
+    looks = blocks_by_look(places("task", count))
     assert len(looks) == len(LOOKS)
     assert sorted(place for look in looks for block in look for place in block) == list(range(count))
 
@@ -46,8 +70,9 @@ def test_blocks_hold_every_document_once(count: int) -> None:
 @quick
 @given(st.integers(1, 5000))
 def test_blocks_are_sorted_and_of_bounded_size(count: int) -> None:
-    every = list(chain.from_iterable(blocks_by_look("task", count)))
+    every = list(chain.from_iterable(blocks_by_look(places("task", count))))
     assert all(0 < len(block) <= BLOCK and list(block) == sorted(block) for block in every)
+    assert all(len(block) == BLOCK for block in every[:-1])
 
 
 @quick
@@ -56,44 +81,88 @@ def test_each_look_has_what_the_one_before_had_and_the_last_has_all(count: int) 
     sizes = [documents_at_look(look, count) for look in range(len(LOOKS))]
     assert all(before <= after for before, after in pairwise(sizes))
     assert sizes[-1] == count
-    assert sizes[0] >= min(count, FEWEST)
+    assert sizes[0] >= min(count, BLOCK)
+    assert all(size >= share * count for size, share in zip(sizes, LOOKS, strict=True))
 
 
 @pytest.mark.parametrize("count", [20, 300, 5153])
 def test_a_look_adds_as_many_documents_as_are_missing(count: int) -> None:
-    added = [sum(map(len, look)) for look in blocks_by_look("task", count)]
+    added = [sum(map(len, look)) for look in blocks_by_look(places("task", count))]
     assert np.cumsum(added).tolist() == [documents_at_look(look, count) for look in range(len(LOOKS))]
 
 
+@pytest.mark.parametrize("limits", [(100, 1000), (500, None), (32, 64)])
+def test_suites_with_other_limits_share_the_blocks_that_both_ask(limits: tuple[int, int | None]) -> None:
+    few, many = (list(chain.from_iterable(blocks_by_look(places("sciq", 1000, limit)))) for limit in limits)
+    whole = (limits[0] or 0) // BLOCK
+    assert few[:whole] == many[:whole]
+
+
 def first_look(task: str, count: int) -> list[int]:
-    return [place for block in blocks_by_look(task, count)[0] for place in block]
+    return [place for block in blocks_by_look(places(task, count))[0] for place in block]
 
 
 def test_the_order_is_the_same_every_time_and_another_for_each_task() -> None:
-    assert blocks_by_look("sciq", 1000) == blocks_by_look("sciq", 1000)
-    assert first_look("sciq", 1000)[:8] == [12, 34, 39, 58, 76, 103, 109, 128]
+    assert places("sciq", 1000) == places("sciq", 1000)
+    assert first_look("sciq", 1000)[:8] == [34, 58, 76, 109, 214, 263, 328, 406]
     assert first_look("sciq", 1000) != first_look("piqa", 1000)
 
 
-@pytest.mark.parametrize(("task", "count"), SIZES["`core`"].items())
-def test_the_first_look_is_spread_over_the_whole_task(task: str, count: int) -> None:
-    places = np.array(first_look(task, count)) / count
-    assert stats.kstest(places, "uniform").pvalue > 0.001
-    assert places.min() < 0.15 and places.max() > 0.85
+@pytest.mark.parametrize("wanted", CORE.tasks, ids=lambda wanted: str(wanted.task))
+def test_the_first_look_is_spread_over_the_whole_task(wanted: SuiteTask) -> None:
+    count = SIZES["`core`"][CORE.tasks.index(wanted)]
+    found = np.array(first_look(wanted.task, count)) / count
+    assert stats.kstest(found, "uniform").pvalue > 0.001
+    assert found.min() < 0.15 and found.max() > 0.85
 
 
 # What the looks spend
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-def test_the_looks_spend_alpha_and_no_more(confidence: float) -> None:
-    spent = [1 - look_confidence(look, confidence) for look in range(len(LOOKS))]
-    assert sum(spent) == pytest.approx(1 - confidence, rel=1e-12)
-    assert len(set(spent[:LAST])) == 1
-    assert spent[LAST] == pytest.approx(0.9 * (1 - confidence), rel=1e-12)
+def crossed(bounds: Sequence[float], looks: Sequence[float]) -> float:
+    """Probability that a Brownian motion is above one of the bounds, of standardized values, at its look."""
+    shares = np.array(looks)
+    correlated = np.sqrt(np.minimum.outer(shares, shares) / np.maximum.outer(shares, shares))
+    return 1 - float(stats.multivariate_normal(cov=correlated, abseps=1e-7, releps=1e-7, maxpts=10**6).cdf(bounds))
 
 
-verdicts = st.lists(st.booleans(), min_size=len(LOOKS), max_size=len(LOOKS))
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+def test_three_looks_spend_what_the_multivariate_normal_says(alpha: float) -> None:
+    looks = (0.25, 0.6, 1.0)
+    bounds = stats.norm.isf(levels(alpha, looks))
+    for look in range(3):
+        assert crossed(bounds[: look + 1], looks[: look + 1]) == pytest.approx(spent(looks[look], alpha), rel=2e-4)
+
+
+def test_the_levels_of_the_gate_are_those_of_simulated_motions() -> None:
+    simulated = stats.norm.sf(simulated_bounds(lambda share: spent(share, 1.0), LOOKS, 400_000))
+    assert levels(0.05) == pytest.approx(simulated, rel=0.06)
+
+
+def test_the_looks_spend_alpha_in_all_and_the_last_test_costs_more_than_one_look_would() -> None:
+    assert [spent(share, 0.05) for share in (0, 1)] == pytest.approx([0, 0.05], abs=1e-15)
+    assert levels(0.05, (1.0,)) == pytest.approx((0.05,), rel=1e-6)
+    assert sum(levels(0.05)) > 0.05, "looks at the same documents err together"
+    assert max(levels(0.05)) == look_level(LAST) == pytest.approx(0.0201, abs=2e-4)
+    assert min(levels(0.05)) > 0.0025, "no look is as strict as 99.9%"
+
+
+def look_level(look: int) -> float:
+    return 1 - look_confidence(look, 0.95)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.2, 1 / 7, 1 / 20])
+def test_a_share_of_the_error_is_not_exceeded_over_all_looks(share: float) -> None:
+    """A level of the same share would be: it is 16% too much for a fifth of α."""
+    motion = motions(LOOKS, 400_000, np.random.default_rng(7)) / np.sqrt(LOOKS)
+    own = [shared(look_confidence(look, 0.95), share) for look in range(len(LOOKS))]
+    plain = [1 - share * look_level(look) for look in range(len(LOOKS))]
+    err, too_much = (float((motion > stats.norm.ppf(bounds)).any(axis=1).mean()) for bounds in (own, plain))
+    assert 0.8 * share * 0.05 < err < share * 0.05
+    assert too_much > share * 0.05
+
+
+shown_at = st.lists(st.booleans(), min_size=len(LOOKS), max_size=len(LOOKS))
 
 
 class Looked(NamedTuple):
@@ -132,7 +201,7 @@ def sequential_verdict(shown: Sequence[bool], full: bool = False) -> Looked:
 
 
 @quick
-@given(verdicts)
+@given(shown_at)
 def test_the_first_verdict_that_is_shown_stands_and_else_the_last(shown: list[bool]) -> None:
     stop = shown.index(True) if any(shown) else LAST
     verdict, looks = sequential_verdict(shown)
@@ -149,149 +218,282 @@ def test_in_full_everything_is_evaluated_whatever_was_shown() -> None:
 
 def test_a_verdict_that_is_never_shown_is_that_of_all_documents_at_the_last_confidence() -> None:
     verdict, _ = sequential_verdict([False] * len(LOOKS))
-    assert verdict.confidence == pytest.approx(0.955, abs=1e-12)
+    assert verdict.confidence == look_confidence(LAST, 0.95) == pytest.approx(0.97986, abs=1e-4)
 
 
-# Simulations: their moments are the gate's, their errors stay within α
+# Simulations: their moments and verdicts are the gate's
 
 
-def scored(task: Task, right: simulate.Bools) -> tuple[Document, ...]:
-    clusters = [place // task.cluster for place in range(task.documents)]
-    return documents(right.astype(float), task.chance, clusters)
+def answered(task: Task, row: Sequence[int], chance: float, order: Sequence[int], side: int) -> tuple[Document, ...]:
+    """The documents of `order` of one run as an evaluation of baseline (0) or artifact (1) has them; `row` has its
+    clusters of the population."""
+    size = next(iter(task.population.values())).baseline.shape[1]
+
+    def score(scores: Scores, place: int) -> float:
+        return float(scores[side][row[place // size], place % size]) + chance
+
+    def logprobs(place: int) -> tuple[float, float]:
+        probability = min(max(score(task.population["expected"], place), 1e-12), 1 - 1e-12)
+        return math.log(probability), math.log1p(-probability)
+
+    return tuple(
+        Document.model_construct(
+            id=place,
+            doc_hash=str(place),
+            prompt_hash="",
+            target_hash="",
+            cluster=str(place // size),
+            chance=chance,
+            score=score(task.population["accuracy"], place),
+            logprobs=logprobs(place) if "expected" in task.population else (),
+            right=(0,) if "expected" in task.population else (),
+        )
+        for place in order
+    )
 
 
-@pytest.mark.parametrize("cluster", [1, 5])
-def test_the_looks_of_the_simulations_are_those_of_the_gate(cluster: int) -> None:
-    tasks = {"a": Task(400, 0.7, 0.1, 0.25, cluster, 0.8), "b": Task(90, 0.6, 0.3, 0.0, cluster, 0.9)}
-    suite = simulate.plain_suite(tasks, Policy(decide="certified"))
-    random = np.random.default_rng(1)
-    right = {name: simulate.answers(task, random, 20) for name, task in tasks.items()}
-    moments = {name: list(simulate.moments(name, task, *right[name])) for name, task in tasks.items()}
-    for run in range(20):
-        known: dict[str, set[int]] = {name: set() for name in tasks}
-        for look in range(len(LOOKS)):
-            for name, task in tasks.items():
-                known[name].update(chain.from_iterable(blocks_by_look(name, task.documents)[look]))
+CHANCE = {"a": 0.25, "b": 0.0}
+SIMULATED: Mapping[str, Mapping[str, Task]] = {
+    "both statistics": {
+        "a": Task(both("middling", 0.2, "a shift", 0.95), 300),
+        "b": Task(both("single answer", 0.1, "a shift", 0.96), 90, weight=2.0),
+    },
+    "both statistics, in clusters": {
+        "a": Task(both("wide", 0.3, "breaks to chance", 0.8, cluster=4), 300),
+        "b": Task(both("single answer", 0.1, "a shift", 0.98, cluster=2), 101),
+    },
+    "accuracy": {"a": Task(right_or_wrong(0.7, 0.1, 0.25, 5, 0.8), 400), "b": Task(right_or_wrong(0.6, 0.3), 90)},
+    "kept": {
+        "a": Task(both("middling", 0.02, "a shift", 1.0), 400, weight=3.0),
+        "b": Task(both("single answer", 0.02, "a shift", 1.0), 300),
+    },
+}
+WORDS = {CERTIFIED: "certified", OPEN: "INCONCLUSIVE", FAIL: "FAIL"}
+
+
+@pytest.mark.parametrize("tasks", SIMULATED.values(), ids=SIMULATED)
+def test_the_looks_of_the_simulations_are_those_of_the_gate(tasks: Mapping[str, Task]) -> None:
+    runs = 6
+    policy = EXPECTED if "expected" in tasks["a"].population else ACCURACY
+    policy = policy.model_copy(update={"decide": "certified"})
+    wanted = tuple(SuiteTask(task=name, weight=task.weight) for name, task in tasks.items())
+    suite = Suite(version=1, name="simulated", summary="", tasks=wanted, policy=policy)
+    rows, orders, seen = {}, {}, {}
+    for name, task in tasks.items():
+        clusters, size = task.population["accuracy"].baseline.shape
+        drawn_ = np.random.default_rng(1).integers(
+            0, clusters, (runs, math.ceil(task.documents / size)), dtype=np.int32
+        )
+        orders[name] = np.random.default_rng(2).permutation(task.documents) if size > 1 else np.arange(task.documents)
+        rows[name], seen[name] = drawn_, seen_of(task, drawn_, np.random.default_rng(2))
+    for look in (0, 5, LAST):
+        confidence = look_confidence(look, 0.95)
+        at = policy.model_copy(update={"confidence": confidence})
+        weights = [task.weight for task in tasks.values()]
+        said = verdicts([seen[name][look] for name in tasks], weights, at)
+        for run in range(runs):
             ours, theirs = (
                 {
-                    name: tuple(d for d in scored(task, right[name][side][run]) if d.id in known[name])
+                    name: answered(
+                        task,
+                        rows[name][run].tolist(),
+                        CHANCE[name],
+                        orders[name][: documents_at_look(look, task.documents)].tolist(),
+                        side,
+                    )
                     for name, task in tasks.items()
                 }
                 for side in (0, 1)
             )
-            confidence = look_confidence(look, 0.95)
             verdict = judge(ours, theirs, suite, TARGET, confidence=confidence)
-            expected = "certified" if verdict.certified else verdict.verdict
-            assert simulate.said({name: moments[name][look][run] for name in tasks}, suite, confidence) == expected
-            assert [task.clusters for task in verdict.tasks] == [moments[name][look][run].clusters for name in tasks]
+            assert WORDS[int(said[run])] == ("certified" if verdict.certified else verdict.verdict)
+            for kind, kept in (("accuracy", verdict.accuracy), ("expected", verdict.expected)):
+                if kept is None or kept.retention is None:
+                    continue
+                whole = combine([cast(Any, seen[name][look])[kind] for name in tasks], weights)
+                assert kept.retention == pytest.approx(whole.candidate[run] / whole.baseline[run], abs=1e-5)
+                if kept.lower_bound is not None and kept.upper_bound is not None:
+                    for bound, change, sign in ((kept.lower_bound, whole.loss, 1), (kept.upper_bound, whole.gain, -1)):
+                        edge = whole.mean(bound) - sign * whole.margin(bound, confidence, change)
+                        assert bound in (0.0, 10.0) or edge[run] == pytest.approx(0, abs=1e-5)
 
 
-BOUNDARY: Mapping[str, Mapping[str, Task]] = {
-    "few documents": {"a": Task(500, 0.4, 0.1)},
-    "few changes": {"a": Task(2000, 0.7, 0.02, 0.25)},
-    "many changes": {"a": Task(2000, 0.7, 0.1, 0.25)},
-    "many documents": {"a": Task(14_042, 0.7, 0.1, 0.25)},
-    "clusters": {"a": Task(2000, 0.7, 0.1, 0.25, cluster=5)},
-    "clusters of few": {"a": Task(500, 0.4, 0.02, cluster=5)},
-    "several tasks": {"a": Task(300, 0.8, 0.02, 0.25), "b": Task(3000, 0.5, 0.1), "c": Task(1000, 0.6, 0.1, 0.5)},
-    "tasks of clusters": {"a": Task(1000, 0.7, 0.1, 0.25, cluster=5), "b": Task(2000, 0.7, 0.1)},
+# Errors under looking stay within α
+
+
+def boundary(population: Population, *counts: int) -> list[Task]:
+    return [Task(population, count) for count in counts]
+
+
+BOUNDARY: Mapping[str, tuple[list[Task], Policy]] = {
+    "few documents": (boundary(right_or_wrong(0.4, 0.1), 500), ACCURACY),
+    "few changes": (boundary(right_or_wrong(0.7, 0.02, 0.25), 2000), ACCURACY),
+    "many changes": (boundary(right_or_wrong(0.7, 0.1, 0.25), 2000), ACCURACY),
+    "many documents": (boundary(right_or_wrong(0.7, 0.1, 0.25), 5153), ACCURACY),
+    "clusters": (boundary(right_or_wrong(0.7, 0.1, 0.25, cluster=5), 1000), ACCURACY),
+    "clusters of few": (boundary(right_or_wrong(0.4, 0.02, cluster=5), 500), ACCURACY),
+    "several tasks": (
+        [
+            Task(right_or_wrong(0.8, 0.02, 0.25), 300),
+            Task(right_or_wrong(0.5, 0.1), 2000),
+            Task(right_or_wrong(0.6, 0.1, 0.5), 1000),
+        ],
+        ACCURACY,
+    ),
+    "tasks of clusters": (
+        [Task(right_or_wrong(0.7, 0.1, 0.25, 5), 1000), Task(right_or_wrong(0.7, 0.1), 2000)],
+        ACCURACY,
+    ),
+    **{
+        f"expected, {kind}, {noise}, {loss}, {count}": (
+            boundary({"expected": expected(kind, noise, loss)}, count),
+            EXPECTED.model_copy(update={"floor": None}),
+        )
+        for kind, noise, loss, count in (
+            ("middling", 0.02, "breaks to chance", 300),
+            ("middling", 0.1, "a shift", 1000),
+            ("wide", 0.02, "breaks to a random answer", 300),
+            ("wide", 0.1, "half of the margin", 1000),
+            ("near chance", 0.1, "breaks to chance", 1000),
+            ("high", 0.02, "breaks to chance", 300),
+            ("high", 0.4, "a shift", 1000),
+            ("single answer", 0.02, "breaks to chance", 300),
+            ("single answer", 0.4, "half of the margin", 1000),
+        )
+    },
+    "expected, in clusters": (
+        boundary({"expected": expected("middling", 0.1, "breaks to chance", cluster=5)}, 1000),
+        EXPECTED,
+    ),
+    "both statistics": (boundary(both("middling", 0.1, "a shift"), 1000), EXPECTED),
+    "both statistics, much noise": (boundary(both("wide", 0.4, "a shift"), 2000), EXPECTED),
 }
-"""True retention is exactly the target: every certified PASS and every FAIL is an error."""
+"""True retention is exactly the target, by each statistic: every certified PASS and every FAIL is an error."""
 
 
-@pytest.mark.parametrize("tasks", BOUNDARY.values(), ids=BOUNDARY)
-def test_errors_under_looking_stay_within_alpha(tasks: Mapping[str, Task]) -> None:
-    found = simulate.simulate(tasks, simulate.plain_suite(tasks), TIMES)
-    _, certified, _, failed = simulate.rates(found)
-    assert within_alpha(certified, TIMES)
-    assert within_alpha(failed, TIMES)
+@pytest.mark.parametrize(("tasks", "policy"), BOUNDARY.values(), ids=BOUNDARY)
+def test_errors_stay_within_alpha_all_at_once_and_with_looks(tasks: list[Task], policy: Policy) -> None:
+    for task in tasks:
+        for scores in task.population.values():
+            assert scores.retention == pytest.approx(TARGET, abs=5e-4)
+    for rate in simulate.simulate(tasks, TIMES, policy).rates:
+        assert within_alpha(rate, TIMES)
+
+
+@pytest.mark.parametrize("falling", range(3))
+def test_errors_of_unequal_tasks_stay_within_alpha_where_one_has_all_of_the_loss(falling: int) -> None:
+    setting = [found for found in simulate.suite_settings() if "0.02" in found.words and "all in" in found.words[2]]
+    tasks = setting[falling].tasks
+    worth = [task.weight * task.population["expected"].baseline.mean() for task in tasks]
+    kept = [task.weight * task.population["expected"].candidate.mean() for task in tasks]
+    assert sum(kept) / sum(worth) == pytest.approx(TARGET, abs=1e-4)
+    assert sum(task.population["expected"].retention < 0.999 for task in tasks) == 1
+    for rate in simulate.simulate(tasks, TIMES, EXPECTED.model_copy(update={"floor": None})).rates:
+        assert within_alpha(rate, TIMES)
 
 
 def test_looking_as_often_without_paying_for_it_would_break_the_promise() -> None:
-    tasks = BOUNDARY["many documents"]
-    suite = simulate.plain_suite(tasks, Policy(decide="certified"))
-    with patch.object(simulate, "look_confidence", lambda _look, confidence: confidence):
-        found = simulate.simulate(tasks, suite, TIMES)
-    assert max(simulate.rates(found)[1], simulate.rates(found)[3]) > 0.08
+    tasks, policy = BOUNDARY["many documents"]
+    rates = simulate.simulate(tasks, TIMES, policy, levels=lambda _look, confidence: confidence).rates
+    assert max(rates[1], rates[3]) > 0.1
+
+
+def test_breaks_of_the_documents_that_the_baseline_is_surest_of_are_not_covered() -> None:
+    """As docs/gate.md tells: what was seen bounds what was not only where losses fall without regard to the score."""
+    tasks = boundary({"expected": expected("wide", 0.02, "breaks of the surest")}, 300)
+    certified = simulate.simulate(tasks, TIMES, EXPECTED).rates[0]
+    assert 0.05 < certified < 0.12
 
 
 # What the looks save, and what they change
 
 
-def core(retention: float, discordance: float = 0.1, accuracy: float = 0.7, chance: float = 0.25) -> dict[str, Task]:
-    """The seven tasks of `core`."""
-    return {
-        name: Task(count, accuracy, discordance, chance, retention=retention) for name, count in SIZES["`core`"].items()
-    }
-
-
 @pytest.mark.parametrize(("accuracy", "chance"), [(0.45, 0.25), (0.7, 0.25), (0.6, 0.0), (0.8, 0.5)])
 def test_an_artifact_that_only_guesses_is_refused_at_the_first_look(accuracy: float, chance: float) -> None:
-    random = np.random.default_rng(3)
-    for _ in range(3):
-        places = {name: first_look(name, count) for name, count in SIZES["`core`"].items()}
-        ours, theirs = (
-            {name: documents(random.random(len(known)) < share, chance) for name, known in places.items()}
-            for share in (accuracy, chance)
-        )
-        verdict = judge(ours, theirs, CORE, TARGET, confidence=look_confidence(0, 0.95))
-        assert (verdict.verdict, verdict.shown) == ("FAIL", True)
-        assert sum(map(len, places.values())) < sum(SIZES["`core`"].values()) / 5
+    guessing = right_or_wrong(accuracy, 0.0, chance, retention=0.0)
+    tasks = [Task(guessing, count) for count in SIZES["`core`"]]
+    found = simulate.simulate(tasks, 20, ACCURACY)
+    assert set(found.sequential) == {FAIL}
+    assert found.share.max() == sum(documents_at_look(0, task.documents) for task in tasks) / 20_169 < 0.05
 
 
 @pytest.mark.parametrize("retention", [0.0, 0.5])
-def test_a_ruined_artifact_costs_less_than_a_fifteenth_of_the_documents(retention: float) -> None:
-    found = simulate.simulate(core(retention), CORE, 200)
-    assert {run.sequential for run in found} == {"FAIL"}
-    assert max(run.share for run in found) < 1 / 15
+def test_a_ruined_artifact_costs_less_than_a_twentieth_of_the_documents(retention: float) -> None:
+    found = core_runs(0.25, retention, 50)
+    assert set(found.sequential) == {FAIL}
+    assert found.share.max() < 1 / 20
 
 
-def test_a_bad_artifact_costs_less_than_half_of_the_documents_on_average() -> None:
-    found = simulate.simulate(core(0.9), CORE, 200)
-    assert {run.sequential for run in found} == {"FAIL"}
-    assert np.mean([run.share for run in found]) < 0.5
+def test_a_bad_artifact_costs_less_than_a_tenth_of_the_documents_on_average() -> None:
+    found = core_runs(0.25, 0.9, 50)
+    assert set(found.sequential) == {FAIL}
+    assert found.share.mean() < 0.1
 
 
-def compared(tasks: Mapping[str, Task], suite: Suite, times: int) -> list[tuple[Outcome, str]]:
-    """Runs, and what all documents say at the last look's confidence."""
-    final = look_confidence(LAST, suite.policy.confidence)
-    return [
-        (simulate.outcome(looks, suite), simulate.said(looks[-1], suite, final))
-        for looks in simulate.drawn(tasks, times)
-    ]
+def compared(retention: float, times: int) -> tuple[Outcomes, np.ndarray]:
+    """Runs of 2,000 documents, and what all documents say at the last look's confidence."""
+    tasks = boundary({"expected": expected("middling", 0.1, "a shift", retention)}, 2000)
+    at = EXPECTED.model_copy(update={"confidence": look_confidence(LAST, 0.95)})
+    found, last = [], []
+    for (by_look,) in drawn(tasks, times):
+        found.append(outcomes_of([by_look], tasks, EXPECTED))
+        last.append(verdicts([by_look[-1]], [1.0], at))
+    return Outcomes(*(np.concatenate(part) for part in zip(*found, strict=True))), np.concatenate(last)
 
 
-@pytest.mark.parametrize("retention", [0.97, 0.99, 1.0, 1.02])
-def test_stopping_changes_a_verdict_in_few_runs(retention: float) -> None:
-    """Who is not stopped early and differs from the fixed test differs because of the last look's confidence, 95.5%
-    instead of 95%; that is at most one run in thirty, wherever the truth is."""
-    suite = simulate.plain_suite(core(1), Policy(decide="certified"))
-    found = compared(core(retention), suite, 1000)
-    differ = [(run, last) for run, last in found if run.sequential != run.fixed]
-    assert len(differ) < len(found) / 30
-    assert all(run.sequential == last for run, last in differ if run.share == 1)
-    assert {run.sequential for run, _ in differ} <= {"INCONCLUSIVE", "certified", "FAIL"} - {
-        "certified" if retention < TARGET else "FAIL"
-    }
+@pytest.mark.parametrize("retention", [0.97, 0.98, 0.99, 1.0, 1.01])
+def test_stopping_never_turns_a_verdict_round(retention: float) -> None:
+    """Who is not stopped early and differs from the fixed test differs because of the last look's confidence, 98%
+    instead of 95%; who is stopped early was seen to be on the side where the truth is, but for errors within α."""
+    found, last = compared(retention, 1000)
+    whole = found.share == 1
+    assert (found.sequential[whole] == last[whole]).all()
+    wrong = CERTIFIED if retention < TARGET else FAIL
+    assert within_alpha(float((found.sequential == wrong).mean()), 1000)
+    both_say = (found.sequential != OPEN) & (found.fixed != OPEN)
+    assert (found.sequential[both_say] != found.fixed[both_say]).mean() < 0.01
 
 
-@pytest.mark.parametrize("retention", [0.95, 0.98, 1.0, 1.02])
-def test_stopping_changes_pass_and_fail_in_no_run_away_from_the_target(retention: float) -> None:
-    """Under the default policy, where the estimate over all documents rules unless something is shown."""
-    shown = simulate.plain_suite(core(1), Policy(decide="certified"))
-    found = compared(core(retention), shown, 500)
-    estimates = [simulate.said(looks[-1], CORE, 0.95) for looks in simulate.drawn(core(retention), 500)]
-    differ = [
-        (run, estimate)
-        for (run, _), estimate in zip(found, estimates, strict=True)
-        if run.sequential != "INCONCLUSIVE" and (run.sequential == "FAIL") != (estimate == "FAIL")
-    ]
-    assert differ == []
+def motions_needed(retention: float, error: float) -> np.ndarray:
+    """Documents of `smoke`'s 3,570 until the gate's levels decide, by the error of the retention over all of them."""
+    motion = motions(LOOKS, 4000, np.random.default_rng(3)) / np.sqrt(LOOKS)
+    standardized = motion + (retention - TARGET) / error * np.sqrt(LOOKS)
+    decides = np.abs(standardized) > stats.norm.isf(levels(0.05))
+    decides[:, -1] = True
+    return 3570 * np.array(LOOKS)[decides.argmax(axis=1)]
+
+
+def test_the_documents_until_a_verdict_are_those_that_were_aimed_at() -> None:
+    """With the errors measured of int8-weight-only and fp8 on `smoke` (issue 22): an artifact that lost nothing is
+    certified after 700 and 3,570 documents in the median, a broken one is refused after 300."""
+    assert np.median(motions_needed(1.0, 0.0017)) <= 700
+    assert np.median(motions_needed(1.0, 0.0044)) <= 3570
+    assert np.median(motions_needed(0.9, 0.0044)) <= 300
+
+
+def test_the_confidence_sequence_that_is_compared_errs_at_most_at_alpha() -> None:
+    rule = simulate.rules.confidence_sequence()
+    motion = motions(rule.looks, 20_000, np.random.default_rng(4)) / np.sqrt(rule.looks)
+    err = float((motion > rule.bounds).any(axis=1).mean())
+    assert 0.01 < err < 0.05
+
+
+def test_the_rule_of_the_gate_needs_the_fewest_documents_of_those_compared() -> None:
+    found = {name: needed[-1] for name, needed in simulate.rules.compared(4000).items()}
+    assert min(found, key=lambda name: found[name]) == "Lan–DeMets, Pocock-like"
+    assert found["Lan–DeMets, Pocock-like"] < 0.8 * found["Haybittle–Peto, six looks"]
+
+
+def test_an_unseen_loss_costs_the_gate_fewer_documents_than_bounds_that_suppose_nothing() -> None:
+    for name, counts in simulate.terms.compared(20).items():
+        ours, betting, bernstein = (count or math.inf for count in counts)
+        assert ours <= betting and ours < bernstein, name
 
 
 def test_the_command_writes_its_tables_and_figures(tmp_path: Path) -> None:
     simulate.main(["--quick", "--to", str(tmp_path)])
     written = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert set(written) == {"gate-simulation.md", "gate-errors.svg", "gate-power.svg", "gate-stopping.svg"}
+    figures = {f"gate-{name}.svg" for name in ("errors-accuracy", "errors-expected", "power", "stopping", "looks")}
+    assert set(written) == {"gate-simulation.md", *figures}
     assert all(text.startswith("<svg") for name, text in written.items() if name.endswith(".svg"))
-    assert written["gate-simulation.md"].count("<!-- end of") == 4
+    assert written["gate-simulation.md"].count("<!-- end of") == 9
