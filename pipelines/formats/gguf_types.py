@@ -30,14 +30,14 @@ DEFAULTS: dict[FileType, TensorType] = {
     "IQ3_M": "IQ3_S", "IQ2_M": "IQ2_S",
 }  # fmt: skip
 CHANGES: dict[FileType, Changes] = {
-    "Q8_0": Changes(discordance=0.02, deviation=0.02),
-    "Q6_K": Changes(discordance=0.025, deviation=0.03),
-    "Q5_K_M": Changes(discordance=0.025, deviation=0.03),
-    "Q4_K_M": Changes(discordance=0.05, deviation=0.055),
-    "Q4_0": Changes(discordance=0.10, deviation=0.11),
-    "IQ4_XS": Changes(discordance=0.08, deviation=0.09),
-    "IQ3_M": Changes(discordance=0.085, deviation=0.09),
-    "IQ2_M": Changes(discordance=0.15, deviation=0.16),
+    "Q8_0": Changes(discordance=0.02, deviation=0.03),
+    "Q6_K": Changes(discordance=0.025, deviation=0.0375),
+    "Q5_K_M": Changes(discordance=0.025, deviation=0.0375),
+    "Q4_K_M": Changes(discordance=0.05, deviation=0.075),
+    "Q4_0": Changes(discordance=0.10, deviation=0.15),
+    "IQ4_XS": Changes(discordance=0.08, deviation=0.12),
+    "IQ3_M": Changes(discordance=0.085, deviation=0.128),
+    "IQ2_M": Changes(discordance=0.15, deviation=0.225),
 }
 """What they typically change: about what was seen on the default model (docs/gate.md#what-a-suite-can-see)."""
 FALLBACKS: dict[TensorType, TensorType] = {

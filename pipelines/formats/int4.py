@@ -11,7 +11,7 @@ FAMILY = Family(
     "INT4",
     "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
 )
-CHANGES = Changes(discordance=0.10, deviation=0.11)
+CHANGES = Changes(discordance=0.10, deviation=0.15)
 GROUPS = Weights(element=ELEMENT, strategy="group", group_size=128, scale=partial(integers.scale, bits=4))
 
 W4A16 = Scheme(

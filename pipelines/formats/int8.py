@@ -34,7 +34,7 @@ def round_static(x: "torch.Tensor", scale: float) -> "torch.Tensor":
 
 ELEMENT = integers.element(8)
 FAMILY = Family("INT8", "8-bit integers.")
-CHANGES = Changes(discordance=0.045, deviation=0.05)
+CHANGES = Changes(discordance=0.045, deviation=0.06)
 STORAGE = one_byte("int-quantized", "I8")
 ROWS = Weights(element=ELEMENT, strategy="channel", scale=partial(integers.scale, bits=8))
 
@@ -58,7 +58,7 @@ W8A8_STATIC = Scheme(
 """INT8 with one measured scale for all activations: Model Optimizer's way, and TensorRT-LLM's."""
 W8A16 = Scheme(
     family=FAMILY,
-    changes=Changes(discordance=0.02, deviation=0.02),
+    changes=Changes(discordance=0.015, deviation=0.02),
     storage=integers.PACKED,
     weights=ROWS,
     hardware=TURING,

@@ -78,7 +78,7 @@ STORAGE = Storage("mxfp4-pack-quantized", _layout, _pack, _unpack, scale_dtype="
 
 MXFP4 = Scheme(
     family=e2m1.FAMILY,
-    changes=Changes(discordance=0.22, deviation=0.24),
+    changes=Changes(discordance=0.22, deviation=0.33),
     storage=STORAGE,
     weights=Weights(element=e2m1.ELEMENT, strategy="group", group_size=32, scale=scale),
     activations=Activations(element=e2m1.ELEMENT, strategy="group", group_size=32, dynamic=True, round=round_groups),

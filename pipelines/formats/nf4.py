@@ -81,7 +81,7 @@ NF4 = Scheme(
         "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. "
         "It is no floating point; weights are turned back into 16 bits to compute with.",
     ),
-    changes=Changes(discordance=0.12, deviation=0.13),
+    changes=Changes(discordance=0.12, deviation=0.18),
     storage=Storage("bitsandbytes", _layout, _left_to_bitsandbytes, _unpack),
     weights=Weights(
         element=Element("NF4 (NormalFloat)", "normal", 4, _left_to_bitsandbytes, decode, _left_to_bitsandbytes),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.looks import LOOKS, documents_at_look
-from pipelines.evaluation.scores import Evaluation
+from pipelines.evaluation.scores import Evaluation, Scores
 from pipelines.formats.description import Changes
 from pipelines.formats.gguf_types import CHANGES
 from pipelines.formats.schemes import SCHEMES
@@ -110,8 +110,12 @@ def _equal(sight: Sight) -> str:
 
 
 TYPICAL_CHANGES: dict[str, Changes] = {**{name: scheme.changes for name, scheme in SCHEMES.items()}, **CHANGES}
-"""What changes, by a recipe's `loss_class`."""
-TYPICAL_HEADROOM = Headroom(accuracy=0.3, expected=0.25, unseen=0.5)
+"""What changes, by a recipe's `loss_class`: as seen on SmolLM2-135M-Instruct in float32 (torch 2.13.0, transformers
+5.17.0, lm_eval 0.4.13, compressed-tensors 0.19.0). Deviations were measured with `fp8` (FP8_DYNAMIC: 0.060, and 3.9% of
+the answers; on sciq 1,000, lambada_openai 1,024, piqa 1,024, arc_easy 570 and copa 100 documents) and `int8-weight-only`
+(W8A16: 0.019 and 1.3%; on hellaswag 512 as well). The others are 1.5 times the discordance, as both of these are: both
+grow in proportion to the noise while it is small."""
+TYPICAL_HEADROOM = Headroom(accuracy=0.3, expected=0.25, unseen=0.6)
 """That of a baseline before it is known: about the mean over the default model's four tasks of suite `smoke` (float32,
 256 documents each: sciq 0.51 by accuracy and 0.48 by expected score, arc_easy 0.32 and 0.27, piqa 0.14 and 0.14,
 lambada_openai 0.29 and 0.12)."""
@@ -331,7 +335,7 @@ def analyze_recipe_power(
     """
     if baseline is not None:
         asked = {task.about.task: task.of for task in baseline.tasks}
-        return analyze_power(asked, suite, recipe.gate.retention, changes, headroom_of(baseline, suite))
+        return analyze_power(asked, suite, recipe.gate.retention, changes, headroom_of(baseline.scores(), suite))
     counts = {wanted.task: task_documents(wanted) for wanted in suite.tasks}
     known = {name: count for name, count in counts.items() if count}
     if len(known) < len(counts):
@@ -340,9 +344,8 @@ def analyze_recipe_power(
     return analyze_power(known, suite, recipe.gate.retention, changes, TYPICAL_HEADROOM.model_copy(update=without))
 
 
-def headroom_of(baseline: Evaluation, suite: Suite) -> Headroom:
+def headroom_of(scores: Scores, suite: Suite) -> Headroom:
     """Return the scores above chance of a baseline, or what is typical where a task has too few documents as yet."""
-    scores = baseline.scores()
     if any(len({document.cluster for document in scored}) < FEWEST_INDEPENDENT for scored in scores.values()):
         return TYPICAL_HEADROOM
     same = {task: [(document, document) for document in scored] for task, scored in scores.items()}

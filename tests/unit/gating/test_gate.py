@@ -1,7 +1,5 @@
 """The gate, against simulations whose truth is known, against a second computation, and case by case."""
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +16,6 @@ from scipy import optimize, stats
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.scores import Document
 from pipelines.gating.gate import decide, judge
-from pipelines.gating.power import Discordance, analyze_power, typical_discordance
 from pipelines.gating.statistic import PairedMoments, tasks_below_floor
 from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Policy
@@ -39,7 +36,6 @@ from tests.helpers.evaluations import (
     table_moments,
     within_alpha,
 )
-from tests.helpers.paths import ROOT
 
 SIMULATIONS = 4000
 POINT = Policy(decide="point", floor=None)
@@ -712,48 +708,3 @@ def test_only_the_proportions_of_weights_matter(factor: float, ratio: int) -> No
     other = judge(ours, theirs, suite(CERTIFIED, {"a": factor, "b": ratio * factor}), TARGET)
     assert other.verdict == one.verdict
     assert other.lower_bound == pytest.approx(one.lower_bound, abs=1e-9)
-
-
-@pytest.mark.parametrize("loss_class", ["INT8", "INT4"])
-@pytest.mark.parametrize("sizes", [(1319,), (14_042,), (1000, 570, 1838, 299)])
-@pytest.mark.parametrize(("baseline", "chance"), [(0.55, 0.25), (0.8, 0.0)])
-def test_sight_is_right_eight_times_in_ten(
-    loss_class: str, sizes: tuple[int, ...], baseline: float, chance: float
-) -> None:
-    names = [f"task{i}" for i in range(len(sizes))]
-    counts, wanted = dict(zip(names, sizes, strict=True)), suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    seen = analyze_power(counts, wanted, TARGET, typical_discordance(loss_class), baseline - chance)
-    for retention, verdict in ((seen.fails_below, 1), (seen.certifies_above, 0)):
-        truths = [Truth(count, baseline, seen.discordance.share, chance, retention) for count in sizes]
-        assert 0.77 < rates(simulated(truths, times=2000))[verdict] < 0.84
-
-
-@pytest.mark.parametrize("sizes", [(14_042,), (20_000, 5_000, 1_838)])
-def test_an_equal_artifact_is_certified_as_often_as_sight_says(sizes: tuple[int, ...]) -> None:
-    names = [f"task{i}" for i in range(len(sizes))]
-    wanted = suite(CERTIFIED, dict.fromkeys(names, 1.0))
-    here = analyze_power(dict(zip(names, sizes, strict=True)), wanted, TARGET, Discordance(share=0.03), 0.6)
-    truths = [Truth(count, 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
-    assert here.certifies_equal == pytest.approx(rates(simulated(truths, times=2000))[0], abs=0.03)
-    assert here.documents_to_certify is not None
-    factor = here.documents_to_certify / sum(sizes)
-    more = [Truth(math.ceil(factor * count), 0.7, 0.03, 0.1, retention=1.0) for count in sizes]
-    assert 0.77 < rates(simulated(more, times=2000))[0] < 0.84
-
-
-def test_nothing_certifies_an_equal_artifact_at_a_target_of_100_percent() -> None:
-    seen = analyze_power({"a": 5000}, suite(), 1.0, Discordance(share=0.03), 0.5)
-    assert seen.documents_to_certify is None
-    assert seen.certifies_equal < 0.05
-
-
-def test_the_table_in_the_documentation_is_what_sight_says() -> None:
-    rows = re.findall(r"^\| ([\d,]+) \|(.*)\|$", (ROOT / "docs" / "gate.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(rows) >= 4
-    for size, cells in rows:
-        seen = [
-            analyze_power({"a": int(size.replace(",", ""))}, suite(), TARGET, typical_discordance(loss_class))
-            for loss_class in ("FP8", "INT4")
-        ]
-        expected = [f"{value:.1%}" for s in seen for value in (s.fails_below, s.certifies_above)]
-        assert [cell.strip() for cell in cells.split("|")] == expected
