@@ -15,7 +15,7 @@ from pipelines.gating.spending import look_confidence
 from pipelines.gating.verdict import Verdict
 from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.load import expected_documents
-from pipelines.reporting.history import discordance
+from pipelines.reporting.history import changes
 from pipelines.reporting.sentences import bounds
 from pipelines.runtimes.distance import Distance
 
@@ -39,7 +39,7 @@ def judge(job: Job, artifact: Artifact, distance: Distance | None, python: Path 
             whole = job.full and look == len(LOOKS) - 1
             looked = confidence if whole else look_confidence(look, confidence)
             verdict = gate(baseline, candidate, job.recipe.gate, distance, looked)
-            if look == 0 and (seen := analyze_recipe_power(job.recipe, job.suite, discordance(job.recipe), baseline)):
+            if look == 0 and (seen := analyze_recipe_power(job.recipe, job.suite, changes(job.recipe), baseline)):
                 progress.say(seen.sentence(job.suite.name))
             if verdict.retention is not None:
                 what = f"so far {verdict.retention:.1%} of the baseline kept ({bounds(verdict)})"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.checkpoint.headers import Layout
+from pipelines.core.strict_yaml import Frozen
 
 if TYPE_CHECKING:
     import torch
@@ -139,8 +140,17 @@ class Family:
     name: str
     about: str
     """Sentence or two on the family, for docs/recipes.md."""
+
+
+class Changes(Frozen):
+    """What changes of a suite's scores between a model and its artifact."""
+
     discordance: float
-    """Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
+    """Share of documents whose answer changes between right and wrong."""
+    deviation: float
+    """Standard deviation of the change of a document's expected score."""
+    runs: int = 0
+    """Number of earlier runs it was seen in; 0 for what is typical of a scheme."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +169,8 @@ class Scheme:
     """A pair of number formats, for weights and for activations, and how they are stored."""
 
     family: Family
+    changes: Changes
+    """What it typically changes: about what was seen on the default model (docs/gate.md#what-a-suite-can-see)."""
     storage: Storage
     weights: Weights
     activations: Activations | None = None

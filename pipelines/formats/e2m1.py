@@ -57,6 +57,5 @@ ELEMENT = Element("FP4 (E2M1)", "float", 4, encode, decode, snap)
 FAMILY = Family(
     "FP4",
     "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
-    discordance=0.12,
 )
 NO_CPU_KERNEL = CpuKernels("has no kernel for FP4")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.formats.description import Activations, CpuKernels, Element, Family, Scheme, Weights
+from pipelines.formats.description import Activations, Changes, CpuKernels, Element, Family, Scheme, Weights
 from pipelines.formats.hardware import ADA, HOPPER
 from pipelines.formats.linear import one_byte, scale_onto
 from pipelines.formats.rows import by_rows, in_groups, token_scale
@@ -107,7 +107,8 @@ def _round_float32(x: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
 # Descriptions
 
 ELEMENT = Element("FP8 (E4M3)", "float", 8, encode, decode, snap)
-FAMILY = Family("FP8", "8-bit floating point (E4M3). The first thing to try on a GPU that has it.", discordance=0.045)
+FAMILY = Family("FP8", "8-bit floating point (E4M3). The first thing to try on a GPU that has it.")
+CHANGES = Changes(discordance=0.045, deviation=0.06)
 STORAGE = one_byte("float-quantized", "F8_E4M3")
 ROWS = Weights(element=ELEMENT, strategy="channel", scale=scale)
 TOKENS = Activations(element=ELEMENT, strategy="token", dynamic=True, round=round_tokens)
@@ -116,6 +117,7 @@ _RUN_TIME_ONLY = CpuKernels("rounds activations only with scales found at run ti
 
 DYNAMIC = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=STORAGE,
     weights=ROWS,
     activations=TOKENS,
@@ -125,6 +127,7 @@ DYNAMIC = Scheme(
 )
 STATIC = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=STORAGE,
     weights=ROWS,
     activations=MEASURED,
@@ -135,6 +138,7 @@ STATIC = Scheme(
 )
 TENSOR = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=STORAGE,
     weights=Weights(element=ELEMENT, strategy="tensor", scale=scale),
     activations=MEASURED,
@@ -146,6 +150,7 @@ TENSOR = Scheme(
 """FP8 with one scale for the whole weight: Model Optimizer's way, and TensorRT-LLM's."""
 BLOCK = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=STORAGE,
     weights=Weights(element=ELEMENT, strategy="block", group_size=128, scale=scale),
     activations=Activations(element=ELEMENT, strategy="group", group_size=128, dynamic=True, round=round_groups),

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.core.strict_yaml import Frozen
+from pipelines.formats.description import Changes
 
 FileType = Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "IQ3_M", "IQ2_M"]
 TensorType = Literal[
@@ -28,11 +29,17 @@ DEFAULTS: dict[FileType, TensorType] = {
     "Q8_0": "Q8_0", "Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q4_0": "Q4_0", "IQ4_XS": "IQ4_XS",
     "IQ3_M": "IQ3_S", "IQ2_M": "IQ2_S",
 }  # fmt: skip
-DISCORDANCE: dict[str, float] = {
-    "Q8_0": 0.02, "Q6_K": 0.025, "Q5_K_M": 0.025, "Q4_K_M": 0.05, "Q4_0": 0.10, "IQ4_XS": 0.08, "IQ3_M": 0.085,
-    "IQ2_M": 0.15,
-}  # fmt: skip
-"""Share of documents whose answer changes: about what was seen on the default model (docs/gate.md)."""
+CHANGES: dict[FileType, Changes] = {
+    "Q8_0": Changes(discordance=0.02, deviation=0.03),
+    "Q6_K": Changes(discordance=0.025, deviation=0.0375),
+    "Q5_K_M": Changes(discordance=0.025, deviation=0.0375),
+    "Q4_K_M": Changes(discordance=0.05, deviation=0.075),
+    "Q4_0": Changes(discordance=0.10, deviation=0.15),
+    "IQ4_XS": Changes(discordance=0.08, deviation=0.12),
+    "IQ3_M": Changes(discordance=0.085, deviation=0.128),
+    "IQ2_M": Changes(discordance=0.15, deviation=0.225),
+}
+"""What they typically change: about what was seen on the default model (docs/gate.md#what-a-suite-can-see)."""
 FALLBACKS: dict[TensorType, TensorType] = {
     "IQ2_S": "IQ4_NL", "IQ3_S": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip

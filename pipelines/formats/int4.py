@@ -3,19 +3,20 @@
 from functools import partial
 
 from pipelines.formats import fp8, integers
-from pipelines.formats.description import CpuKernels, Family, Scheme, Weights
+from pipelines.formats.description import Changes, CpuKernels, Family, Scheme, Weights
 from pipelines.formats.hardware import HOPPER_ONLY, TURING
 
 ELEMENT = integers.element(4)
 FAMILY = Family(
     "INT4",
     "4-bit integers for the weights; activations stay in 16 bits, or get 8 where the recipe says so.",
-    discordance=0.10,
 )
+CHANGES = Changes(discordance=0.10, deviation=0.15)
 GROUPS = Weights(element=ELEMENT, strategy="group", group_size=128, scale=partial(integers.scale, bits=4))
 
 W4A16 = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=integers.PACKED,
     weights=GROUPS,
     hardware=f"{TURING}, x86 CPUs",
@@ -23,6 +24,7 @@ W4A16 = Scheme(
 )
 W4A16_ASYM = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=integers.PACKED,
     weights=Weights(
         element=ELEMENT,
@@ -35,6 +37,7 @@ W4A16_ASYM = Scheme(
 )
 W4AFP8 = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=integers.PACKED,
     weights=GROUPS,
     activations=fp8.TOKENS,

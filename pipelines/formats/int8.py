@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.formats import integers
-from pipelines.formats.description import Activations, CpuKernels, Family, Scheme, Weights
+from pipelines.formats.description import Activations, Changes, CpuKernels, Family, Scheme, Weights
 from pipelines.formats.hardware import AMPERE, TURING, TURING_TO_HOPPER
 from pipelines.formats.linear import one_byte
 from pipelines.formats.rows import by_rows, token_scale
@@ -33,12 +33,14 @@ def round_static(x: "torch.Tensor", scale: float) -> "torch.Tensor":
 
 
 ELEMENT = integers.element(8)
-FAMILY = Family("INT8", "8-bit integers.", discordance=0.045)
+FAMILY = Family("INT8", "8-bit integers.")
+CHANGES = Changes(discordance=0.045, deviation=0.06)
 STORAGE = one_byte("int-quantized", "I8")
 ROWS = Weights(element=ELEMENT, strategy="channel", scale=partial(integers.scale, bits=8))
 
 W8A8 = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=STORAGE,
     weights=ROWS,
     activations=Activations(element=ELEMENT, strategy="token", dynamic=True, round=round_tokens),
@@ -46,6 +48,7 @@ W8A8 = Scheme(
 )
 W8A8_STATIC = Scheme(
     family=FAMILY,
+    changes=CHANGES,
     storage=STORAGE,
     weights=ROWS,
     activations=Activations(element=ELEMENT, strategy="tensor", round=round_static),
@@ -55,6 +58,7 @@ W8A8_STATIC = Scheme(
 """INT8 with one measured scale for all activations: Model Optimizer's way, and TensorRT-LLM's."""
 W8A16 = Scheme(
     family=FAMILY,
+    changes=Changes(discordance=0.015, deviation=0.02),
     storage=integers.PACKED,
     weights=ROWS,
     hardware=TURING,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipelines.checkpoint.headers import Layout
 from pipelines.formats import e2m1
 from pipelines.formats.bits import pack_nibbles, unpack_nibbles
-from pipelines.formats.description import Activations, Scales, Scheme, Storage, Weights, group_count
+from pipelines.formats.description import Activations, Changes, Scales, Scheme, Storage, Weights, group_count
 from pipelines.formats.hardware import BLACKWELL
 from pipelines.formats.rows import in_groups
 
@@ -78,6 +78,7 @@ STORAGE = Storage("mxfp4-pack-quantized", _layout, _pack, _unpack, scale_dtype="
 
 MXFP4 = Scheme(
     family=e2m1.FAMILY,
+    changes=Changes(discordance=0.22, deviation=0.33),
     storage=STORAGE,
     weights=Weights(element=e2m1.ELEMENT, strategy="group", group_size=32, scale=scale),
     activations=Activations(element=e2m1.ELEMENT, strategy="group", group_size=32, dynamic=True, round=round_groups),

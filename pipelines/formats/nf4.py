@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipelines.checkpoint.dtypes import NAMES
 from pipelines.checkpoint.headers import Layout
 from pipelines.core.errors import QuantgateError
-from pipelines.formats.description import Element, Family, Scales, Scheme, Storage, Weights, group_count
+from pipelines.formats.description import Changes, Element, Family, Scales, Scheme, Storage, Weights, group_count
 from pipelines.formats.hardware import PASCAL
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ NF4 = Scheme(
         "NF4",
         "NormalFloat: 16 values spaced like the quantiles of a normal distribution, looked up by a code of 4 bits. "
         "It is no floating point; weights are turned back into 16 bits to compute with.",
-        discordance=0.12,
     ),
+    changes=Changes(discordance=0.12, deviation=0.18),
     storage=Storage("bitsandbytes", _layout, _left_to_bitsandbytes, _unpack),
     weights=Weights(
         element=Element("NF4 (NormalFloat)", "normal", 4, _left_to_bitsandbytes, decode, _left_to_bitsandbytes),

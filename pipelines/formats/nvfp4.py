@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipelines.checkpoint.headers import Layout
 from pipelines.formats import e2m1
 from pipelines.formats.bits import pack_nibbles, unpack_nibbles
-from pipelines.formats.description import Activations, Scales, Scheme, Storage, Weights, group_count
+from pipelines.formats.description import Activations, Changes, Scales, Scheme, Storage, Weights, group_count
 from pipelines.formats.e2m1 import FP4_MAX
 from pipelines.formats.fp8 import FP8_MAX
 from pipelines.formats.hardware import BLACKWELL
@@ -81,6 +81,7 @@ WEIGHTS = Weights(element=e2m1.ELEMENT, strategy="tensor_group", group_size=16, 
 
 NVFP4 = Scheme(
     family=e2m1.FAMILY,
+    changes=Changes(discordance=0.13, deviation=0.195),
     storage=STORAGE,
     weights=WEIGHTS,
     activations=Activations(
@@ -96,6 +97,7 @@ NVFP4 = Scheme(
 )
 NVFP4A16 = Scheme(
     family=e2m1.FAMILY,
+    changes=Changes(discordance=0.08, deviation=0.12),
     storage=STORAGE,
     weights=WEIGHTS,
     hardware=f"{BLACKWELL}; through Marlin also from Turing on",

@@ -24,11 +24,11 @@ def sides(overall: Mapping[ScoreKind, Statistic], policy: Policy, target: float)
     the policy asks for has `CHOSEN_SHARE` of α for that, and the other the rest (Bonferroni).
     """
     return {
-        kind: _side(one, policy.confidence, _refusing(kind, overall, policy), target) for kind, one in overall.items()
+        kind: _side(one, policy.confidence, refusing(kind, overall, policy), target) for kind, one in overall.items()
     }
 
 
-def _refusing(kind: ScoreKind, overall: Mapping[ScoreKind, Statistic], policy: Policy) -> float:
+def refusing(kind: ScoreKind, overall: Mapping[ScoreKind, Statistic], policy: Policy) -> float:
     """Return the confidence that it takes to show that a statistic is below the target."""
     share = CHOSEN_SHARE if kind == policy.statistic else 1 - CHOSEN_SHARE
     return shared(policy.confidence, share if len(overall) > 1 else 1.0)

@@ -15,7 +15,7 @@ the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipelines.core.errors import Problem, refuse
 from pipelines.evaluation.scores import Evaluation, Scores
@@ -23,7 +23,7 @@ from pipelines.gating.decision import decide, sides
 from pipelines.gating.expected import EXPECTED_REMEDY, NO_EXPECTED
 from pipelines.gating.measures import Measure, measure
 from pipelines.gating.pairs import Pairs, pair_documents, pairing_problems
-from pipelines.gating.statistic import tasks_below_floor
+from pipelines.gating.statistic import Scored, tasks_below_floor
 from pipelines.gating.verdict import Decision, Kept, TaskVerdict, Verdict
 from pipelines.gating.weighed import Both, weigh_both
 from pipelines.recipe.recipe import Gate, check_retention
@@ -181,5 +181,11 @@ def _task_verdict(name: str, pairs: Pairs, both: Both, weight: float, policy: Po
         gained=sum(theirs.score > ours.score for ours, theirs in pairs),
         below_floor=below,
         expected=both.expected.kept_of(name, policy.confidence) if both.expected else None,
+        deviation=_deviation(both.expected.scored[name]) if both.expected else None,
         temperature=both.temperatures.get(name),
     )
+
+
+def _deviation(scored: Sequence[Scored]) -> float:
+    """Return the standard deviation of the change of a document's score."""
+    return statistics.pstdev(one.candidate - one.baseline for one in scored)

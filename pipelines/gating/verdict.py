@@ -57,6 +57,8 @@ class TaskVerdict(Frozen):
     """Whether the task is shown to keep less than the policy's floor."""
     expected: Kept | None = None
     """What is kept of the expected score; None where the task has none."""
+    deviation: float | None = None
+    """Standard deviation of the change of a document's expected score; None where the task has none."""
     temperature: float | None = None
     """Temperature of the expected score's softmax, fitted on the baseline; None where it is 1."""
 

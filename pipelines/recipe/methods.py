@@ -130,12 +130,12 @@ class _Quantize(_Target):
     @property
     def family(self) -> str:
         """Number format that weights get: FP8, FP4, NF4, INT8 or INT4; `mixed` when there are rules."""
-        return "mixed" if self.rules else self.loss_class
+        return "mixed" if self.rules else SCHEMES[self.scheme].family.name
 
     @property
     def loss_class(self) -> str:
-        """Number format of the main scheme, which tells what the loss is like."""
-        return SCHEMES[self.scheme].family.name
+        """Main scheme, which tells what the loss is like."""
+        return self.scheme
 
 
 class Rtn(_Quantize):

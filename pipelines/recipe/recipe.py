@@ -146,5 +146,5 @@ class Recipe(Frozen):
 
     @property
     def loss_class(self) -> str:
-        """Class by which losses are alike: the family of the main scheme, or the file type of a GGUF."""
+        """Class by which losses are alike: the main scheme, or the file type of a GGUF."""
         return self.quantize.loss_class

@@ -1,6 +1,7 @@
 """Finished runs: how they compare, and what they say about the next."""
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,8 @@ from pipelines.core.device import ComputeDtype, processor
 from pipelines.core.errors import Problems, bad_input, refuse
 from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
-from pipelines.gating.power import Discordance, typical_discordance
+from pipelines.formats.description import Changes
+from pipelines.gating.power import typical_changes
 from pipelines.planning.plan import Plan
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.suite import Suite
@@ -38,29 +40,44 @@ PRIOR = 500
 """Number of documents that what is typical of a recipe counts as, beside those of earlier runs."""
 
 
-def discordance(recipe: Recipe) -> Discordance:
-    """Return how often answers changed in earlier runs of the recipe's schemes (of a GGUF, its file type).
+def changes(recipe: Recipe) -> Changes:
+    """Return what changed in earlier runs of the recipe's schemes (of a GGUF, its file type).
 
     It is over all documents they were judged on, and `PRIOR` more at what is typical: a few documents say little.
     """
-    typical = typical_discordance(recipe.loss_class)
-    changed, documents, artifacts = PRIOR * typical.share, PRIOR, set()
+    typical = typical_changes(recipe.loss_class)
+    flips, squares = _Pooled(typical.discordance), _Pooled(typical.deviation**2)
+    artifacts = set()
     for record in finished():
         try:
             manifest = record["manifest"]
             if _kind(manifest["recipe"]["quantize"]) != _kind(recipe.quantize.model_dump(mode="json")):
                 continue
             tasks = manifest["gate"]["tasks"]
-            counts = [(task["documents"], task["lost"] + task["gained"]) for task in tasks]
+            changed = [(task["documents"], task["lost"] + task["gained"], task.get("deviation")) for task in tasks]
+            what = json.dumps([manifest["files"], manifest["evaluation"]["suite"]], sort_keys=True)
         except (KeyError, TypeError, AttributeError):
             continue  # of a version that recorded something else
-        what = json.dumps([manifest["files"], manifest["evaluation"]["suite"]], sort_keys=True)
         if what in artifacts:
             continue
         artifacts.add(what)
-        documents += sum(count for count, _ in counts)
-        changed += sum(count for _, count in counts)
-    return Discordance(share=changed / documents, runs=len(artifacts)) if artifacts else typical
+        for documents, flipped, deviation in changed:
+            flips.add(documents, flipped / documents)
+            if deviation is not None:
+                squares.add(documents, deviation**2)
+    return Changes(discordance=flips.mean, deviation=math.sqrt(squares.mean), runs=len(artifacts))
+
+
+class _Pooled:
+    """A mean over documents, of which `PRIOR` are at what is typical."""
+
+    def __init__(self, typical: float) -> None:
+        self.mean, self._documents = typical, PRIOR
+
+    def add(self, documents: int, mean: float) -> None:
+        """Add so many documents with this mean."""
+        self._documents += documents
+        self.mean += (mean - self.mean) * documents / self._documents
 
 
 BY_RECIPE = ("calibrate", "quantize", "verify")

@@ -28,14 +28,14 @@ def plan(
     from pipelines.gating.power import analyze_recipe_power
     from pipelines.planning.stage import make_plan
     from pipelines.recipe.load import load_recipe, load_suite
-    from pipelines.reporting.history import discordance
+    from pipelines.reporting.history import changes
 
     device = choose_device(device) if device else default_device()
     chosen = load_recipe(recipe, overrides)
     announce_planning([chosen.name], model)
     made = make_plan(chosen, model, device=device, dtype=dtype)
     suite = load_suite(made.recipe.gate.suite)
-    seen = analyze_recipe_power(made.recipe, suite, discordance(made.recipe))
+    seen = analyze_recipe_power(made.recipe, suite, changes(made.recipe))
     times = forecast_plan(made, suite, device, dtype)
     if not as_json:
         return show_plan(made, seen, times)

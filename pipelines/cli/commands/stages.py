@@ -160,12 +160,12 @@ def _show_power(name: str, overrides: tuple[str, ...], baseline: Path | None, as
     from pipelines.evaluation.scores import Evaluation
     from pipelines.gating.power import analyze_recipe_power
     from pipelines.recipe.load import load_recipe, load_suite
-    from pipelines.reporting.history import discordance
+    from pipelines.reporting.history import changes
 
     evaluation = read_record(baseline, Evaluation, "an evaluation") if baseline else None
     recipe = load_recipe(name, overrides)
     suite = evaluation.suite if evaluation else load_suite(recipe.gate.suite)
-    seen = analyze_recipe_power(recipe, suite, discordance(recipe), evaluation)
+    seen = analyze_recipe_power(recipe, suite, changes(recipe), evaluation)
     if seen is None:
         what = "has a task whose documents are not counted anywhere"
         remedy = "give each task a limit, or evaluate the baseline and give it, too"

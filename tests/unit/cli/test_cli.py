@@ -484,7 +484,8 @@ def test_gate_refuses_to_judge_and_to_plan_at_once(cli: Cli, tmp_path: Path, mod
 def test_gate_says_what_it_will_see(cli: Cli, tmp_path: Path) -> None:
     command = ("gate", "--plan", "fp8", "--json")
     seen = json.loads(cli(*command, QUANTGATE_CACHE=str(tmp_path / "empty")).stdout)
-    assert (seen["documents"], seen["discordance"]) == (3570, {"share": 0.045, "runs": 0})
+    assert (seen["documents"], seen["changes"]) == (3570, {"discordance": 0.045, "deviation": 0.06, "runs": 0})
+    assert seen["expected"]["fails_below"] > seen["accuracy"]["fails_below"]
     suite = tmp_path / "suite.yaml"
     suite.write_text("version: 1\nname: own\nsummary: of the test\ntasks: [{task: gsm8k}]\n")
     recipe = tmp_path / "own.yaml"

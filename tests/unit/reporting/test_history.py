@@ -10,9 +10,9 @@ import pytest
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.flow.journal import Run, write_report
 from pipelines.flow.run import run
-from pipelines.gating.power import typical_discordance
+from pipelines.gating.power import typical_changes
 from pipelines.recipe.load import load_recipe
-from pipelines.reporting.history import PRIOR, compare, discordance, read_runs
+from pipelines.reporting.history import PRIOR, changes, compare, read_runs
 from tests.conftest import Cli
 from tests.helpers.records import with_result
 from tests.helpers.suites import little
@@ -37,11 +37,14 @@ def test_what_a_run_saw_is_what_the_next_expects(done: Run, tmp_path: Path, monk
             read_runs([runs / name])
     monkeypatch.setenv("QUANTGATE_CACHE", str(tmp_path / "cache"))
     changed = sum(task.lost + task.gained for task in done.verdict.tasks)
-    typical = typical_discordance("FP8").share
-    seen = discordance(load_recipe("fp8-kv"))
-    assert seen.share == pytest.approx((changed + PRIOR * typical) / (13 + PRIOR)) and seen.runs == 1
-    assert abs(seen.share - typical) < 13 / PRIOR, "so few documents say little"
-    assert discordance(load_recipe("fp8-static")) == typical_discordance("FP8")
+    squares = sum(task.documents * (task.deviation or 0) ** 2 for task in done.verdict.tasks)
+    typical = typical_changes("FP8_DYNAMIC")
+    seen = changes(load_recipe("fp8-kv"))
+    assert seen.discordance == pytest.approx((changed + PRIOR * typical.discordance) / (13 + PRIOR)) and seen.runs == 1
+    assert seen.deviation == pytest.approx(((squares + PRIOR * typical.deviation**2) / (13 + PRIOR)) ** 0.5)
+    assert squares > 0, "the tasks have expected scores"
+    assert abs(seen.discordance - typical.discordance) < 13 / PRIOR, "so few documents say little"
+    assert changes(load_recipe("fp8-static")) == typical_changes("FP8_STATIC")
 
 
 def test_the_smallest_that_passed_is_recommended_and_what_is_beaten_is_said(done: Run) -> None:
