@@ -14,12 +14,12 @@ from pipelines.core.errors import BadInput
 from pipelines.reporting.history import Ranking, compare, read_runs
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.rendering import plain
-from pipelines.reporting.sentences import bounds, changed, verdict_name
+from pipelines.reporting.sentences import SHORT, both, changed, kept_with_bounds, verdict_name
 
 PAGE = Path(__file__).parent / "results.md"
 BEGIN, END = "<!-- begin generated -->", "<!-- end generated -->"
 COLUMNS = (
-    "recipe", "weights", "bits per weight", "retention", "bounds", "answers changed", "KL divergence", "verdict",
+    "recipe", "weights", "bits per weight", *SHORT.values(), "bounds at", "answers changed", "KL divergence", "verdict",
     "documents", "processor", "computed in", "run on",
 )  # fmt: skip
 
@@ -71,8 +71,8 @@ def _row(run: Manifest) -> str:
                 f"`{run.recipe.name}`",
                 _megabytes(run.size.bytes_after),
                 f"{run.size.bits_per_weight:.2f}",
-                "–" if gate.retention is None else f"{gate.retention:.2%}",
-                f"{bounds(gate)} at {level(gate.confidence)}",
+                *map(kept_with_bounds, both(gate).values()),
+                level(gate.confidence),
                 "–" if share is None else f"{share:.1%}",
                 f"{distance.divergence:.4f} ± {distance.divergence_error:.4f}" if distance else "–",
                 verdict_name(gate) + (", forced" if gate.forced else ""),

@@ -1,9 +1,10 @@
 """The results of evaluations: per-document scores, and what they belong to."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipelines.core.cache import Result
 from pipelines.core.device import ComputeDtype
@@ -13,6 +14,8 @@ from pipelines.recipe.suite import Suite
 
 class Document(Frozen):
     """One document's score, with what is needed to pair it."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a broken model's log-probabilities are no numbers
 
     id: int
     """Position of the document in the task's split."""
@@ -36,6 +39,11 @@ class Document(Frozen):
     """Places of the right answers among those offered; empty where the metric does not choose the likeliest."""
     times: int = 1
     """Number of times that the document was answered; the score is their mean."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the score is a number, and each log-probability that an expected score is made of."""
+        return math.isfinite(self.score) and all(map(math.isfinite, self.logprobs))
 
 
 Scores = Mapping[str, tuple[Document, ...]]

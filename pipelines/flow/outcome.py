@@ -21,7 +21,7 @@ from pipelines.reporting.pages import Cell, Mark, Note, Section, Table
 from pipelines.reporting.record import REPORT, Manifest
 from pipelines.reporting.rendering import clean
 from pipelines.reporting.report import html, markdown, marked
-from pipelines.reporting.sentences import NO_LICENCE, bounds, retained, verdict_line
+from pipelines.reporting.sentences import NO_LICENCE, SHORT, both, kept_with_bounds, verdict_line
 
 OUTCOME, JUNIT, SUMMARY = "release.json", "junit.xml", "summary.md"
 """Files that are written beside `report.html`."""
@@ -136,7 +136,7 @@ def _section(outcome: Outcome, done: Sequence[Run | QuantgateError]) -> Section:
     """Return the release's table, which stands above the report of its runs."""
     manifests = [run.manifest if isinstance(run, Run) else None for run in done]
     manifests += [None] * (len(outcome.items) - len(manifests))
-    columns = ("model", "recipe", "weights", "retention", "bounds", "verdict", "published", "time")
+    columns = ("model", "recipe", "weights", *SHORT.values(), "verdict", "published", "time")
     rows = tuple(_row(item, manifest) for item, manifest in zip(outcome.items, manifests, strict=True))
     notes = [Note(outcome.release.summary)] if outcome.release.summary else []
     notes += [Note(f"{one.model.label}: {NO_LICENCE}") for one in _by_model(manifests) if not one.model.spdx]
@@ -156,8 +156,8 @@ def _row(item: Item, manifest: Manifest | None) -> tuple[Cell, ...]:
         return item.model, item.recipe, "–", "–", "–", said, places, "–"
     gate = manifest.gate
     weights = f"{size(manifest.size.bytes_before)} → {size(manifest.size.bytes_after)}"
-    time = duration(item.seconds)
-    return item.model, item.recipe, weights, retained(gate.retention), bounds(gate), marked(gate), places, time
+    kept = map(kept_with_bounds, both(gate).values())
+    return item.model, item.recipe, weights, *kept, marked(gate), places, duration(item.seconds)
 
 
 def junit(outcome: Outcome) -> str:

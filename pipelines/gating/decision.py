@@ -58,24 +58,23 @@ def decide(
     shown = sides(overall, policy, target)
     broken = [f"task {task.task} is shown to keep less than {policy.floor:.0%}" for task in tasks if task.below_floor]
     broken += [f"{LABELS[m.name]} is shown to be beyond {m.limit:g}" for m in measures if m.says == "beyond"]
-    if below := _shown(shown, "below"):
-        broken.append(f"retention is shown to be below {target:.2%} on {below} ({percent} confidence)")
+    if "below" in shown.values():
+        broken.append(f"retention is shown to be below {target:.2%}{_shown(shown, 'below')} ({percent} confidence)")
     if broken:
         return Decision(verdict="FAIL", shown=True, reasons=tuple(broken))
     open_ = [measure for measure in measures if measure.says == "undecided"]
     is_kept = shown[policy.statistic] == "above"
     if is_kept and not open_:
         limits = ", and every limit to be kept" if any(m.says for m in measures) else ""
-        reason = (
-            f"retention is shown to be above {target:.2%} on {_shown(shown, 'above')}{limits} ({percent} confidence)"
-        )
+        reason = f"retention is shown to be above {target:.2%}{_shown(shown, 'above')}{limits} ({percent} confidence)"
         return Decision(verdict="PASS", shown=True, reasons=(reason,))
     return _undecided(overall, open_, is_kept, policy, target, documents)
 
 
 def _shown(shown: Mapping[ScoreKind, Side], side: Side) -> str:
-    """Return the names of the statistics that are shown to be on that side of the target."""
-    return " and on ".join(SCORES[kind] for kind in SCORES if shown.get(kind) == side)
+    """Return which statistics are shown to be on that side of the target; nothing where there is one only."""
+    names = [SCORES[kind] for kind in SCORES if shown.get(kind) == side]
+    return f" on {' and on '.join(names)}" if len(shown) > 1 else ""
 
 
 def _undecided(
@@ -98,7 +97,7 @@ def _undecided(
         return Decision(verdict="INCONCLUSIVE", reasons=(reason,), more=more)
     beyond = [f"{LABELS[measure.name]} is beyond {measure.limit:g}" for measure in open_ if not measure.within]
     surer = min((kind for kind in SCORES if kind in overall), key=lambda kind: overall[kind].error(target))
-    estimate = f"the point estimate of {SCORES[surer]}"
+    estimate = "the point estimate" + (f" of {SCORES[surer]}" if len(overall) > 1 else "")
     if overall[surer].mean(target) < 0:
         beyond.insert(0, f"{estimate} is below {target:.2%}")
     if beyond:

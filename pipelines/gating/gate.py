@@ -13,7 +13,6 @@ the test of the difference), Wilson 1927 and Tango 1998 (bounds that account for
 1979 (several floors).
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -100,7 +99,7 @@ def judge(
     policy = suite.policy if confidence is None else suite.policy.model_copy(update={"confidence": confidence})
     names = [task.task for task in suite.tasks]
     missing = [name for name in names if not candidate.get(name)]
-    broken = [name for name in names if any(not math.isfinite(d.score) for d in candidate.get(name, ()))]
+    broken = [name for name in names if not all(d.is_finite for d in candidate.get(name, ()))]
     if missing or broken:
         reasons = [f"the artifact has no score for task {name}" for name in missing]
         reasons += [f"the artifact has scores that are not numbers on task {name}" for name in broken]
@@ -180,8 +179,8 @@ def _task_verdict(name: str, pairs: Pairs, both: Both, weight: float, policy: Po
         lost=sum(theirs.score < ours.score for ours, theirs in pairs),
         gained=sum(theirs.score > ours.score for ours, theirs in pairs),
         below_floor=below,
-        expected=both.expected.kept_of(name, policy.confidence) if both.expected else None,
-        deviation=_deviation(both.expected.scored[name]) if both.expected else None,
+        expected=both.by_task[name].kept_of(name, policy.confidence) if name in both.by_task else None,
+        deviation=_deviation(both.by_task[name].scored[name]) if name in both.by_task else None,
         temperature=both.temperatures.get(name),
     )
 

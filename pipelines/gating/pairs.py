@@ -24,6 +24,11 @@ def pairing_problems(task: str, baseline: Sequence[Document], candidate: Sequenc
             problems.append(Problem(f"task {task}", f"the {side} has documents twice", "evaluate it again"))
         if any(not 0 <= d.score <= 1 for d in documents):
             problems.append(Problem(f"task {task}", f"the {side} has scores outside [0, 1]", "choose another metric"))
+        elif not all(d.is_finite for d in documents):
+            what = f"the {side} has log-probabilities that are not numbers"
+            problems.append(
+                Problem(f"task {task}", what, "compute in float32, or look for what is wrong with the model")
+            )
     if unmatched := len({_identity(d) for d in baseline} ^ {_identity(d) for d in candidate}):
         what = f"{unmatched} documents or prompts are on one side only"
         problems.append(Problem(f"task {task}", what, "evaluate both models on the same documents"))

@@ -44,6 +44,8 @@ class Both(NamedTuple):
     accuracy: Weighed
     expected: Weighed | None
     """None where a task has no expected score."""
+    by_task: Mapping[str, Weighed]
+    """Expected score of each task that has one, by itself."""
     temperatures: Mapping[str, float | None]
     """Temperature of the softmax of each task that has one."""
 
@@ -65,6 +67,7 @@ def weigh_both(pairs: Mapping[str, Pairs], suite: Suite, policy: Policy) -> Both
     return Both(
         accuracy=_weigh(accuracy, suite, policy, RIGHT_OR_WRONG),
         expected=_weigh(expected, suite, policy, None) if len(expected) == len(pairs) else None,
+        by_task={name: _weigh({name: scored}, suite, policy, None) for name, scored in expected.items()},
         temperatures={name: one.temperature for name, one in found.items() if one},
     )
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.core.errors import QuantgateError
 from pipelines.evaluation.scores import Document, Evaluation, Scores
@@ -11,14 +11,29 @@ from pipelines.gating.gate import judge
 from pipelines.gating.measures import OF_TEXT
 from pipelines.reporting.record import Manifest
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 DOCUMENTS = "documents.parquet"
-SAME = ("doc_hash", "prompt_hash", "target_hash", "cluster", "chance")
-"""Fields that are one document's own; score and margin are the model's."""
 SIDES = ("baseline", "artifact")
 JUDGED = (
     "verdict", "certified", "retention", "lower_bound", "upper_bound", "reasons", "tasks", "measures", "more_documents"
 )  # fmt: skip
 """Fields of a verdict that judging again must give again."""
+JUDGED_BY_BOTH = (*JUDGED, "statistic", "accuracy", "expected")
+"""The same of records since version 2."""
+
+
+def _columns() -> "tuple[dict[str, pa.DataType], dict[str, pa.DataType]]":
+    """Return the columns, by the fields of a `Document`: those that are the document's own, and those of each side.
+
+    Tables of records of version 1 have no `lengths`, `right`, `times` and `logprobs`: they are judged by the accuracy.
+    """
+    import pyarrow as pa
+
+    own = dict.fromkeys(("doc_hash", "prompt_hash", "target_hash", "cluster"), pa.string())
+    own |= {"chance": pa.float64(), "lengths": pa.list_(pa.int64()), "right": pa.list_(pa.int64()), "times": pa.int64()}
+    return own, {"score": pa.float64(), "margin": pa.float64(), "logprobs": pa.list_(pa.float64())}
 
 
 def write_documents(baseline: Evaluation, candidate: Evaluation, path: Path) -> None:
@@ -28,22 +43,20 @@ def write_documents(baseline: Evaluation, candidate: Evaluation, path: Path) -> 
 
     ours, theirs = baseline.scores(), candidate.scores()
     rows = [row for task in sorted(theirs) for row in _rows(task, ours.get(task, ()), theirs[task])]
-    schema = pa.schema(
-        [("task", pa.string()), ("id", pa.int64())]
-        + [(name, pa.float64() if name == "chance" else pa.string()) for name in SAME]
-        + [(f"{side}_{what}", pa.float64()) for side in SIDES for what in ("score", "margin")]
-    )
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+    own, answered = _columns()
+    columns = {"task": pa.string(), "id": pa.int64(), **own}
+    columns |= {f"{side}_{name}": kind for side in SIDES for name, kind in answered.items()}
+    parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns.items())), path, compression="zstd")
 
 
 def _rows(task: str, ours: tuple[Document, ...], theirs: tuple[Document, ...]) -> list[dict[str, Any]]:
+    own, answered = _columns()
     known = {document.id: document for document in ours}
     rows = []
     for document in theirs:
-        row = {"task": task, "id": document.id, **{name: getattr(document, name) for name in SAME}}
-        for side, answered in zip(SIDES, (known.get(document.id), document), strict=True):
-            row[f"{side}_score"] = answered.score if answered else None
-            row[f"{side}_margin"] = answered.margin if answered else None
+        row = {"task": task, "id": document.id, **{name: getattr(document, name) for name in own}}
+        for side, found in zip(SIDES, (known.get(document.id), document), strict=True):
+            row |= {f"{side}_{name}": getattr(found, name, None) for name in answered}
         rows.append(row)
     return rows
 
@@ -52,13 +65,14 @@ def read_documents(path: Path) -> tuple[Scores, Scores]:
     """Return the scores of baseline and artifact from the table in `path`, as they were judged."""
     from pyarrow import parquet
 
+    own, answered = _columns()
     sides: tuple[dict[str, list[Document]], dict[str, list[Document]]] = ({}, {})
     for row in parquet.read_table(path).to_pylist():
         for scores, side in zip(sides, SIDES, strict=True):
-            own = {what: row[f"{side}_{what}"] for what in ("score", "margin")}
-            if own["score"] is not None:
-                document = Document(id=row["id"], **{name: row[name] for name in SAME}, **own)
-                scores.setdefault(row["task"], []).append(document)
+            if row[f"{side}_score"] is not None:
+                fields = {name: row[name] for name in ("id", *own) if name in row}
+                fields |= {name: row[f"{side}_{name}"] for name in answered if f"{side}_{name}" in row}
+                scores.setdefault(row["task"], []).append(Document(**fields))
     baseline, artifact = ({task: tuple(found) for task, found in scores.items()} for scores in sides)
     return baseline, artifact
 
@@ -76,7 +90,7 @@ def judge_again(manifest: Manifest, path: Path) -> list[str]:
         return [f"{DOCUMENTS} cannot be judged: {error}"]
     return [
         f"the verdict's {name} is not what {DOCUMENTS} gives"
-        for name in JUDGED
+        for name in (JUDGED if manifest.schema_version == 1 else JUDGED_BY_BOTH)
         if not _alike(_plain(getattr(gate, name)), _plain(getattr(verdict, name)))
     ]
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from pipelines.core.cache import digest
-from pipelines.reporting.record import RECORD, Manifest
+from pipelines.reporting.record import RECORD, GateRecord, Manifest
 
 PROVENANCE = "provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -56,7 +56,14 @@ def _annotations(manifest: Manifest) -> dict[str, Any]:
         "lower_bound": gate.lower_bound,
         "forced": gate.forced,
         "suite": manifest.evaluation.suite.name,
+        **(_both(gate) if manifest.schema_version > 1 else {}),
     }
+
+
+def _both(gate: GateRecord) -> dict[str, Any]:
+    """Return what records know since version 2: the statistic that must be shown, and what is kept by each."""
+    both = {"accuracy": gate.accuracy, "expected": gate.expected}
+    return {"statistic": gate.statistic, **{name: kept and kept.model_dump() for name, kept in both.items()}}
 
 
 def _dependencies(manifest: Manifest) -> list[dict[str, Any]]:

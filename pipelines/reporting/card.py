@@ -19,11 +19,12 @@ from pipelines.reporting.sentences import (
     changed,
     distance_line,
     measure_line,
+    no_expected_line,
     reader_line,
     verdict_line,
 )
 from pipelines.reporting.serving import gguf_file, loader, serve_line
-from pipelines.reporting.task_table import metric, task_row
+from pipelines.reporting.task_table import metric, task_rows
 
 SAID_ELSEWHERE = {"method", "rules", "ignore", "kv_cache", "engine", "experimental_cpu"}
 """Settings of a method that the card says in words."""
@@ -108,12 +109,12 @@ def _verdict(manifest: Manifest) -> list[str]:
 def _task_table(manifest: Manifest) -> list[str]:
     gate = manifest.gate
     corrected = ", above chance" if gate.policy.chance_correction else ""
-    columns = ("task", "metric", "documents", "baseline", "artifact", f"retention{corrected}")
+    columns = ("task", "score", "metric", "documents", "baseline", "artifact", f"retention{corrected}")
     lines = [f"| {' | '.join(columns)} | {level(gate.confidence)} bounds |", "|" + "---|" * (len(columns) + 1)]
-    for row in map(task_row, gate.tasks):
-        asked = metric(manifest.evaluation, row.task)
+    for row in task_rows(gate):
+        asked = metric(manifest.evaluation, row)
         scores = f"{row.baseline} | {row.artifact} | {row.retention} | {row.bounds}"
-        lines.append(f"| {row.task} | {asked} | {row.documents} | {scores} |")
+        lines.append(f"| {row.task.task} | {row.name} | {asked} | {row.documents} | {scores} |")
     return lines
 
 
@@ -124,6 +125,8 @@ def _sentences(manifest: Manifest) -> Iterator[str]:
         f"Measured with lm-eval {manifest.versions['lm_eval']}, {evaluation.runtime} on {evaluation.device}, suite "
         f"`{evaluation.suite.name}`; the bounds are one-sided, each at {level(gate.confidence)}."
     )
+    if lacking := no_expected_line(gate):
+        yield f"There is {lacking}."
     if evaluation.source_in_transformers:
         means = (f"{task} {mean:.4f}" for task, mean in evaluation.source_in_transformers.items())
         yield f"The baseline is the F16 GGUF. The source itself, in transformers: {', '.join(means)}."

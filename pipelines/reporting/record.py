@@ -1,6 +1,7 @@
 """The record of a run, `quantgate.json`: what other programs read.
 
-Its schema is docs/quantgate.schema.json; a change that breaks its readers raises `SCHEMA_VERSION`.
+Its schema is docs/quantgate.schema.json; a change that breaks its readers raises `SCHEMA_VERSION`. Records of version
+1, which know the accuracy alone, are still read.
 """
 
 from typing import Any, Literal
@@ -13,14 +14,14 @@ from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import TensorType
 from pipelines.formats.schemes import SchemeName
 from pipelines.gating.measures import Measure
-from pipelines.gating.verdict import TaskVerdict
+from pipelines.gating.verdict import Kept, TaskVerdict
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.suite import HubDataset, Policy, Suite
+from pipelines.recipe.suite import HubDataset, Policy, ScoreKind, Suite
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 from pipelines.verification.results import LayerError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
 RECORD = "quantgate.json"
 """File name of a published artifact's record."""
 REPORT = "report.html"
@@ -91,9 +92,16 @@ class GateRecord(Frozen):
 
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
     certified: bool
+    statistic: ScoreKind = "accuracy"
+    """Statistic whose retention must be shown to be above the target."""
     retention: float | None
+    """Point estimate of that statistic's retention over the suite."""
     lower_bound: float | None
     upper_bound: float | None
+    accuracy: Kept | None = None
+    """What is kept of the accuracy; null in records of version 1, which say it in the three fields above."""
+    expected: Kept | None = None
+    """What is kept of the expected score; null where a task has none."""
     target: float
     reasons: tuple[str, ...]
     more_documents: int | None
@@ -158,7 +166,7 @@ class StageRecord(Frozen):
 class Manifest(Frozen):
     """`quantgate.json`: everything that went into an artifact, and what came of it."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     created: str
     quantgate: str
     commit: str | None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.core.bounds import level
 from pipelines.core.text import duration, percent, size
+from pipelines.gating.decision import SCORES
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
 from pipelines.recipe.load import as_yaml
 from pipelines.reporting import charts
@@ -35,14 +36,19 @@ from pipelines.reporting.pages import markdown as as_markdown
 from pipelines.reporting.record import GateRecord, Manifest, StageRecord
 from pipelines.reporting.sentences import (
     NO_LICENCE,
-    bounds,
+    SHORT,
+    Retained,
+    both,
+    certified_name,
     changed,
     distance_words,
+    kept_with_bounds,
+    no_expected_line,
     reader_line,
     retained,
     verdict_name,
 )
-from pipelines.reporting.task_table import metric, task_row
+from pipelines.reporting.task_table import TaskRow, metric, task_rows
 from pipelines.verification.results import LayerError
 
 WORST = 10
@@ -74,7 +80,8 @@ def _page(
     runs: Sequence[Manifest], failed: Mapping[str, str], remedies: Mapping[str, str], top: Sequence[Section]
 ) -> Page:
     foot = f"Made by quantgate {runs[-1].quantgate}. " if runs else "Made by quantgate. "
-    foot += "Retention is the share of the baseline's score above chance that is kept; bounds are one-sided."
+    foot += "Retention is the share of the baseline's score above chance that is kept; bounds are one-sided. "
+    foot += "The expected score is the mean probability of the right answer."
     if len(runs) == 1 and not failed and not top:
         (run,) = runs
         about = f"{run.recipe.summary} Judged on suite {run.evaluation.suite.name}, {run.created}."
@@ -118,12 +125,12 @@ def _ranking_parts(ranking: Ranking, runs: Sequence[Manifest]) -> Iterable[Secti
     where = f"{ranking.model}, suite {ranking.suite}, {ranking.runtime} on {ranking.device}"
     manifests = [ranked.manifest for ranked in ranking.runs]
     target = max(run.gate.target for run in manifests)
-    title = f"Size and retention: {where}"
+    title = f"Size and retention of {SCORES[manifests[0].gate.statistic]}: {where}"
     points = [_point(ranked, number == ranking.recommended) for number, ranked in enumerate(ranking.runs)]
     recommended = None if ranking.recommended is None else manifests[ranking.recommended].recipe.name
     advice = f"Recommended: {recommended}, the smallest that passed." if recommended else "None passed."
     rows = tuple(_compared(ranked, number == ranking.recommended, runs) for number, ranked in enumerate(ranking.runs))
-    columns = ("recipe", "weights", "bits per weight", "retention", "bounds", "changed", "verdict", "")
+    columns = ("recipe", "weights", "bits per weight", *SHORT.values(), "changed", "verdict", "")
     chart = Chart(frontier(title, "weights, MB", points, target=target), wide=True)
     table = Table(title, columns, rows, ("verdict", ""))
     yield Section(title, (Note(advice), chart, table))
@@ -131,7 +138,7 @@ def _ranking_parts(ranking: Ranking, runs: Sequence[Manifest]) -> Iterable[Secti
 
 def _point(ranked: Ranked, recommended: bool) -> Point:
     run = ranked.manifest
-    kept = Interval(run.recipe.name, run.gate.retention, run.gate.lower_bound, run.gate.upper_bound)
+    kept = _interval(run.recipe.name, run.gate)
     return Point(run.size.bytes_after / 1e6, kept, run.gate.verdict, ranked.efficient, recommended)
 
 
@@ -141,8 +148,7 @@ def _compared(ranked: Ranked, recommended: bool, runs: Sequence[Manifest]) -> tu
         Link(run.recipe.name, _anchor(run, runs)),
         size(run.size.bytes_after),
         f"{run.size.bits_per_weight:.2f}",
-        retained(run.gate.retention),
-        bounds(run.gate),
+        *map(kept_with_bounds, both(run.gate).values()),
         _share(changed(run.gate)),
         marked(run.gate),
         Mark("recommended", "good") if recommended else "" if ranked.efficient else "another beats it",
@@ -167,9 +173,9 @@ def _run_parts(run: Manifest, remedy: str | None, titled: bool = False) -> Itera
 
 def _banner(run: Manifest) -> Banner:
     gate = run.gate
-    kept = "No retention measured" if gate.retention is None else f"{retained(gate.retention)} of the baseline kept"
-    about = f"Target {retained(gate.target)}, one-sided {level(gate.confidence)} bounds {bounds(gate)}, "
-    about += f"suite {_suite(run)}."
+    found = [f"{kept_with_bounds(kept)} of {SCORES[kind]}" for kind, kept in both(gate).items() if kept]
+    kept = "No retention measured" if gate.retention is None else f"{' and '.join(found)} kept"
+    about = f"Target {retained(gate.target)}, one-sided {level(gate.confidence)} bounds, suite {_suite(run)}."
     reasons = [*gate.reasons]
     if gate.more_documents is not None:
         reasons.append(f"about {gate.more_documents:,} more documents like these would decide it")
@@ -178,7 +184,7 @@ def _banner(run: Manifest) -> Banner:
     if gate.forced:
         reasons.append(f"published without a PASS; reason given: {gate.forced}")
     decided = gate.certified or gate.verdict == "FAIL"
-    return Banner(_colour(gate), decided, verdict_name(gate), kept, about, tuple(reasons))
+    return Banner(_colour(gate), decided, certified_name(gate), kept, about, tuple(reasons))
 
 
 def _suite(run: Manifest) -> str:
@@ -206,8 +212,8 @@ def _answer_sections(run: Manifest) -> Iterable[Section]:
     gate, name = run.gate, run.recipe.name
     if not gate.tasks:
         return
-    overall = Interval("all tasks", gate.retention, gate.lower_bound, gate.upper_bound, strong=True)
-    rows = [overall, *(Interval(t.task, t.retention, t.lower_bound, t.upper_bound) for t in gate.tasks)]
+    rows = [_interval(f"all tasks, {SHORT[kind]}", kept, True) for kind, kept in both(gate).items() if kept]
+    rows += [_interval(f"{row.task.task}, {row.name}", row.kept) for row in task_rows(gate)]
     kept = charts.intervals(f"Retention of {name} by task", rows, target=gate.target, floor=gate.policy.floor)
     changes = {task.task: (task.lost, task.gained) for task in gate.tasks}
     yield Section("Retention by task", (Chart(kept),), half=True)
@@ -217,22 +223,32 @@ def _answer_sections(run: Manifest) -> Iterable[Section]:
 
 def _task_blocks(run: Manifest) -> Iterable[Block]:
     gate, judged = run.gate, run.evaluation
-    columns = ("task", "metric", "documents", "baseline", "artifact", "retention", "bounds", "lost", "gained", "floor")
+    about = ("task", "score", "metric", "documents")
+    columns = (*about, "baseline", "artifact", "retention", "bounds", "lost", "gained", "floor")
     rows: list[tuple[Cell, ...]] = [
         (
-            task.task,
-            metric(judged, task.task),
-            f"{row.documents:,}",
-            *(row.baseline, row.artifact, row.retention, row.bounds),
-            *(f"{row.lost:,}", f"{row.gained:,}"),
-            Mark("below", "bad") if task.below_floor else "not below" if gate.policy.floor else "none",
+            *(row.task.task, row.name, metric(judged, row), row.documents),
+            *(row.baseline, row.artifact, row.retention, row.bounds, row.lost, row.gained),
+            _floor(gate, row),
         )
-        for task, row in zip(gate.tasks, map(task_row, gate.tasks), strict=True)
+        for row in task_rows(gate)
     ]
-    yield Table("Tasks", columns, tuple(rows), ("metric", "floor"))
+    yield Table("Tasks", columns, tuple(rows), ("score", "metric", "floor"))
+    if lacking := no_expected_line(gate):
+        yield Note(f"There is {lacking}.", muted=True)
     if judged.source_in_transformers:
         means = ", ".join(f"{task} {mean:.4f}" for task, mean in judged.source_in_transformers.items())
         yield Note(f"The baseline is the F16 GGUF. The source itself, in transformers: {means}.", muted=True)
+
+
+def _floor(gate: GateRecord, row: TaskRow) -> Cell:
+    if not row.holds_floor:
+        return ""
+    return Mark("below", "bad") if row.task.below_floor else "not below" if gate.policy.floor else "none"
+
+
+def _interval(label: str, kept: Retained, strong: bool = False) -> Interval:
+    return Interval(label, kept.retention, kept.lower_bound, kept.upper_bound, strong)
 
 
 def _measures(run: Manifest) -> Section:
@@ -372,7 +388,7 @@ def _policy(gate: GateRecord) -> str:
         "the bounds alone" if gate.policy.decide == "certified" else "the bounds, and the point estimate between them"
     )
     floor = f", no task below {percent(gate.policy.floor)}" if gate.policy.floor else ""
-    return f"{rules}, at {level(gate.confidence)}{floor}"
+    return f"{rules}, at {level(gate.confidence)}, of {SCORES[gate.statistic]}{floor}"
 
 
 def _records(run: Manifest) -> Iterable[Section]:

@@ -3,13 +3,20 @@
 from typing import NamedTuple
 
 from pipelines.core.bounds import level
+from pipelines.gating.decision import SCORES
 from pipelines.gating.measures import AT_LEAST, LABELS, Measure
-from pipelines.gating.verdict import TaskVerdict, Verdict
+from pipelines.gating.verdict import Kept, TaskVerdict, Verdict
+from pipelines.recipe.suite import ScoreKind
 from pipelines.reporting.record import GateRecord
 from pipelines.runtimes.distance import Distance
 from pipelines.verification.reader import Reader
 
 NO_LICENCE = "The base model declares no licence that is known: find out what you may do with this before you use it."
+
+SHORT: dict[ScoreKind, str] = {"accuracy": "accuracy", "expected": "expected score"}
+"""Names of the statistics as headings."""
+Retained = Kept | TaskVerdict | Verdict | GateRecord
+"""What has a retention and its bounds."""
 
 
 class DistanceWords(NamedTuple):
@@ -66,14 +73,47 @@ def verdict_name(gate: Verdict | GateRecord) -> str:
 def verdict_line(gate: Verdict | GateRecord) -> str:
     """Return the verdict as a sentence.
 
-    `PASS, certified: 99.60% of the baseline kept, at least 99.10% at 95% (target 99.00%).`
+    `PASS, certified on the expected score: 99.80% of the expected score kept, at least 99.40%; 99.60% of accuracy kept,
+    at least 98.10% (bounds at 95%, target 99.00%).`
     """
-    kept = "no retention measured" if gate.retention is None else f"{retained(gate.retention)} of the baseline kept"
-    bound = "" if gate.lower_bound is None else f", at least {gate.lower_bound:.2%} at {level(gate.confidence)}"
-    return f"{verdict_name(gate)}: {kept}{bound} (target {gate.target:.2%})."
+    lines = [_kept_line(kept, SCORES[kind]) for kind, kept in both(gate).items() if kept]
+    told = "; ".join(filter(None, [*lines, no_expected_line(gate)])) if any(lines) else "no retention measured"
+    return f"{certified_name(gate)}: {told} (bounds at {level(gate.confidence)}, target {gate.target:.2%})."
 
 
-def bounds(kept: TaskVerdict | Verdict | GateRecord) -> str:
+def certified_name(gate: Verdict | GateRecord) -> str:
+    """Return the verdict's name, and on which scores a certified one is shown: `PASS, certified on accuracy`."""
+    if not gate.certified:
+        return verdict_name(gate)
+    above = {kind for kind, kept in both(gate).items() if isinstance(kept, Kept) and kept.says == "above"}
+    shown = [name for kind, name in SCORES.items() if kind in {gate.statistic, *above}]
+    return f"{verdict_name(gate)} on {' and on '.join(shown)}"
+
+
+def both(gate: Verdict | GateRecord) -> dict[ScoreKind, Retained | None]:
+    """Return what is kept by each statistic; a record of version 1 itself says what is kept of the accuracy."""
+    return {"accuracy": gate.accuracy or gate, "expected": gate.expected}
+
+
+def _kept_line(kept: Retained, name: str) -> str:
+    bound = "" if kept.lower_bound is None else f", at least {kept.lower_bound:.2%}"
+    return "" if kept.retention is None else f"{retained(kept.retention)} of {name} kept{bound}"
+
+
+def no_expected_line(gate: Verdict | GateRecord) -> str:
+    """Return which tasks have no expected score; nothing where all have one."""
+    lacking = [task.task for task in gate.tasks if task.expected is None]
+    if not lacking:
+        return ""
+    return "no expected score" + ("" if len(lacking) == len(gate.tasks) else f" of {', '.join(lacking)}")
+
+
+def kept_with_bounds(kept: Retained | None) -> str:
+    """Return `99.60% (98.1% … 101.3%)`, or a dash where there is no such score."""
+    return "–" if kept is None or kept.retention is None else f"{retained(kept.retention)} ({bounds(kept)})"
+
+
+def bounds(kept: Retained) -> str:
     """Return `98.1% … 101.3%`, or a dash where the data bounds nothing."""
     low = "–" if kept.lower_bound is None else f"{kept.lower_bound:.1%}"
     high = "–" if kept.upper_bound is None else f"{kept.upper_bound:.1%}"

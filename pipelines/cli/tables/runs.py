@@ -12,7 +12,7 @@ from pipelines.core.text import size
 from pipelines.flow.journal import Run
 from pipelines.reporting.history import Ranking
 from pipelines.reporting.record import Manifest, StageRecord
-from pipelines.reporting.sentences import bounds, changed, distance_line, retained, verdict_name
+from pipelines.reporting.sentences import SHORT, both, changed, distance_line, kept_with_bounds, verdict_name
 from pipelines.reporting.serving import serve_line
 
 
@@ -65,8 +65,7 @@ def _comparison(last: Column) -> tuple[Column, ...]:
         Column("recipe", text=True),
         Column("weights"),
         Column("bits per weight", spare=3),
-        Column("retention"),
-        Column("bounds"),
+        *map(Column, SHORT.values()),
         Column("changed", spare=2),
         Column("verdict", left=True),
         last,
@@ -82,8 +81,7 @@ def _size_and_quality(run: Manifest) -> tuple[Cell, ...]:
     return (
         f"{size(run.size.bytes_before)} → {size(run.size.bytes_after)}",
         f"{run.size.bits_per_weight:.2f}",
-        retained(run.gate.retention),
-        bounds(run.gate),
+        *map(kept_with_bounds, both(run.gate).values()),
         "–" if share is None else f"{share:.1%}",
         Text(verdict_name(run.gate), style=COLOURS[run.gate.verdict]),
     )

@@ -3,9 +3,9 @@
 from pipelines.cli.columns import Column, console, show_table
 from pipelines.cli.tables.lists import show_list
 from pipelines.evaluation.scores import Evaluation
-from pipelines.gating.verdict import TaskVerdict, Verdict
+from pipelines.gating.verdict import Verdict
 from pipelines.reporting.sentences import measure_line, verdict_line
-from pipelines.reporting.task_table import task_row
+from pipelines.reporting.task_table import TaskRow, task_rows
 
 MANY_DOCUMENTS = 1_000_000
 """More documents than an estimate near the target can speak of."""
@@ -14,21 +14,21 @@ COLOURS = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
 
 
 def show_verdict(verdict: Verdict) -> None:
-    """Print for each task baseline, artifact and retention with its bounds; then the verdict and its reasons."""
+    """Print for each task and score baseline, artifact and retention with bounds; then the verdict and its reasons."""
     out = console()
     corrected = " above chance" if verdict.policy.chance_correction else ""
     columns = (
         Column("task", text=True),
+        Column("score", text=True),
         Column("documents", spare=1),
         Column("baseline"),
         Column("artifact"),
         Column(f"retention{corrected}"),
-        Column("bounds"),
         Column("lost", spare=2),
         Column("gained", spare=2),
         Column("verdict", text=True),
     )
-    show_table(f"suite {verdict.suite}", columns, map(_judged, verdict.tasks))
+    show_table(f"suite {verdict.suite}", columns, map(_judged, task_rows(verdict)))
     out.print(verdict_line(verdict), style=f"bold {COLOURS[verdict.verdict]}")
     for reason in verdict.reasons:
         out.print(f"  {reason}")
@@ -42,8 +42,10 @@ def show_verdict(verdict: Verdict) -> None:
         out.print(": the estimate is too near the target to tell" if many else "")
 
 
-def _judged(task: TaskVerdict) -> tuple[str, ...]:
-    return (*map(str, task_row(task)), "below floor" if task.below_floor else "above floor")
+def _judged(row: TaskRow) -> tuple[str, ...]:
+    numbers = (row.documents, row.baseline, row.artifact, f"{row.retention} ({row.bounds})", row.lost, row.gained)
+    floor = "below floor" if row.task.below_floor else "above floor"
+    return row.task.task, row.name, *numbers, floor if row.holds_floor else ""
 
 
 def show_evaluation(done: Evaluation) -> None:
