@@ -26,6 +26,8 @@ IMPORTED = (
 """What commands import that do something with a model."""
 READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "PYTHON")
 """How the names of environment variables begin that libraries read once, when they are imported."""
+READ_ON_USE = ("HF_TOKEN",)
+"""Names that begin so and are read whenever they are used."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*IMPORTED])
@@ -35,7 +37,7 @@ _began = dict(os.environ)
 
 def is_current(environment: dict[str, str]) -> bool:
     """Tell whether the libraries that are imported already would read the same in `environment`."""
-    names = {name for name in {*environment, *_began} if name.startswith(READ_ON_IMPORT)}
+    names = {name for name in {*environment, *_began} if name.startswith(READ_ON_IMPORT) and name not in READ_ON_USE}
     return all(environment.get(name) == _began.get(name) for name in names)
 
 
