@@ -42,6 +42,11 @@ SHARED = ("tasks", "default-model")
 """Stages whose results take long, are the same for every cache, and are no test's subject but in one."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process is left alone with one of them when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty cache for the session; only the fetched wheels (digest pinned) are shared with the user's."""

@@ -33,6 +33,7 @@ from tests.helpers.suites import little, sums_hold
 LENIENT = ("--set", "gate.retention=0.6")
 
 
+@pytest.mark.long
 def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path: Path, smollm2: Checkpoint) -> None:
     suite = little(tmp_path)
     done = cli("run", "fp8", *LENIENT, "--set", suite, "--to", tmp_path / "out")
@@ -376,6 +377,7 @@ def kill_when(arguments: list[str], environment: dict[str, str], seen: Path, pat
         process.join()
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_and_never_shows_a_partial_artifact(
     cli: Cli, tmp_path: Path, cache: Path, smollm2: Checkpoint
 ) -> None:

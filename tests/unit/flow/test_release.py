@@ -52,6 +52,7 @@ def write_release(
     return path
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("s3")
 def test_a_release_reaches_every_place_from_one_file(
     models: tuple[Path, Path], docker: Registry, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
