@@ -38,7 +38,7 @@ VOCABULARY = 4096
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-SHARED = ("tasks", "default-model")
+SHARED = ("tasks", "default-model", "probe")
 """Stages whose results take long, are the same for every cache, and are no test's subject but in one."""
 
 
