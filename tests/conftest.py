@@ -16,6 +16,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.core.cache import cache_dir
 from pipelines.environments import isolated
+from pipelines.runtimes import distance
 from pipelines.verification import reader
 from tests.helpers import servers, warm, warm_reader
 from tests.helpers.fakes import anatomy_of, unreadable_unless_fake
@@ -82,6 +83,14 @@ def warm_readers() -> Iterator[None]:
     """Verification starts its reader from a process that has the imports, here and in commands (`helpers.warm`)."""
     with warm_reader.serving() as command, pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "command", lambda _: command)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_texts() -> Iterator[None]:
+    """Verification measures distances on short pieces of text, here and in commands (`helpers.warm`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distance, "DISTANCE_CONTEXT", warm.CONTEXT)
         yield
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.cli.main import main
+from pipelines.runtimes import distance
 from pipelines.verification import reader
 from tests.helpers import warm_reader
 
@@ -28,6 +29,8 @@ READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL
 """How the names of environment variables begin that libraries read once, when they are imported."""
 READ_ON_USE = ("HF_TOKEN",)
 """Names that begin so and are read whenever they are used."""
+CONTEXT = 128
+"""Tokens of a piece of text that verification measures distances on: a quarter of what users get, and shows as much."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*IMPORTED])
@@ -67,6 +70,7 @@ def _command(
     """Be the command: its arguments, folder, environment, standard output and error, and what starts its readers."""
     gc.freeze()  # what was imported before the fork is neither looked at nor copied
     reader.command = lambda python: read  # noqa: ARG005
+    distance.DISTANCE_CONTEXT = CONTEXT
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
