@@ -22,7 +22,11 @@ IMPORTED = (
     "lm_eval.tasks",
     "lm_eval.models.utils",
     "datasets",
+    "matplotlib.figure",
+    "matplotlib.textpath",
+    "pyarrow.parquet",
     *warm_reader.IMPORTED,
+    "tests.helpers.read_before",
 )
 """What commands import that do something with a model."""
 READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "PYTHON")
