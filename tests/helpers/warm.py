@@ -74,7 +74,7 @@ def _command(
     """Be the command: its arguments, folder, environment, standard output and error, and what starts its readers."""
     gc.freeze()  # what was imported before the fork is neither looked at nor copied
     reader.command = lambda python: read  # noqa: ARG005
-    distance.DISTANCE_CONTEXT = CONTEXT
+    setattr(distance, "DISTANCE_CONTEXT", CONTEXT)  # noqa: B010  # which it imports and does not export
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
