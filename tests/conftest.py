@@ -16,6 +16,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.core.cache import cache_dir
 from pipelines.environments import isolated
+from pipelines.runtimes import distance
 from pipelines.verification import reader
 from tests.helpers import servers, warm, warm_reader
 from tests.helpers.fakes import anatomy_of, unreadable_unless_fake
@@ -38,8 +39,13 @@ VOCABULARY = 4096
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-SHARED = ("tasks", "default-model")
+SHARED = ("tasks", "default-model", "probe")
 """Stages whose results take long, are the same for every cache, and are no test's subject but in one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process is left alone with one of them when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,6 +83,14 @@ def warm_readers() -> Iterator[None]:
     """Verification starts its reader from a process that has the imports, here and in commands (`helpers.warm`)."""
     with warm_reader.serving() as command, pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "command", lambda _: command)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_texts() -> Iterator[None]:
+    """Verification measures distances on short pieces of text, here and in commands (`helpers.warm`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distance, "DISTANCE_CONTEXT", warm.CONTEXT)
         yield
 
 

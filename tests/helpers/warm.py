@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.cli.main import main
+from pipelines.runtimes import distance
 from pipelines.verification import reader
 from tests.helpers import warm_reader
 
@@ -21,11 +22,19 @@ IMPORTED = (
     "lm_eval.tasks",
     "lm_eval.models.utils",
     "datasets",
+    "matplotlib.figure",
+    "matplotlib.textpath",
+    "pyarrow.parquet",
     *warm_reader.IMPORTED,
+    "tests.helpers.read_before",
 )
 """What commands import that do something with a model."""
 READ_ON_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "OMP_", "MKL_", "ONEDNN_", "ATEN_", "PYTHON")
 """How the names of environment variables begin that libraries read once, when they are imported."""
+READ_ON_USE = ("HF_TOKEN",)
+"""Names that begin so and are read whenever they are used."""
+CONTEXT = 128
+"""Tokens of a piece of text that verification measures distances on: a quarter of what users get, and shows as much."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*IMPORTED])
@@ -35,7 +44,7 @@ _began = dict(os.environ)
 
 def is_current(environment: dict[str, str]) -> bool:
     """Tell whether the libraries that are imported already would read the same in `environment`."""
-    names = {name for name in {*environment, *_began} if name.startswith(READ_ON_IMPORT)}
+    names = {name for name in {*environment, *_began} if name.startswith(READ_ON_IMPORT) and name not in READ_ON_USE}
     return all(environment.get(name) == _began.get(name) for name in names)
 
 
@@ -65,6 +74,7 @@ def _command(
     """Be the command: its arguments, folder, environment, standard output and error, and what starts its readers."""
     gc.freeze()  # what was imported before the fork is neither looked at nor copied
     reader.command = lambda python: read  # noqa: ARG005
+    setattr(distance, "DISTANCE_CONTEXT", CONTEXT)  # noqa: B010  # which it imports and does not export
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from select import select
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from pipelines.core.cache import cache_dir
 from pipelines.flow import display
 from pipelines.flow.display import Display
 from tests.conftest import EASY, Cli, own_cache
+from tests.helpers import warm
 
 LIBRARIES = ("Loading weights", "Compressing model", "Dispatching model", "it/s]", "UserWarning")
 """What the bars and warnings of libraries say."""
@@ -55,22 +57,16 @@ def test_without_a_terminal_a_stage_is_a_line_when_it_begins_and_one_when_it_end
 def test_on_a_terminal_a_run_is_one_picture(tiny: Path, tmp_path: Path) -> None:
     """A terminal of the system's own, of 100 columns."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "pipelines.cli", *arguments(tiny, tmp_path), "--full"]
     own = own_cache(tmp_path / "cache", cache_dir())
     environment = {**os.environ, "QUANTGATE_CACHE": str(own), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
-    os.close(theirs)
+    command, terminal = [*arguments(tiny, tmp_path), "--full"], Path(os.ttyname(theirs))
+    running = warm.start(command, tmp_path, environment, Path(os.devnull), terminal)
     shown = bytearray()
-    while True:
-        try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # Linux says so when the other end is closed
-            break
-        if not part:
-            break
-        shown += part
+    while select([ours, running.sentinel], [], [])[0] != [running.sentinel]:
+        shown += os.read(ours, 1 << 16)
+    os.close(theirs)
     os.close(ours)
-    assert running.wait() == 0
+    assert running.exitcode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert all(f"✓ {stage}" in text for stage in STAGES)
     assert "· publish" in text, "stages to come are shown from the beginning"

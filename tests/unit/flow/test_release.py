@@ -1,11 +1,8 @@
 """Releases: models × recipes × targets in one file, on small models and real servers."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -55,6 +52,7 @@ def write_release(
     return path
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("s3")
 def test_a_release_reaches_every_place_from_one_file(
     models: tuple[Path, Path], docker: Registry, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +293,7 @@ def test_a_pull_request_publishes_nothing_and_another_place_can_be_given(
 
 @pytest.mark.usefixtures("s3")
 def test_no_secret_reaches_a_log_a_record_a_card_or_a_report(
-    models: tuple[Path, Path], docker: Registry, tmp_path: Path
+    models: tuple[Path, Path], docker: Registry, cli: Cli, tmp_path: Path
 ) -> None:
     """Every secret that a release's environment may hold is planted; servers that refuse them say them back."""
     planted = {
@@ -309,10 +307,7 @@ def test_no_secret_reaches_a_log_a_record_a_card_or_a_report(
     targets = ("out/{recipe}", docker.target("tiny"), "s3://planted-secret-access-key/{recipe}")
     file = write_release(tmp_path, models[:1], targets)
     cache, out = own_cache(tmp_path / "cache", cache_dir()), tmp_path / "reports"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "release", str(file), "--out", str(out)],
-        env={**os.environ, **planted, "QUANTGATE_CACHE": str(cache)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = cli("release", file, "--out", out, QUANTGATE_CACHE=str(cache), **planted)
     assert done.returncode == 1 and "(hidden)" in done.stderr, "the bucket that is called like the key was told of"
     where = [path for folder in (cache, out, tmp_path / "out") for path in folder.rglob("*") if path.is_file()]
     assert len(where) > 30

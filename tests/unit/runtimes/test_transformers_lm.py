@@ -159,9 +159,10 @@ def test_a_batch_is_full_by_tokens_by_answers_or_by_padding(tokens: int, asks: i
 
 
 def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
-    smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is stopped by an exception in the middle of a task."""
+    model = make_tiny(tmp_path / "model", smollm2, num_hidden_layers=1)  # which no other test evaluates
     monkeypatch.setattr(looks, "BLOCK", 2)
     few = Suite(version=1, name="few", summary="", tasks=(SuiteTask(task="copa", limit=12),))
     real, calls = TransformersLM.score_answers, []
@@ -175,8 +176,8 @@ def test_an_evaluation_that_was_killed_goes_on_at_its_last_block(
     with monkeypatch.context() as patch:
         patch.setattr(TransformersLM, "score_answers", stop)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(smollm2, few, "cpu")
-    done = evaluate(smollm2, few, "cpu")
+            evaluate(model, few, "cpu")
+    done = evaluate(model, few, "cpu")
     assert [block.reused for block in done.results] == [True, True, *[False] * (len(done.results) - 2)]
     assert len({document.id for document in done.scores()["copa"]}) == 12
     assert json.loads(json.dumps(done.tasks[0].documents)) == 12
