@@ -1,0 +1,65 @@
+"""`quantgate recommend`: the recipes to begin with."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipelines.cli.options import json_option, model_option
+from pipelines.cli.output import print_json
+
+if TYPE_CHECKING:
+    from pipelines.flow.recommend import Goal
+
+
+@click.command("recommend")
+@model_option
+@click.option(
+    "--hardware",
+    metavar="NAME",
+    help="What is to serve it: cpu, or a GPU, like H100, L40S, A100 or B200. Default: this machine.",
+)
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many of them, at most.")
+@click.option(
+    "--for",
+    "goal",
+    type=click.Choice(["throughput", "cost", "latency", "long-context", "edge"]),
+    default="throughput",
+    show_default=True,
+    help="What counts. cost: tokens for each GPU; latency: one request at a time; edge: GGUF only.",
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of the baseline's score that must be kept.",
+)
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens of a request, prompt and answer.")
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Requests at once.")
+@json_option
+def recommend(
+    model: str | None,
+    hardware: str | None,
+    gpus: int,
+    goal: "Goal",
+    keep: float,
+    context: int | None,
+    concurrency: int | None,
+    as_json: bool,
+) -> None:
+    """Name the recipes to begin with, in order, and the commands that prove them; reads no weights."""
+    from pipelines.checkpoint.load import load_model
+    from pipelines.cli.tables.recommend import show_recommendation
+    from pipelines.core import progress
+    from pipelines.flow.recommend import Wish
+    from pipelines.flow.recommend import recommend as order
+    from pipelines.serving.hardware import find_hardware
+
+    found = find_hardware(hardware)
+    checkpoint = load_model(model)
+    wish = Wish(goal=goal, hardware=found, gpus=gpus, keep=keep, context=context, concurrency=concurrency)
+    with progress.status("planning each recipe …"):
+        made = order(checkpoint, wish, model)
+    if as_json:
+        return print_json(made.model_dump(mode="json"))
+    show_recommendation(made)

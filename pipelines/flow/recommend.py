@@ -1,0 +1,311 @@
+"""Where to begin: an order of recipes for a model, a hardware and a goal, each with why and the commands that prove it.
+
+What can be served is known by the plan, which reads no weights, and by the table of what loads where; the order is that
+of a roofline, or of what was measured here. Recipes whose speeds are within `ALIKE` of each other are alike to a
+roofline, and other things decide among them. What was tried here and did not keep what is asked is left out.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from pipelines.checkpoint.headers import Checkpoint
+from pipelines.core.errors import Problem, refuse
+from pipelines.core.strict_yaml import Frozen
+from pipelines.core.text import percent, size
+from pipelines.flow.candidates import Candidate, LeftOut, candidate, reads, unquantized
+from pipelines.flow.expected import Expected, expected
+from pipelines.gating.power import typical_discordance
+from pipelines.recipe import library
+from pipelines.recipe.load import load_recipe
+from pipelines.serving.hardware import CPU, Hardware
+from pipelines.serving.key_values import number
+from pipelines.serving.loads import Answer, Runtime
+from pipelines.serving.roofline import PRIOR, Measured, Rates, Served, Times, Traffic, fit, times
+
+Goal = Literal["throughput", "cost", "latency", "long-context", "edge"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
+CONCURRENCY: dict[Goal, int] = {"throughput": 64, "cost": 64, "latency": 1, "long-context": 4, "edge": 1}
+"""Requests at once on GPUs, unless they are given."""
+CPU_CONCURRENCY = 4
+"""The same on a processor, at most."""
+CONTEXT, LONGEST_CONTEXT = 2048, 131072
+"""Tokens of a request, unless they are given; for long contexts, as many as the model has positions, and no more."""
+WRITTEN = 8
+"""One token in so many of a request is written, the others are read."""
+USABLE = 0.9
+"""Share of the memory that weights, keys and values may take; what runtimes themselves need has the rest."""
+ALIKE = 1.1
+"""Speeds that differ by less than this factor are not told apart: the roofline's of FP8 are as near to NVIDIA's."""
+SLOWER = 0.95
+"""Speed against 16 bits below which a recipe is no choice where 16 bits fit."""
+
+
+class Wish(Frozen):
+    """What is asked for."""
+
+    goal: Goal
+    hardware: Hardware
+    gpus: int = Field(default=1, gt=0)
+    keep: float = Field(default=0.99, gt=0, le=1)
+    """Share of the baseline that the artifact must keep."""
+    context: int | None = Field(default=None, gt=0)
+    """Tokens of a request, prompt and answer."""
+    concurrency: int | None = Field(default=None, gt=0)
+    """Requests at once."""
+    measured: tuple[Measured, ...] = ()
+    """Speeds that were measured of this model on this hardware."""
+
+
+class Choice(Frozen):
+    """A recipe that fits, with what speaks for it."""
+
+    recipe: str
+    runtime: Runtime
+    answer: Answer
+    """What the runtime does with such weights on the hardware."""
+    hardware: str
+    gpus: int
+    """How many of the hardware serve it."""
+    memory: int
+    """Bytes of weights, keys and values of all requests."""
+    bytes: int
+    """Bytes of the artifact's weights."""
+    speed: float
+    """Speed for the goal, against 16 bits on as many GPUs as fit them; for cost, by GPU."""
+    basis: Literal["roofline", "measured here", "measured on another processor"]
+    expected: Expected
+    why: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+class Recommendation(Frozen):
+    """Recipes in order, and those that are none."""
+
+    model: str
+    parameters: int
+    goal: Goal
+    hardware: str
+    source: str
+    """Origin of the hardware's figures."""
+    gpus: int
+    available: int
+    """Bytes of memory that all GPUs have for it, or the processor."""
+    context: int
+    concurrency: int
+    keep: float
+    memory_16_bits: int
+    """Bytes of weights, keys and values without quantization."""
+    choices: tuple[Choice, ...]
+    """Recipes that fit, the first to begin with."""
+    left_out: tuple[LeftOut, ...]
+
+
+def recommend(checkpoint: Checkpoint, wish: Wish, model: str | None = None) -> Recommendation:
+    """Return the recipes to begin with for `checkpoint`, in order; no weight is read. Commands call it `model`, as the
+    user does.
+
+    Raises:
+        BadInput: the model or the wish makes no sense.
+    """
+    traffic = _traffic(checkpoint, wish)
+    plain = unquantized(checkpoint)
+    rates = _rates(wish, plain)
+    found = [candidate(load_recipe(name), checkpoint, wish.hardware, rates) for name in library.names("recipe")]
+    left_out = [one for one in found if isinstance(one, LeftOut)]
+    choices: list[Choice] = []
+    for one in (one for one in found if isinstance(one, Candidate)):
+        made = _choice(one, wish, traffic, rates, model)
+        if isinstance(made, LeftOut):
+            left_out.append(made)
+        else:
+            choices.append(made)
+    return Recommendation(
+        model=checkpoint.label,
+        parameters=checkpoint.parameters,
+        goal=wish.goal,
+        hardware=wish.hardware.name,
+        source=wish.hardware.source,
+        gpus=wish.gpus,
+        available=int(USABLE * wish.gpus * wish.hardware.memory),
+        context=traffic.read + traffic.written,
+        concurrency=traffic.concurrency,
+        keep=wish.keep,
+        memory_16_bits=_memory(checkpoint.weight_bytes, plain, traffic),
+        choices=tuple(ordered(choices, wish.keep)),
+        left_out=tuple(left_out),
+    )
+
+
+def _traffic(checkpoint: Checkpoint, wish: Wish) -> Traffic:
+    most = number(checkpoint.config, "positions")
+    context = wish.context or min(most or CONTEXT, LONGEST_CONTEXT if wish.goal == "long-context" else CONTEXT)
+    refuse(_impossible(checkpoint, wish, context, most))
+    written = max(1, context // WRITTEN)
+    usual = min(CONCURRENCY[wish.goal], CPU_CONCURRENCY if wish.hardware.is_cpu else sys.maxsize)
+    return Traffic(concurrency=wish.concurrency or usual, read=max(1, context - written), written=written)
+
+
+def _impossible(checkpoint: Checkpoint, wish: Wish, context: int, most: int) -> Iterable[Problem]:
+    if most and context > most:
+        yield Problem(f"--context {context}", f"is more than the {most} positions of {checkpoint.label}", "give fewer")
+    if wish.hardware.is_cpu and wish.gpus > 1:
+        yield Problem(f"--gpus {wish.gpus}", "is for hardware that is no processor", "leave it out, or give --hardware")
+
+
+def _rates(wish: Wish, plain: Served) -> Rates:
+    """Return the rates of this hardware, if two models or more were measured on it by one request at once."""
+    alone = [one for one in wish.measured if one.concurrency == 1]
+    if len({one.bytes for one in alone}) < 2:
+        return PRIOR
+    try:
+        return fit(alone, sum(one.count for one in plain.weights), wish.hardware.bandwidth)
+    except ValueError:  # noise: the roofline's own figures say more
+        return PRIOR
+
+
+def _choice(one: Candidate, wish: Wish, traffic: Traffic, rates: Rates, model: str | None) -> Choice | LeftOut:
+    """Return the recipe as a choice, or why it is none."""
+    name, plan = one.recipe.name, one.plan
+    if wish.goal == "edge" and one.runtime != "llama.cpp":
+        return LeftOut(recipe=name, why="is no GGUF, which is what runs at the edge")
+    awaited = expected(one.recipe, plan.checkpoint)
+    if tried := _tried(awaited, wish.keep):
+        return LeftOut(recipe=name, why=tried)
+    memory = _memory(plan.bytes_after, one.served, traffic)
+    gpus = _fewest(memory, wish.hardware)
+    if gpus > wish.gpus:
+        room = int(USABLE * wish.gpus * wish.hardware.memory)
+        more = "" if wish.hardware.is_cpu else f"; {gpus} {wish.hardware.name} would hold it"
+        return LeftOut(recipe=name, why=f"does not fit: it takes {size(memory)}, there are {size(room)}{more}")
+    used = gpus if wish.goal == "cost" else wish.gpus
+    speed, basis = _speed(one, wish, used, traffic, rates)
+    if speed < SLOWER and _fits_plain(one, wish, traffic):
+        how = (
+            f"{speed:.2g} of the speed of 16 bits, by {'the roofline' if basis == 'roofline' else 'what was measured'}"
+        )
+        return LeftOut(recipe=name, why=f"has {how}, and those fit")
+    return Choice(
+        recipe=name,
+        runtime=one.runtime,
+        answer=one.loads.answer,
+        hardware=wish.hardware.name,
+        gpus=used,
+        memory=memory,
+        bytes=plan.bytes_after,
+        speed=speed,
+        basis=basis,
+        expected=awaited,
+        why=tuple(_why(one)),
+        commands=tuple(_commands(one, used, traffic, model)),
+    )
+
+
+def _tried(awaited: Expected, keep: float) -> str:
+    """Return what was tried on this model and did not keep enough; empty where nothing was, or something did."""
+    kept = [one.retention for one in awaited.tried if one.retention is not None and one.retention >= keep]
+    failed = [one for one in awaited.tried if one.verdict == "FAIL"]
+    if kept or not failed:
+        return ""
+    last = failed[-1]
+    how = "" if last.retention is None else f", it kept {percent(round(last.retention, 4))}"
+    return f"failed here: FAIL on suite {last.suite}{how}"
+
+
+def _memory(weight_bytes: int, served: Served, traffic: Traffic) -> int:
+    return weight_bytes + int(traffic.tokens * served.cache_bytes)
+
+
+def _fits_plain(one: Candidate, wish: Wish, traffic: Traffic) -> bool:
+    """Tell whether the model fits as it is."""
+    checkpoint = one.plan.checkpoint
+    return _fewest(_memory(checkpoint.weight_bytes, unquantized(checkpoint), traffic), wish.hardware) <= wish.gpus
+
+
+def _fewest(memory: int, hardware: Hardware) -> int:
+    """Return how many of the hardware hold so many bytes."""
+    return -(-memory // int(USABLE * hardware.memory))
+
+
+def _speed(
+    one: Candidate, wish: Wish, gpus: int, traffic: Traffic, rates: Rates
+) -> tuple[float, Literal["roofline", "measured here", "measured on another processor"]]:
+    """Return the speed against 16 bits, and by what that is known."""
+    if measured := _measured(one, wish, traffic):
+        return measured, "measured here"
+    if one.speed is not None:
+        return one.speed, "measured on another processor"
+    plain = unquantized(one.plan.checkpoint, rates)
+    fitting = _fewest(_memory(one.plan.checkpoint.weight_bytes, plain, traffic), wish.hardware)
+    others = fitting if wish.goal == "cost" else max(fitting, gpus)
+    ours = times(one.served, wish.hardware, gpus, traffic, rates)
+    theirs = times(plain, wish.hardware, others, traffic, rates)
+    return _of(ours) / gpus / (_of(theirs) / others), "roofline"
+
+
+def _of(taken: Times) -> float:
+    return taken.tokens_per_second
+
+
+def _measured(one: Candidate, wish: Wish, traffic: Traffic) -> float | None:
+    """Return the speed over the baseline's, where both were measured with as many requests at once."""
+    alike = [m for m in wish.measured if (m.runtime, m.concurrency) == (one.runtime, traffic.concurrency)]
+    rates = {m.recipe: m.tokens_per_second for m in alike}
+    return rates[one.recipe.name] / rates[None] if {one.recipe.name, None} <= rates.keys() else None
+
+
+def ordered(choices: Iterable[Choice], keep: float) -> list[Choice]:
+    """Return `choices` in order: those first that may keep what is asked, then those of which nothing is known; among
+    them the fastest, and of those that are as fast, what computes as its format says, needs least and changes least."""
+    order: list[Choice] = []
+    left = sorted(choices, key=lambda one: (_doubt(one, keep), -one.speed))
+    while left:
+        first = left[0]
+        alike = [one for one in left if _doubt(one, keep) == _doubt(first, keep) and one.speed * ALIKE > first.speed]
+        order += sorted(alike, key=_merits)
+        left = left[len(alike) :]
+    return order
+
+
+def _doubt(choice: Choice, keep: float) -> tuple[int, bool]:
+    """Return what makes a choice come after others, however fast it is: what it is not expected to keep; and a speed
+    that compares with no other runtime's: of a GGUF on a GPU, of vLLM on a processor."""
+    unsure = choice.basis != "measured here" and (choice.runtime == "llama.cpp") != (choice.hardware == CPU)
+    return {True: 0, None: 1, False: 2}[choice.expected.may_keep(keep)], unsure
+
+
+def _merits(choice: Choice) -> tuple[object, ...]:
+    recipe = load_recipe(choice.recipe)
+    return (
+        choice.answer != "native",
+        recipe.engine not in ("quantgate", "llama.cpp"),
+        typical_discordance(recipe.loss_class).share,
+        recipe.calibrated,
+        -(choice.expected.low or 0.0),
+        -round(choice.speed, 2),
+        choice.recipe,
+    )
+
+
+def _why(one: Candidate) -> Iterable[str]:
+    yield f"a token reads {reads(one.served)}"
+    if one.plan.recipe.kv_cache:
+        yield "keys and values take half"
+    if one.loads.reason:
+        yield f"{one.runtime} {one.loads.reason}"
+    if not one.recipe.calibrated:
+        yield "needs no calibration"
+
+
+def _commands(one: Candidate, gpus: int, traffic: Traffic, model: str | None) -> Sequence[str]:
+    name = one.recipe.name
+    artifact = shlex.quote(f"artifacts/{one.plan.checkpoint.label.rpartition('/')[2]}/{name}")
+    commands = [f"quantgate run {name}" + (f" --model {shlex.quote(model)}" if model else "")]
+    if one.runtime in ("vllm", "llama.cpp"):
+        commands.append(f"quantgate bench {artifact} --baseline --runtime {one.runtime}")
+    asked = f"--context {traffic.read + traffic.written} --concurrency {traffic.concurrency}"
+    more = f" --gpus {gpus}" if gpus > 1 else ""
+    return [*commands, f"quantgate serve-config {artifact} --runtime {one.runtime} {asked}{more}"]
