@@ -78,6 +78,11 @@ class Choice(Frozen):
     """Speed for the goal, against 16 bits on as many GPUs as fit them; for cost, by GPU."""
     basis: Literal["roofline", "measured here", "measured on another processor"]
     expected: Expected
+    changes: float
+    """Share of answers that change, as is typical of the recipe's number format."""
+    calibrated: bool
+    """Whether text is needed to quantize."""
+    engine: str
     why: tuple[str, ...]
     commands: tuple[str, ...]
 
@@ -199,6 +204,9 @@ def _choice(one: Candidate, wish: Wish, traffic: Traffic, rates: Rates, model: s
         speed=speed,
         basis=basis,
         expected=awaited,
+        changes=typical_discordance(one.recipe.loss_class).share,
+        calibrated=one.recipe.calibrated,
+        engine=one.recipe.engine,
         why=tuple(_why(one)),
         commands=tuple(_commands(one, used, traffic, model)),
     )
@@ -278,12 +286,11 @@ def _doubt(choice: Choice, keep: float) -> tuple[int, bool]:
 
 
 def _merits(choice: Choice) -> tuple[object, ...]:
-    recipe = load_recipe(choice.recipe)
     return (
         choice.answer != "native",
-        recipe.engine not in ("quantgate", "llama.cpp"),
-        typical_discordance(recipe.loss_class).share,
-        recipe.calibrated,
+        choice.engine not in ("quantgate", "llama.cpp"),
+        choice.changes,
+        choice.calibrated,
         -(choice.expected.low or 0.0),
         -round(choice.speed, 2),
         choice.recipe,

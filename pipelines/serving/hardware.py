@@ -4,6 +4,7 @@ with their sources, but for those of this machine's processor, which are measure
 Operations are dense, of matrix units, as makers publish them; what is reached of them is in `roofline`.
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,8 +96,23 @@ GPUS = {
 }
 """GPUs by the names that `--hardware` takes. H100 and A100 are the SXM boards, MI300 is the MI300X; FP8 of an RTX 4090
 is with sums in 32 bits, as inference wants them."""
-MARKETED = {"A100": ("A100-SXM",), "MI300": ("MI300X",), "RTX-PRO-6000": ("RTXPRO6000",)}
-"""Name here → parts of the names that drivers give the GPU, where they are not the name itself."""
+DRIVERS = {
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA A100-SXM4-40GB": "A100",
+    "NVIDIA A100 80GB PCIe": "A100-PCIE",
+    "NVIDIA A30": "A30",
+    "NVIDIA L4": "L4",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA GeForce RTX 4090": "RTX4090",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H200": "H200",
+    "NVIDIA B200": "B200",
+    "NVIDIA GB300": "GB300",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX-PRO-6000",
+    "AMD Instinct MI300X": "MI300",
+}
+"""Name that a driver gives a GPU → its name here. Boards of like names (H100 PCIe, L40) have other figures."""
 
 
 def find_hardware(name: str | None) -> Hardware:
@@ -125,8 +141,8 @@ def _plain(name: str) -> str:
 def _this_gpu() -> Hardware:
     import torch
 
-    name = torch.cuda.get_device_name()
-    return named_by_driver(name)
+    found = named_by_driver(torch.cuda.get_device_name())
+    return found.model_copy(update={"memory": torch.cuda.get_device_properties(0).total_memory})
 
 
 def named_by_driver(name: str) -> Hardware:
@@ -135,11 +151,9 @@ def named_by_driver(name: str) -> Hardware:
     Raises:
         BadInput: it is none of those that are known.
     """
-    parts = {part: known for known in GPUS for part in (known, *MARKETED.get(known, ()))}
-    for part in sorted(parts, key=len, reverse=True):  # an L40S is no L4
-        if _plain(part) in _plain(name):
-            return GPUS[parts[part]]
-    raise _unknown(f"this machine's {name}", "give --hardware with one that is like it:")
+    if name not in DRIVERS:
+        raise _unknown(f"this machine's {name}", "give --hardware with the one that is most like it:")
+    return GPUS[DRIVERS[name]]
 
 
 PROBE_SECONDS = 0.3
@@ -157,8 +171,6 @@ class _Speed(Result):
 
 def this_processor() -> Hardware:
     """Return the processor of this machine: its bandwidth and its operations are measured, once."""
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     inputs = {"processor": processor(), "cores": cores, "threads": os.environ.get("OMP_NUM_THREADS")}
 

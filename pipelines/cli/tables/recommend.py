@@ -54,4 +54,5 @@ def _expected(expected: Expected) -> str:
     if expected.low is None or expected.high is None:
         return f"not known by {expected.basis}"
     low, high = percent(round(expected.low, 4)), percent(round(expected.high, 4))
-    return f"{low if low == high else f'{low} to {high}'}, by {expected.basis}"
+    share = low if low == high else f"{low} to {high}" if expected.low else f"below {high}"
+    return f"{share}, by {expected.basis}"
