@@ -41,6 +41,7 @@ COMMANDS = (
     "publish",
     "pull",
     "quantize",
+    "recommend",
     "release",
     "repair",
     "report",

@@ -16,6 +16,7 @@ from pipelines.serving.roofline import (
     fit,
     times,
 )
+from tests.helpers.paths import ROOT
 
 BODY, HEAD = 6_979_321_856, 525_336_576
 """Weights of Llama-3.1-8B's layers, and of its head, which is kept in 16 bits."""
@@ -51,6 +52,18 @@ def test_nvidia_s_order_of_formats_on_an_h200_is_kept(batch: int) -> None:
     assert foretold["FP8"] / foretold["BF16"] == pytest.approx(seen["FP8"] / seen["BF16"], rel=0.1)
     within = 0.25 if batch == 1 else 0.15
     assert foretold["INT4"] / foretold["BF16"] == pytest.approx(seen["INT4"] / seen["BF16"], rel=within)
+
+
+def test_the_page_has_these_figures() -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    for batch, (plain, fp8, int4) in NVIDIA.items():
+        ours = [speed(served, batch) for served in (BF16, FP8, INT4)]
+        ratios = f"{fp8 / plain:.2f}x | {ours[1] / ours[0]:.2f}x | {int4 / plain:.2f}x | {ours[2] / ours[0]:.2f}x"
+        assert f"| {batch} | {plain:.0f} | {ours[0]:.0f} | {ratios} |" in page
+    rates = fit(measured("F16", "Q8_0"), LLAMA_8B, 1e12)
+    for one in measured("Q6_K", "Q4_K_M"):
+        foretold = rates.share(one.bytes * 8 / LLAMA_8B) * 1e12 / one.bytes
+        assert f"| {one.recipe} | {one.tokens_per_second:.1f} | {foretold:.1f} |" in page
 
 
 def measured(*kinds: str) -> list[Measured]:
