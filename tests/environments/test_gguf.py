@@ -19,13 +19,12 @@ from pydantic import TypeAdapter
 from pipelines.calibration.held_out import held_out
 from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens, save_tokens
-from pipelines.checkpoint.gguf_file import read_gguf
+from pipelines.checkpoint.gguf_file import IMATRIX, read_gguf
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import llama_build
 from pipelines.evaluation.stage import evaluate
 from pipelines.formats.gguf_types import BLOCKS
-from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.plan import GgufPlan, Plan
 from pipelines.quantization.gguf.convert import convert, discard, in_float32, run_converter
 from pipelines.quantization.gguf.imatrix import write_imatrix
