@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, assert_never
 
 import yaml
@@ -30,7 +31,7 @@ UNTOLD: dict[Setting, tuple[str, str]] = {
     "no_prefix_caching": ("way to turn prefix caching off", "leave it on"),
 }
 """Setting that a runtime may have no name for → what it has not, and what to do."""
-NOT_JUDGED = "which the gate has not judged"
+NOT_JUDGED = "and the gate has not judged that"
 
 
 class Config(Frozen):
@@ -44,22 +45,24 @@ class Config(Frozen):
     notes: tuple[str, ...]
     """Sentences that whoever uses it must know."""
 
-    def command(self, model: str, file: str) -> str:
-        """Return the command that serves `model` by this config in `file`."""
+    def commands(self, model: str, file: str) -> tuple[str, ...]:
+        """Return the commands that serve `model` by this config in `file`."""
         match self.runtime:
             case "vllm":
-                command = ["vllm", "serve", model, "--config", file]
+                words = ["vllm", "serve", model, "--config", file]
             case "sglang":
-                command = ["python", "-m", "sglang.launch_server", "--model-path", model, "--config", file]
+                words = ["python", "-m", "sglang.launch_server", "--model-path", model, "--config", file]
             case "tensorrt-llm":
-                command = ["trtllm-serve", model, "--extra_llm_api_options", file]
+                words = ["trtllm-serve", model, "--extra_llm_api_options", file]
             case "llama.cpp":
-                command = ["llama-server", "--models-preset", file]
+                words = ["llama-server", "--models-preset", file]
             case "ollama":
-                command = ["ollama", "create", ollama_name(model), "--file", file]
+                variables = [f"{name}={value}" for name, value in self.variables.items()]
+                create = ["ollama", "create", PurePath(model).stem.lower(), "--file", file]
+                return shlex.join([*variables, "ollama", "serve"]), shlex.join(create)
             case _:
                 assert_never(self.runtime)
-        return shlex.join(command)
+        return (shlex.join(words),)
 
 
 def make_config(runtime: Runtime, served: Served, serving: Serving, model: str | None = None) -> Config:
@@ -91,8 +94,9 @@ def check_loads(runtime: Runtime, served: Served) -> None:
     remedy = f"--runtime {' or '.join(others)} loads it" if others else "transformers loads it"
     if runtime == "tensorrt-llm" and served.stored != "gguf":
         remedy += "; recipes fp8-modelopt and nvfp4-modelopt are made for TensorRT-LLM"
-    schemes = " and ".join(scheme for scheme, _ in served.formats) or "GGUF"
-    what = f"is {schemes} in {served.stored}, and {TITLES[runtime]} {found.reason}"
+    schemes = " and ".join(scheme for scheme, _ in served.formats)
+    kind = f"holds {schemes} ({served.stored})" if schemes else "is a GGUF"
+    what = f"{kind}, and {TITLES[runtime]} {VERSIONS[runtime]} {found.reason}"
     raise bad_input(served.model, f"{what} ({found.answer}; read in {found.source})", remedy)
 
 
@@ -122,7 +126,7 @@ def _value(option: Option, value: Value) -> Value:
 
 
 def _text(runtime: Runtime, served: Served, options: Mapping[str, Value], model: str) -> str:
-    about = f"Serves {served.name} in {TITLES[runtime]} {VERSIONS[runtime]}; made by quantgate serve-config."
+    about = f"For {TITLES[runtime]} {VERSIONS[runtime]}, by quantgate serve-config."
     match runtime:
         case "vllm" | "sglang" | "tensorrt-llm":
             return f"# {about}\n" + yaml.safe_dump(_nested(options), sort_keys=False)
@@ -153,13 +157,8 @@ def _nested(options: Mapping[str, Value]) -> dict[str, Any]:
 def _notes(runtime: Runtime, served: Served, serving: Serving) -> Iterator[str]:
     yield line(runtime, served.stored, served.formats)
     if serving.kv_cache and served.stored == "gguf":
-        yield f"{TITLES[runtime]} caches keys and values in q8_0, which has 8.5 bits, for it has no FP8; {NOT_JUDGED}"
+        yield f"{TITLES[runtime]} has no FP8 for keys and values, and caches them in q8_0, of 8.5 bits, {NOT_JUDGED}"
     elif serving.kv_cache and not served.cached_in_fp8:
         yield f"keys and values are cached in FP8 without measured scales, {NOT_JUDGED}; recipe fp8-kv measures them"
     if serving.draft and serving.draft.model:
         yield "what is written greedily stays the same with a draft; `quantgate bench --draft` says what it is worth"
-
-
-def ollama_name(model: str) -> str:
-    """Return the name of a model in Ollama."""
-    return model.rpartition("/")[2].removesuffix(".gguf").lower()

@@ -16,10 +16,10 @@ GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
 class Draft(Frozen):
-    """Tokens that are guessed ahead of the model, which then reads them at once and keeps those it would have written."""
+    """Tokens that are guessed ahead of a model, which reads them at once and keeps those that it would have written."""
 
     model: Path | None
-    """Smaller model that guesses; None where guesses are copied from what follows the same words earlier on (n-gram)."""
+    """Smaller model that guesses; None where what followed the same tokens before is the guess (n-gram)."""
     tokens: int = Field(default=4, gt=0, le=64)
     """Number of tokens that are guessed at a time."""
 
@@ -107,7 +107,7 @@ def make_serving(
     aim = AIMS[goal] if goal else Aim()
     limit = served.positions
     if context and limit and context > limit:
-        raise bad_input(f"--context {context}", f"is longer than the {limit} tokens that {served.name} can read", "")
+        raise bad_input(f"--context {context}", f"is longer than what {served.name} can read", f"at most {limit}")
     limits = [one for one in (limit, aim.context) if one]
     spread = next(way for way in (aim.spread, "tensor", "pipeline") if way in OPTIONS[runtime])
     serving = Serving(

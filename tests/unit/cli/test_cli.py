@@ -45,6 +45,7 @@ COMMANDS = (
     "repair",
     "report",
     "run",
+    "serve-config",
     "show",
     "validate",
     "verify",
