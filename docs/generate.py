@@ -25,7 +25,7 @@ from pipelines.cli.tables.lists import by_family
 from pipelines.core.exit_codes import EXITS, SEVERAL
 from pipelines.formats.description import Numbers
 from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
-from pipelines.formats.packings import Packing, hardware, layout
+from pipelines.formats.packings import Packing, layout
 from pipelines.formats.schemes import FAMILIES, SCHEMES, SMALLEST_GROUP, SchemeName
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe, load_set, load_suite
@@ -34,7 +34,7 @@ from pipelines.recipe.recipe import Calibrate, Gate, Recipe
 from pipelines.recipe.suite import Limits, Policy, SuiteTask
 from pipelines.reporting.card import listed
 from pipelines.reporting.record import Manifest
-from pipelines.reporting.serving import loader, vllm_line
+from pipelines.reporting.serving import checkpoint_line, loader, runtime_lines
 
 HERE = Path(__file__).parent
 METHODS = typing.get_args(Method)
@@ -298,7 +298,7 @@ def _section(recipe: Recipe) -> list[str]:
     if quantize.kv_cache:
         lines.append(
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
-            f"`{vllm_line('FOLDER', recipe)}`"
+            f"`{checkpoint_line('FOLDER', recipe)}`"
         )
     lines.append(f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing that can be quantized'}")
     lines.append(f"- method: `{quantize.method}`")
@@ -310,7 +310,7 @@ def _section(recipe: Recipe) -> list[str]:
         lines[-1] += f", by engine `{quantize.engine}`"
     if recipe.packing != "compressed-tensors":
         lines.append(f"- stored as: `{recipe.packing}`. {loader(recipe)}")
-    return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
+    return [*lines, f"- calibration: {_calibration(recipe)}", *_runtimes(recipe), ""]
 
 
 WIDTH = "group size does not divide a layer's width"
@@ -387,11 +387,8 @@ def _calibration(recipe: Recipe) -> str:
     return f"{wanted.samples} samples of {wanted.seq_len} tokens from `{wanted.set}`: {load_set(wanted.set).summary}"
 
 
-def _hardware(recipe: Recipe) -> list[str]:
-    places = {name: hardware(recipe.packing, name) for name in recipe.schemes}
-    if len({*places.values()}) == 1:
-        return [f"- hardware: {next(iter(places.values()))}"]
-    return [f"- hardware for `{name}`: {place}" for name, place in places.items()]
+def _runtimes(recipe: Recipe) -> list[str]:
+    return [f"- {line}" for line in runtime_lines(recipe.packing, [(name, None) for name in recipe.schemes])]
 
 
 def _keys() -> Iterator[str]:

@@ -39,7 +39,7 @@ def check(config: Config, served: Served) -> str:
 
 def parsed_by_vllm(config: Config, served: Served, python: Path) -> str:
     """Let the vLLM of `python` parse the config, hold what it reads against it, and return that it does."""
-    told = {key.replace("-", "_"): value for key, value in (yaml.safe_load(config.text) or {}).items()}
+    told = dict(_as_parsed(key, value) for key, value in yaml.safe_load(config.text).items())
     variables = clean_variables()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "vllm.yaml"
@@ -51,6 +51,12 @@ def parsed_by_vllm(config: Config, served: Served, python: Path) -> str:
         key = wrong[0]
         raise QuantgateError(f"vLLM reads {read['values'][key]!r} for {key}, and was told {told[key]!r}")
     return f"read by the argument parser of vLLM {read['version']}, not run"
+
+
+def _as_parsed(key: str, value: Any) -> tuple[str, Any]:
+    """Return the name and value that an option has once it is parsed: `no-x: true` is x, and false."""
+    name = key.replace("-", "_")
+    return (name.removeprefix("no_"), False) if name.startswith("no_") else (name, value)
 
 
 def started_in_llama_server(config: Config, served: Served, programs: Path) -> str:

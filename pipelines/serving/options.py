@@ -31,7 +31,8 @@ OPTIONS: dict[Runtime, dict[Setting, tuple[Option, ...]]] = {
         "context": (Option(name="max-model-len"),),
         "concurrency": (Option(name="max-num-seqs"),),
         "kv_cache": (Option(name="kv-cache-dtype", value="fp8"),),
-        "no_prefix_caching": (Option(name="enable-prefix-caching", value=False),),
+        # `enable-prefix-caching: false` is read by nobody: the subcommand's parser is not asked whether it knows the no
+        "no_prefix_caching": (Option(name="no-enable-prefix-caching", value=True),),
         "tensor": (Option(name="tensor-parallel-size"),),
         "pipeline": (Option(name="pipeline-parallel-size"),),
         "data": (Option(name="data-parallel-size"),),

