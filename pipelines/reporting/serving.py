@@ -1,6 +1,7 @@
 """The command that serves an artifact, and the programs that load it."""
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from pipelines.checkpoint.gguf_file import IMATRIX
@@ -43,10 +44,16 @@ CHECKPOINT_RUNTIMES: tuple[Runtime, ...] = tuple(runtime for runtime in TITLES i
 """Runtimes that serve checkpoints, the one first that is named where several do."""
 
 
-def runtime_lines(packing: Packing, formats: list[tuple[SchemeName, int | None]]) -> list[str]:
+def runtime_lines(packing: Packing, formats: Collection[tuple[SchemeName, int | None]]) -> list[str]:
     """Return a line for each runtime on the hardware that it serves a checkpoint of such modules on, or why it does
     not."""
     return [line(runtime, packing, formats) for runtime in CHECKPOINT_RUNTIMES]
+
+
+def answers_line(packing: Packing, formats: Collection[tuple[SchemeName, int | None]]) -> str:
+    """Return what each runtime does with such modules at best: `vLLM native, SGLang native, TensorRT-LLM misread`."""
+    answers = ((runtime, anywhere(runtime, packing, formats).answer) for runtime in CHECKPOINT_RUNTIMES)
+    return ", ".join(f"{TITLES[runtime]} {answer}" for runtime, answer in answers)
 
 
 def manifest_formats(manifest: Manifest) -> list[tuple[SchemeName, int | None]]:

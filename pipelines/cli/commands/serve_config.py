@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from pipelines.serving.serving import Draft, Goal
 
 RUNTIMES = ("vllm", "sglang", "tensorrt-llm", "llama.cpp", "ollama")
+MII = "deepspeed-mii"
 GOALS = ("throughput", "cost", "latency", "long-context", "edge")
 
 
 @click.command("serve-config")
 @click.argument("artifact", type=PATH)
-@click.option("--runtime", type=click.Choice(RUNTIMES), required=True, help="What serves it.")
+@click.option("--runtime", type=click.Choice([*RUNTIMES, MII]), required=True, help="What serves it.")
 @click.option("--goal", type=click.Choice(GOALS), help="What the server is for, where nothing else is said.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs that one server has.")
 @click.option(
@@ -36,7 +37,7 @@ GOALS = ("throughput", "cost", "latency", "long-context", "edge")
 @click.option("--out", metavar="FILE", type=FILE, help="Where to write it. Default: standard output.")
 def serve_config(
     artifact: Path,
-    runtime: "Runtime",
+    runtime: "Runtime | Literal['deepspeed-mii']",
     goal: "Goal | None",
     gpus: int,
     context: int | None,
@@ -51,12 +52,20 @@ def serve_config(
     the config of vLLM, and llama-server is started with its own, where `quantgate env make` has made these; of the
     others only the names are checked, and that is said.
     """
+    from pipelines.core.errors import bad_input
     from pipelines.serving.checks import check
     from pipelines.serving.configs import check_loads, make_config
     from pipelines.serving.served import read_served
     from pipelines.serving.serving import make_serving
 
     check_output_file(out)
+    if runtime == "deepspeed-mii":
+        what = (
+            "DeepSpeed-MII 0.3.3 reads no config of quantized weights: its quantization_mode rounds those of a source"
+        )
+        raise bad_input(
+            f"--runtime {runtime}", what, "serve the source with it, as a baseline, or take another runtime"
+        )
     served = read_served(artifact)
     check_loads(runtime, served)
     serving = make_serving(

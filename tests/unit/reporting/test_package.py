@@ -78,8 +78,8 @@ def test_the_page_has_every_recipe_scheme_and_key() -> None:
         ("fp8-modelopt", "FP8 (E4M3), one scale per tensor; scales in float32"),
         (
             "int4-awq-modelopt",
-            "- TensorRT-LLM main of 2026-11: native on NVIDIA GPUs of compute capability 8.0 to 9.0 (Ampere, Ada, Hopper)"
-            "\n",
+            "- TensorRT-LLM main of 2026-11: native on NVIDIA GPUs of compute capability 8.0 to 9.0 (Ampere, Ada, Hopp"
+            "er)\n",
         ),
         (
             "int8",
@@ -104,6 +104,11 @@ def test_the_page_describes_the_format_as_it_is(recipe: str, said: str) -> None:
 def test_the_committed_page_of_commands_is_the_commands() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["cli_page"]()
     assert (ROOT / "docs" / "cli.md").read_text() == page, "run `make docs`"
+
+
+def test_the_committed_table_of_what_loads_where_is_the_tables() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["serve_page"]()
+    assert (ROOT / "docs" / "serve.md").read_text() == page, "run `make docs`"
 
 
 def test_the_committed_tree_is_that_of_the_packages() -> None:
