@@ -20,7 +20,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.serving.hardware import Hardware, Numbers
 from pipelines.serving.key_values import number, token_bytes
 from pipelines.serving.loads import TITLES, Answer, Loads, Runtime, loads_all
-from pipelines.serving.roofline import F16_RATE, GGUF_RATES, PRIOR, Rates, Served, Weights
+from pipelines.serving.roofline import F16_RATE, GGUF_RATES, PRIOR, Rates, Weights, Work
 
 RUNTIMES: tuple[Runtime, ...] = ("vllm", "sglang", "tensorrt-llm", "llama.cpp")
 """Runtimes in the order in which they are taken where several compute as the format says."""
@@ -50,7 +50,7 @@ class Candidate(NamedTuple):
     plan: Plan
     runtime: Runtime
     loads: Loads
-    served: Served
+    work: Work
     speed: float | None
     """Speed against 16 bits where that is measured and no matter of the roofline."""
 
@@ -63,26 +63,24 @@ def candidate(recipe: Recipe, checkpoint: Checkpoint, hardware: Hardware, rates:
         return LeftOut(recipe=recipe.name, why=f"cannot be made of this model: {error.problems[0].what}")
     runtime, answer = _loader(plan, hardware)
     speed = _speed_on_cpu(recipe, runtime) if hardware.is_cpu else None
-    served = _served(plan, rates, answer)
-    if why := _objection(plan, runtime, answer, hardware, served, speed):
+    work = _work(plan, rates, answer)
+    if why := _objection(plan, runtime, answer, hardware, work, speed):
         return LeftOut(recipe=recipe.name, why=why)
-    return Candidate(recipe, plan, runtime, answer, served, speed)
+    return Candidate(recipe, plan, runtime, answer, work, speed)
 
 
-def _objection(
-    plan: Plan, runtime: Runtime, answer: Loads, hardware: Hardware, served: Served, speed: float | None
-) -> str:
+def _objection(plan: Plan, runtime: Runtime, answer: Loads, hardware: Hardware, work: Work, speed: float | None) -> str:
     """Return why `runtime` is not known to serve the artifact on `hardware`, or how fast; empty where it is."""
     name, is_gguf = TITLES[runtime], isinstance(plan, GgufPlan)
     if answer.answer not in SERVES:
-        return f"{name} {answer.reason}" if answer.reason else f"{name} refuses it"
+        return f"{name}: {answer.reason or answer.answer}"
     if answer.flag and hardware.is_cpu and not any(answer.flag in line.split() for line in cpu_lines("flags")):
-        return f"{name} needs a processor with {answer.flag}"
+        return f"{name}: needs a processor with {answer.flag}"
     if plan.recipe.kv_cache and (hardware.capability or 0.0) < FP8_CACHE:
         return f"no source tells that {name} keeps keys and values in FP8 there"
     if hardware.is_cpu:
         return "" if is_gguf or speed else f"no figure tells the speed of {name} with it on a processor"
-    unknown = sorted({one.numbers for one in served.weights} - {*hardware.operations})
+    unknown = sorted({one.numbers for one in work.weights} - {*hardware.operations})
     return f"no source tells how many {unknown[0]} operations {hardware.name} does" if unknown else ""
 
 
@@ -106,13 +104,13 @@ def _loader(plan: Plan, hardware: Hardware) -> tuple[Runtime, Loads]:
     return min(found, key=lambda one: SERVES.index(one[1].answer) if one[1].answer in SERVES else len(SERVES))
 
 
-def unquantized(checkpoint: Checkpoint, rates: Rates = PRIOR) -> Served:
+def unquantized(checkpoint: Checkpoint, rates: Rates = PRIOR) -> Work:
     """Return `checkpoint` as it is served in 16 bits."""
     weights = (_in_16_bits(tensor, checkpoint, rates) for tensor in _multiplied(checkpoint))
     return _model(checkpoint, _together(weights), 16)
 
 
-def _served(plan: Plan, rates: Rates, answer: Loads) -> Served:
+def _work(plan: Plan, rates: Rates, answer: Loads) -> Work:
     if isinstance(plan, GgufPlan):
         return _model(plan.checkpoint, _together(_gguf_weights(plan, rates)), 16)
     weights: list[Weights] = []
@@ -129,10 +127,10 @@ def _served(plan: Plan, rates: Rates, answer: Loads) -> Served:
     return _model(plan.checkpoint, _together(weights), 8 if plan.attentions else 16)
 
 
-def _model(checkpoint: Checkpoint, weights: tuple[Weights, ...], cache_bits: int) -> Served:
+def _model(checkpoint: Checkpoint, weights: tuple[Weights, ...], cache_bits: int) -> Work:
     config = checkpoint.config
     cache = token_bytes(config, cache_bits)
-    return Served(weights=weights, layers=number(config, "layers"), cache_bytes=float(cache))
+    return Work(weights=weights, layers=number(config, "layers"), cache_bytes=float(cache))
 
 
 def _arithmetic(scheme: SchemeName, answer: Loads) -> tuple[Numbers, bool]:
@@ -205,9 +203,9 @@ def _together(weights: Iterator[Weights] | list[Weights]) -> tuple[Weights, ...]
     )
 
 
-def reads(served: Served) -> str:
+def reads(work: Work) -> str:
     """Return a sentence's part on what a token reads and multiplies."""
-    numbers = sorted({one.numbers for one in served.weights if one.numbers != "16 bits"})
-    unpacked = any(one.unpacked for one in served.weights)
+    numbers = sorted({one.numbers for one in work.weights if one.numbers != "16 bits"})
+    unpacked = any(one.unpacked for one in work.weights)
     how = f"multiplied in {' and '.join(numbers or ['16 bits'])}"
-    return f"{size(sum(one.bytes for one in served.weights))} of weights, {'unpacked and ' if unpacked else ''}{how}"
+    return f"{size(sum(one.bytes for one in work.weights))} of weights, {'unpacked and ' if unpacked else ''}{how}"

@@ -8,7 +8,7 @@ roofline, and other things decide among them. What was tried here and did not ke
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,11 +23,10 @@ from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe
 from pipelines.serving.hardware import CPU, Hardware
 from pipelines.serving.key_values import number
-from pipelines.serving.loads import Answer, Runtime
-from pipelines.serving.roofline import PRIOR, Measured, Rates, Served, Times, Traffic, fit, times
+from pipelines.serving.loads import TITLES, Answer, Runtime
+from pipelines.serving.roofline import PRIOR, Measured, Rates, Times, Traffic, Work, fit, times
+from pipelines.serving.serving import Goal
 
-Goal = Literal["throughput", "cost", "latency", "long-context", "edge"]
-GOALS: tuple[Goal, ...] = get_args(Goal)
 CONCURRENCY: dict[Goal, int] = {"throughput": 64, "cost": 64, "latency": 1, "long-context": 4, "edge": 1}
 """Requests at once on GPUs, unless they are given."""
 CPU_CONCURRENCY = 4
@@ -161,7 +160,7 @@ def _impossible(checkpoint: Checkpoint, wish: Wish, context: int, most: int) -> 
         yield Problem(f"--gpus {wish.gpus}", "is for hardware that is no processor", "leave it out, or give --hardware")
 
 
-def _rates(wish: Wish, plain: Served) -> Rates:
+def _rates(wish: Wish, plain: Work) -> Rates:
     """Return the rates of this hardware, if two models or more were measured on it by one request at once."""
     alone = [one for one in wish.measured if one.concurrency == 1]
     if len({one.bytes for one in alone}) < 2:
@@ -180,7 +179,7 @@ def _choice(one: Candidate, wish: Wish, traffic: Traffic, rates: Rates, model: s
     awaited = expected(one.recipe, plan.checkpoint)
     if tried := _tried(awaited, wish.keep):
         return LeftOut(recipe=name, why=tried)
-    memory = _memory(plan.bytes_after, one.served, traffic)
+    memory = _memory(plan.bytes_after, one.work, traffic)
     gpus = _fewest(memory, wish.hardware)
     if gpus > wish.gpus:
         room = int(USABLE * wish.gpus * wish.hardware.memory)
@@ -223,8 +222,8 @@ def _tried(awaited: Expected, keep: float) -> str:
     return f"failed here: FAIL on suite {last.suite}{how}"
 
 
-def _memory(weight_bytes: int, served: Served, traffic: Traffic) -> int:
-    return weight_bytes + int(traffic.tokens * served.cache_bytes)
+def _memory(weight_bytes: int, work: Work, traffic: Traffic) -> int:
+    return weight_bytes + int(traffic.tokens * work.cache_bytes)
 
 
 def _fits_plain(one: Candidate, wish: Wish, traffic: Traffic) -> bool:
@@ -249,7 +248,7 @@ def _speed(
     plain = unquantized(one.plan.checkpoint, rates)
     fitting = _fewest(_memory(one.plan.checkpoint.weight_bytes, plain, traffic), wish.hardware)
     others = fitting if wish.goal == "cost" else max(fitting, gpus)
-    ours = times(one.served, wish.hardware, gpus, traffic, rates)
+    ours = times(one.work, wish.hardware, gpus, traffic, rates)
     theirs = times(plain, wish.hardware, others, traffic, rates)
     return _of(ours) / gpus / (_of(theirs) / others), "roofline"
 
@@ -298,11 +297,11 @@ def _merits(choice: Choice) -> tuple[object, ...]:
 
 
 def _why(one: Candidate) -> Iterable[str]:
-    yield f"a token reads {reads(one.served)}"
+    yield f"a token reads {reads(one.work)}"
     if one.plan.recipe.kv_cache:
         yield "keys and values take half"
     if one.loads.reason:
-        yield f"{one.runtime} {one.loads.reason}"
+        yield f"{TITLES[one.runtime]}: {one.loads.reason}"
     if not one.recipe.calibrated:
         yield "needs no calibration"
 

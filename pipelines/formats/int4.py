@@ -3,8 +3,7 @@
 from functools import partial
 
 from pipelines.formats import fp8, integers
-from pipelines.formats.description import CpuKernels, Family, Scheme, Weights
-from pipelines.formats.hardware import HOPPER_ONLY, TURING
+from pipelines.formats.description import Family, Scheme, Weights
 
 ELEMENT = integers.element(4)
 FAMILY = Family(
@@ -18,7 +17,6 @@ W4A16 = Scheme(
     family=FAMILY,
     storage=integers.PACKED,
     weights=GROUPS,
-    hardware=f"{TURING}, x86 CPUs",
     experts_are_read=True,
 )
 W4A16_ASYM = Scheme(
@@ -31,14 +29,11 @@ W4A16_ASYM = Scheme(
         symmetric=False,
         scale=partial(integers.scale, bits=4),
     ),
-    hardware=f"{TURING}, x86 CPUs",
 )
 W4AFP8 = Scheme(
     family=FAMILY,
     storage=integers.PACKED,
     weights=GROUPS,
     activations=fp8.TOKENS,
-    hardware=HOPPER_ONLY,
     experts_are_read=True,
-    vllm_cpu=CpuKernels("leaves INT4 weights with FP8 activations to Hopper GPUs"),
 )

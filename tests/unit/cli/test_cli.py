@@ -46,6 +46,7 @@ COMMANDS = (
     "repair",
     "report",
     "run",
+    "serve-config",
     "show",
     "validate",
     "verify",

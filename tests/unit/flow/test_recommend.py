@@ -7,10 +7,11 @@ import pytest
 
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.errors import BadInput
-from pipelines.flow.recommend import Goal, Recommendation, Wish, recommend
+from pipelines.flow.recommend import Recommendation, Wish, recommend
 from pipelines.recipe.load import load_recipe
 from pipelines.serving.hardware import GPUS, Hardware
 from pipelines.serving.roofline import Measured
+from pipelines.serving.serving import Goal
 from tests.helpers.checkpoints import llama_3_8b
 
 pytestmark = pytest.mark.usefixtures("fakes")

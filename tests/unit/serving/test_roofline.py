@@ -10,9 +10,9 @@ from pipelines.serving.roofline import (
     READING_BITS,
     SIXTEEN_BITS,
     Measured,
-    Served,
     Traffic,
     Weights,
+    Work,
     fit,
     times,
 )
@@ -28,15 +28,15 @@ LLAMA_CPP = {"F16": (14.96, 29.17), "Q8_0": (7.95, 50.93), "Q6_K": (6.14, 58.67)
 LLAMA_8B = 8_030_261_248
 
 
-def llama(bits: float, numbers: Numbers = "16 bits", *, unpacked: bool = False) -> Served:
+def llama(bits: float, numbers: Numbers = "16 bits", *, unpacked: bool = False) -> Work:
     body = Weights(count=BODY, bytes=BODY * bits / 8, share=PRIOR.share(bits), numbers=numbers, unpacked=unpacked)
     head = Weights(count=HEAD, bytes=2.0 * HEAD, share=PRIOR.share(16))
-    return Served(weights=(body, head), layers=32, cache_bytes=131072)
+    return Work(weights=(body, head), layers=32, cache_bytes=131072)
 
 
-def speed(served: Served, batch: int) -> float:
+def speed(work: Work, batch: int) -> float:
     traffic = Traffic(concurrency=batch, read=2048, written=128)
-    return times(served, GPUS["H200"], 1, traffic).tokens_per_second
+    return times(work, GPUS["H200"], 1, traffic).tokens_per_second
 
 
 BF16, FP8, INT4 = llama(16), llama(8, "FP8"), llama(4.16, unpacked=True)
@@ -107,9 +107,9 @@ def test_fewer_bits_reach_less_of_the_bandwidth_and_types_of_llama_cpp_what_it_m
 
 
 def test_a_token_of_a_mixture_reads_its_own_experts_and_a_prompt_all() -> None:
-    def experts(active: float) -> Served:
+    def experts(active: float) -> Work:
         weights = Weights(count=10**9, bytes=2e9, share=1.0, active=active)
-        return Served(weights=(weights,), layers=0, cache_bytes=0)
+        return Work(weights=(weights,), layers=0, cache_bytes=0)
 
     def step(active: float, batch: int) -> float:
         return times(experts(active), GPUS["H200"], 1, Traffic(concurrency=batch, read=8, written=8)).step
