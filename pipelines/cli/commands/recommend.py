@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="What is to serve it: cpu, or a GPU, like H100, L40S, A100 or B200. Default: this machine.",
 )
-@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many of them, at most.")
+@click.option(
+    "--gpus", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="How many of them, at most."
+)
 @click.option(
     "--for",
     "goal",
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep",
     type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
     default=0.99,
     show_default=True,
     help="Share of the baseline's score that must be kept.",
