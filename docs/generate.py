@@ -204,7 +204,7 @@ def serve_page() -> str:
     for stored, scheme in LOADED:
         cells = " | ".join(_loaded(where(runtime, stored, [(scheme, None)])) for runtime in runtimes)
         lines.append(f"| {f'`{scheme}`' if scheme else 'any'} | {stored} | {cells} |")
-    return "\n".join([before + LOADS_BEGIN.rstrip(), *lines, LOADS_END.rstrip() + after.rstrip(), ""])
+    return f"{before}{LOADS_BEGIN}" + "".join(f"{line}\n" for line in lines) + f"{LOADS_END}{after}"
 
 
 LOADS_BEGIN, LOADS_END = "<!-- begin of the table: make docs -->\n", "<!-- end of the table -->\n"
