@@ -92,6 +92,11 @@ ENVIRONMENTS = {
                 "cuda": Build(requirements=("vllm==0.32.0",), unwanted=VISION_AND_AUDIO),
             },
         ),
+        Environment(
+            name="aiconfigurator",
+            module="aiconfigurator",
+            builds=dict.fromkeys(("cpu", "cuda"), Build(requirements=(), lock="aiconfigurator.txt")),
+        ),
         Environment(name="guidellm", module="guidellm", builds=_locked("guidellm.txt")),
         *(
             Environment(name=engine.name, module=engine.imports, builds=_locked(engine.lock))

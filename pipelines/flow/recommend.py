@@ -21,10 +21,12 @@ from pipelines.flow.expected import Expected, expected
 from pipelines.gating.power import typical_discordance
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe
+from pipelines.serving import second_opinion
 from pipelines.serving.hardware import CPU, Hardware
 from pipelines.serving.key_values import number
 from pipelines.serving.loads import TITLES, Answer, Runtime
 from pipelines.serving.roofline import PRIOR, Measured, Rates, Times, Traffic, Work, fit, times
+from pipelines.serving.second_opinion import Opinion, Question
 from pipelines.serving.serving import Goal
 
 CONCURRENCY: dict[Goal, int] = {"throughput": 64, "cost": 64, "latency": 1, "long-context": 4, "edge": 1}
@@ -57,6 +59,15 @@ class Wish(Frozen):
     """Requests at once."""
     measured: tuple[Measured, ...] = ()
     """Speeds that were measured of this model on this hardware."""
+
+
+class Second(Frozen):
+    """A second opinion on a recipe's speed."""
+
+    speed: float | None = None
+    """Speed against 16 bits, as that of a choice; None where there is no answer."""
+    why: str = ""
+    """Reason why there is none."""
 
 
 class Choice(Frozen):
@@ -106,6 +117,8 @@ class Recommendation(Frozen):
     choices: tuple[Choice, ...]
     """Recipes that fit, the first to begin with."""
     left_out: tuple[LeftOut, ...]
+    asked: dict[str, Second] = Field(default={})
+    """Recipe among the choices → what aiconfigurator says of its speed; empty where it was not asked."""
 
 
 def recommend(checkpoint: Checkpoint, wish: Wish, model: str | None = None) -> Recommendation:
@@ -144,13 +157,68 @@ def recommend(checkpoint: Checkpoint, wish: Wish, model: str | None = None) -> R
     )
 
 
+def with_second_opinion(made: Recommendation, checkpoint: Checkpoint, hardware: Hardware) -> Recommendation:
+    """Return `made` with what aiconfigurator says of the speed of its choices. Their order stays ours.
+
+    Raises:
+        BadInput: it knows nothing of the hardware.
+        QuantgateError: it could not be installed, or ended.
+    """
+    asked = {one.recipe: question for one in made.choices if (question := _question(one))}
+    alone = sorted({question.gpus for question in asked.values()})
+    plain = [
+        Question(runtime="vllm", scheme=None, fp8_cache=False, gpus=_plain_gpus(made, hardware, gpus)) for gpus in alone
+    ]
+    answers = second_opinion.ask(
+        checkpoint.folder, hardware, _requests(made.concurrency, made.context), [*plain, *asked.values()]
+    )
+    baselines = {gpus: _by_gpu(one, question) for gpus, one, question in zip(alone, answers, plain, strict=False)}
+    opinions = dict(zip(asked, answers[len(plain) :], strict=True))
+    found = {name: _second(opinions[name], asked[name], baselines[asked[name].gpus]) for name in asked}
+    others = {
+        one.recipe: Second(why="not asked, it has no figures of such weights, or none to be trusted")
+        for one in made.choices
+    }
+    return made.model_copy(update={"asked": others | found})
+
+
+def _question(choice: Choice) -> Question | None:
+    recipe = load_recipe(choice.recipe)
+    if recipe.makes_gguf or len(recipe.schemes) > 1:
+        return None
+    return Question(
+        runtime=choice.runtime, scheme=recipe.schemes[0], fp8_cache=recipe.kv_cache is not None, gpus=choice.gpus
+    )
+
+
+def _plain_gpus(made: Recommendation, hardware: Hardware, gpus: int) -> int:
+    """Return how many GPUs 16 bits are compared on with a recipe on so many."""
+    fitting = _fewest(made.memory_16_bits, hardware)
+    return fitting if made.goal == "cost" else max(fitting, gpus)
+
+
+def _by_gpu(opinion: Opinion, question: Question) -> float | None:
+    return opinion.tokens_per_second / question.gpus if opinion.tokens_per_second else None
+
+
+def _second(opinion: Opinion, question: Question, baseline: float | None) -> Second:
+    ours = _by_gpu(opinion, question)
+    if ours is None or baseline is None:
+        return Second(why=opinion.why or "it has no answer for 16 bits")
+    return Second(speed=ours / baseline)
+
+
 def _traffic(checkpoint: Checkpoint, wish: Wish) -> Traffic:
     most = number(checkpoint.config, "positions")
     context = wish.context or min(most or CONTEXT, LONGEST_CONTEXT if wish.goal == "long-context" else CONTEXT)
     refuse(_impossible(checkpoint, wish, context, most))
-    written = max(1, context // WRITTEN)
     usual = min(CONCURRENCY[wish.goal], CPU_CONCURRENCY if wish.hardware.is_cpu else sys.maxsize)
-    return Traffic(concurrency=wish.concurrency or usual, read=max(1, context - written), written=written)
+    return _requests(wish.concurrency or usual, context)
+
+
+def _requests(concurrency: int, context: int) -> Traffic:
+    written = max(1, context // WRITTEN)
+    return Traffic(concurrency=concurrency, read=max(1, context - written), written=written)
 
 
 def _impossible(checkpoint: Checkpoint, wish: Wish, context: int, most: int) -> Iterable[Problem]:

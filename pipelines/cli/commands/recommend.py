@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 )
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens of a request, prompt and answer.")
 @click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Requests at once.")
+@click.option(
+    "--ask",
+    type=click.Choice(["aiconfigurator"]),
+    help="Show a second opinion beside the speeds: NVIDIA's, in an environment that is made at first (670 MB).",
+)
 @json_option
 def recommend(
     model: str | None,
@@ -49,21 +54,28 @@ def recommend(
     keep: float,
     context: int | None,
     concurrency: int | None,
+    ask: str | None,
     as_json: bool,
 ) -> None:
     """Name the recipes to begin with, in order, and the commands that prove them; reads no weights."""
     from pipelines.checkpoint.load import load_model
     from pipelines.cli.tables.recommend import show_recommendation
     from pipelines.core import progress
-    from pipelines.flow.recommend import Wish
+    from pipelines.flow.recommend import Wish, with_second_opinion
     from pipelines.flow.recommend import recommend as order
     from pipelines.serving.hardware import find_hardware
+    from pipelines.serving.second_opinion import check_known
 
     found = find_hardware(hardware)
+    if ask:
+        check_known(found)
     checkpoint = load_model(model)
     wish = Wish(goal=goal, hardware=found, gpus=gpus, keep=keep, context=context, concurrency=concurrency)
     with progress.status("planning each recipe …"):
         made = order(checkpoint, wish, model)
+    if ask and made.choices:
+        with progress.status(f"asking {ask} …"):
+            made = with_second_opinion(made, checkpoint, found)
     if as_json:
         return print_json(made.model_dump(mode="json"))
     show_recommendation(made)

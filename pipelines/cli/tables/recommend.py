@@ -3,7 +3,8 @@
 from pipelines.cli.columns import Column, console, show_table
 from pipelines.core.text import percent, size
 from pipelines.flow.expected import Expected
-from pipelines.flow.recommend import Choice, Recommendation
+from pipelines.flow.recommend import Choice, Recommendation, Second
+from pipelines.serving.second_opinion import NAME
 
 NOTE = (
     "The order is that of a roofline, where nothing was measured; its speeds are rough (docs/serve.md says how far off "
@@ -24,10 +25,13 @@ def show_recommendation(made: Recommendation) -> None:
         Column("served by", text=True, spare=2),
         Column("memory"),
         Column("speed, 16 bits = 1"),
+        *([Column(NAME)] if made.asked else []),
         Column("expected to keep", text=True),
         Column("why", text=True, spare=1),
     )
-    show_table("", columns, [_row(choice) for choice in made.choices])
+    show_table("", columns, [_row(choice, made.asked.get(choice.recipe)) for choice in made.choices])
+    for why in dict.fromkeys(second.why for second in made.asked.values() if second.why):
+        out.print(f"{NAME} on {', '.join(name for name, one in made.asked.items() if one.why == why)}: {why}")
     for why in dict.fromkeys(one.why for one in made.left_out):
         out.print(f"not {', '.join(one.recipe for one in made.left_out if one.why == why)}: {why}")
     if not made.choices:
@@ -38,13 +42,14 @@ def show_recommendation(made: Recommendation) -> None:
         print(f"  {command}")
 
 
-def _row(choice: Choice) -> tuple[str, ...]:
+def _row(choice: Choice, second: Second | None) -> tuple[str, ...]:
     measured = "" if choice.basis == "roofline" else f" ({choice.basis})"
     return (
         choice.recipe,
         choice.runtime if choice.answer == "native" else f"{choice.runtime}, {choice.answer}",
         size(choice.memory) + (f" on {choice.gpus}" if choice.gpus > 1 else ""),
         f"{choice.speed:.1f}{measured}",
+        *([f"{second.speed:.1f}" if second.speed else "–"] if second else []),
         _expected(choice.expected),
         "; ".join(choice.why),
     )

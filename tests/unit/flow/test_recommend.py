@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.checkpoint.headers import Checkpoint
+from pipelines.cli.tables.recommend import show_recommendation
 from pipelines.core.errors import BadInput
-from pipelines.flow.recommend import Recommendation, Wish, recommend
+from pipelines.flow.recommend import Recommendation, Wish, recommend, with_second_opinion
 from pipelines.recipe.load import load_recipe
 from pipelines.serving.hardware import GPUS, Hardware
-from pipelines.serving.roofline import Measured
+from pipelines.serving.roofline import Measured, Traffic
+from pipelines.serving.second_opinion import Opinion, Question
 from pipelines.serving.serving import Goal
 from tests.helpers.checkpoints import llama_3_8b
 
@@ -165,3 +167,34 @@ def test_a_wish_that_makes_no_sense_is_refused_with_every_reason(llama: Checkpoi
     with pytest.raises(BadInput) as refused:
         recommend(llama, Wish(goal="edge", hardware=CPU, gpus=2, context=200_000))
     assert [problem.where for problem in refused.value.problems] == ["--context 200000", "--gpus 2"]
+
+
+def test_a_second_opinion_is_shown_beside_ours_and_changes_no_order(
+    llama: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment is not there in these tests; tests/environments asks the real one."""
+
+    def answer(_: Path, __: Hardware, ___: Traffic, questions: list[Question]) -> tuple[Opinion, ...]:
+        rates = {None: 100.0, "FP8_DYNAMIC": 150.0}
+        return tuple(
+            Opinion(tokens_per_second=rates[one.scheme]) if one.scheme in rates else Opinion(why="no figures")
+            for one in questions
+        )
+
+    monkeypatch.setattr("pipelines.flow.recommend.second_opinion.ask", answer)
+    made = recommend(llama, Wish(goal="throughput", hardware=GPUS["H100"]))
+    both = with_second_opinion(made, llama, GPUS["H100"])
+    assert both.choices == made.choices and both.asked.keys() == {*names(made)}
+    assert both.asked["fp8"].speed == 1.5 and both.asked["int8"].why == "no figures"
+    assert both.asked["gguf-q8_0"].why.startswith("not asked")
+    show_recommendation(both)
+
+
+def test_people_see_the_order_the_reasons_and_the_commands(
+    llama: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_recommendation(recommend(llama, Wish(goal="latency", hardware=GPUS["A100"])))
+    shown = capsys.readouterr().out
+    assert "model on A100 for latency" in shown and "│ int4-awq" in shown
+    assert "not fp8-kv: no source tells that vLLM keeps keys and values in FP8 there" in shown
+    assert "to prove int4-awq:\n  quantgate run int4-awq\n" in shown
