@@ -91,7 +91,7 @@ def check_loads(runtime: Runtime, served: Served) -> None:
     if found.answer not in ("refused", "misread"):
         return
     others = [other for other in OPTIONS if anywhere(other, served.stored, served.formats).answer == "native"]
-    remedy = f"--runtime {' or '.join(others)} loads it" if others else "transformers loads it"
+    remedy = f"--runtime {' or '.join(others)} loads it" if others else "no other runtime is known to load it"
     if runtime == "tensorrt-llm" and served.stored != "gguf":
         remedy += "; recipes fp8-modelopt and nvfp4-modelopt are made for TensorRT-LLM"
     schemes = " and ".join(scheme for scheme, _ in served.formats)
@@ -133,7 +133,7 @@ def _text(runtime: Runtime, served: Served, options: Mapping[str, Value], model:
         case "llama.cpp":
             told = {"model": model, "load-on-startup": True, **options}
             lines = (
-                f"{name} = {str(value).lower() if value in (True, False) else value}" for name, value in told.items()
+                f"{name} = {str(value).lower() if isinstance(value, bool) else value}" for name, value in told.items()
             )
             return "\n".join([f"; {about}", "version = 1", "", f"[{served.name}]", *lines, ""])
         case "ollama":

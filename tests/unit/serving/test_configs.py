@@ -1,5 +1,6 @@
 """The file that each runtime reads, whole, and what is refused instead of being handed out."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.serving.loads import Runtime
 from pipelines.serving.options import OPTIONS
 from pipelines.serving.served import Served, read_served
 from pipelines.serving.serving import GOALS, Draft, Serving, make_serving
+from tests.helpers.paths import ROOT
 from tests.helpers.served import write_checkpoint, write_gguf
 
 ALL = Serving(
@@ -120,6 +122,7 @@ def test_llama_servers_preset_always_says_which_kind_of_draft(gguf: Served) -> N
     assert config.commands("Mine-Q8_0.gguf", "llama-server.ini") == ("llama-server --models-preset llama-server.ini",)
     guessed = make_config("llama.cpp", gguf, Serving(draft=Draft(model=None, tokens=5)))
     assert guessed.text.endswith("spec-type = ngram-simple\nspec-ngram-simple-size-m = 5\n")
+    assert "\nparallel = 1\n" in make_config("llama.cpp", gguf, Serving(concurrency=1)).text, "a number, and no flag"
 
 
 def test_ollamas_modelfile_and_the_variables_of_its_server(gguf: Served) -> None:
@@ -204,3 +207,12 @@ def test_each_name_is_told_once_for_each_runtime() -> None:
         alone = {setting: chosen for setting, chosen in options.items() if not setting.startswith(("ngram", "draft"))}
         names = [option.name for chosen in alone.values() for option in chosen]
         assert len(names) == len({*names})
+
+
+@pytest.mark.parametrize("runtime", ["sglang", "llama.cpp"])
+def test_its_names_are_options_of_the_pinned_version(runtime: Runtime) -> None:
+    """All names of SGLang 0.5.23 (srt/arg_groups/fields) and of the pinned llama.cpp (common/arg.cpp) that a command
+    line takes."""
+    known = json.loads((ROOT / "tests" / "references" / "data" / "options.json").read_text())[runtime]
+    told = {option.name for options in OPTIONS[runtime].values() for option in options}
+    assert told <= {*known}
