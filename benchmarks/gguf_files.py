@@ -19,9 +19,9 @@ from typing import Any
 from pipelines.calibration.held_out import held_out
 from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens
+from pipelines.checkpoint.gguf_file import IMATRIX
 from pipelines.checkpoint.load import load_model
 from pipelines.environments import isolated, llama_build
-from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.plan import GgufPlan
 from pipelines.planning.stage import make_plan
 from pipelines.quantization.engines.llama_cpp import run_tool

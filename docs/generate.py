@@ -25,8 +25,8 @@ from pipelines.cli.tables.lists import by_family
 from pipelines.core.exit_codes import EXITS, SEVERAL
 from pipelines.formats.description import Numbers
 from pipelines.formats.gguf_types import BLOCKS, DEFAULTS, FALLBACKS, TensorType
-from pipelines.formats.packings import Packing, hardware, layout
-from pipelines.formats.schemes import FAMILIES, SCHEMES, SMALLEST_GROUP, SchemeName
+from pipelines.formats.packings import HOLDS, Packing, layout
+from pipelines.formats.schemes import FAMILIES, OWN_SCHEMES, SCHEMES, SMALLEST_GROUP, SchemeName
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe, load_set, load_suite
 from pipelines.recipe.methods import Gguf, Gptq, Method, Rtn, Rule
@@ -34,7 +34,9 @@ from pipelines.recipe.recipe import Calibrate, Gate, Recipe
 from pipelines.recipe.suite import Limits, Policy, SuiteTask
 from pipelines.reporting.card import listed
 from pipelines.reporting.record import Manifest
-from pipelines.reporting.serving import loader, vllm_line
+from pipelines.reporting.serving import checkpoint_line, loader, runtime_lines
+from pipelines.serving.loads import GGUF_ONLY, TITLES, VERSIONS, Stored
+from pipelines.serving.where import ARCHITECTURES, NAMES, Where, where
 
 HERE = Path(__file__).parent
 METHODS = typing.get_args(Method)
@@ -181,12 +183,53 @@ that the model has no embedding for is refused.
 
 
 def main() -> None:
-    """Write docs/quantgate.schema.json, docs/recipes.md, docs/cli.md and the tree in docs/architecture.md."""
+    """Write docs/quantgate.schema.json, docs/recipes.md, docs/cli.md, the tree in docs/architecture.md and the table in
+    docs/serve.md."""
     schema = Manifest.model_json_schema(mode="serialization")
     (HERE / "quantgate.schema.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
     (HERE / "recipes.md").write_text(recipes_page(), encoding="utf-8")
     (HERE / "cli.md").write_text(cli_page(), encoding="utf-8")
     (HERE / "architecture.md").write_text(architecture_page(), encoding="utf-8")
+    (HERE / "serve.md").write_text(serve_page(), encoding="utf-8")
+
+
+def serve_page() -> str:
+    """Return docs/serve.md with the table of what loads where as it is now."""
+    page = (HERE / "serve.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(LOADS_BEGIN)
+    _, _, after = rest.partition(LOADS_END)
+    runtimes = [runtime for runtime in TITLES if runtime not in GGUF_ONLY]
+    head = " | ".join(f"{TITLES[runtime]} {VERSIONS[runtime]}" for runtime in runtimes)
+    lines = [f"| scheme | stored as | {head} |", "|---|---|" + "---|" * len(runtimes)]
+    for stored, scheme in LOADED:
+        cells = " | ".join(_loaded(where(runtime, stored, [(scheme, None)])) for runtime in runtimes)
+        lines.append(f"| {f'`{scheme}`' if scheme else 'any'} | {stored} | {cells} |")
+    return f"{before}{LOADS_BEGIN}" + "".join(f"{line}\n" for line in lines) + f"{LOADS_END}{after}"
+
+
+LOADS_BEGIN, LOADS_END = "<!-- begin of the table: make docs -->\n", "<!-- end of the table -->\n"
+LOADED: list[tuple[Stored, SchemeName | None]] = [
+    *(("compressed-tensors", scheme) for scheme in OWN_SCHEMES),
+    *((packing, scheme) for packing, schemes in HOLDS.items() for scheme in schemes),
+    ("gguf", None),
+]
+
+
+def _loaded(spread: tuple[Where, ...]) -> str:
+    """Return what a runtime does, for a cell: where it serves, or why it does not."""
+    known = [one for one in spread if one.answer in ("native", "emulated")]
+    if not known:
+        return f"{spread[0].answer}: {spread[0].reason}"
+    return "; ".join(", ".join(_places(one)) + (", emulated" * (one.answer == "emulated")) for one in known)
+
+
+def _places(one: Where) -> Iterator[str]:
+    """Yield short names of hardware: `8.9+`, `7.5–8.6`, `MI300`."""
+    capabilities = [place for place in one.places if isinstance(place, float)]
+    if capabilities:
+        first, last = capabilities[0], capabilities[-1]
+        yield f"{first}+" if last == max(ARCHITECTURES) else f"{first}–{last}" if last != first else f"{first}"
+    yield from (NAMES[place].removeprefix("AMD ") for place in one.places if not isinstance(place, float))
 
 
 def cli_page() -> str:
@@ -298,7 +341,7 @@ def _section(recipe: Recipe) -> list[str]:
     if quantize.kv_cache:
         lines.append(
             f"- KV cache: FP8 (E4M3), one measured scale for each layer's keys and one for its values; "
-            f"`{vllm_line('FOLDER', recipe)}`"
+            f"`{checkpoint_line('FOLDER', recipe)}`"
         )
     lines.append(f"- kept in the source's precision: {listed(quantize.ignore) or 'nothing that can be quantized'}")
     lines.append(f"- method: `{quantize.method}`")
@@ -310,7 +353,7 @@ def _section(recipe: Recipe) -> list[str]:
         lines[-1] += f", by engine `{quantize.engine}`"
     if recipe.packing != "compressed-tensors":
         lines.append(f"- stored as: `{recipe.packing}`. {loader(recipe)}")
-    return [*lines, f"- calibration: {_calibration(recipe)}", *_hardware(recipe), ""]
+    return [*lines, f"- calibration: {_calibration(recipe)}", *_runtimes(recipe), ""]
 
 
 WIDTH = "group size does not divide a layer's width"
@@ -387,11 +430,8 @@ def _calibration(recipe: Recipe) -> str:
     return f"{wanted.samples} samples of {wanted.seq_len} tokens from `{wanted.set}`: {load_set(wanted.set).summary}"
 
 
-def _hardware(recipe: Recipe) -> list[str]:
-    places = {name: hardware(recipe.packing, name) for name in recipe.schemes}
-    if len({*places.values()}) == 1:
-        return [f"- hardware: {next(iter(places.values()))}"]
-    return [f"- hardware for `{name}`: {place}" for name, place in places.items()]
+def _runtimes(recipe: Recipe) -> list[str]:
+    return [f"- {line}" for line in runtime_lines(recipe.packing, [(name, None) for name in recipe.schemes])]
 
 
 def _keys() -> Iterator[str]:

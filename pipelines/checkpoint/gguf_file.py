@@ -4,6 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.errors import bad_input
+from pipelines.core.paths import expanded
+
+IMATRIX = "imatrix.gguf"
+"""Name of the importance matrix's file, beside the GGUF."""
 
 
 def read_gguf(file: Path) -> Any:
@@ -19,3 +23,13 @@ def read_gguf(file: Path) -> Any:
     except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         what = f"is not a GGUF file, or not a whole one: {str(error).splitlines()[0][:120] if str(error) else error!r}"
         raise bad_input(file, what, "copy it again") from None
+
+
+def find_gguf(model: str | Path) -> Path | None:
+    """Return the GGUF that `model` is, or the only one in its folder unless that is a checkpoint; None if there is
+    none."""
+    place = expanded(model)
+    if place.is_file():
+        return place if place.suffix == ".gguf" else None
+    files = [file for file in place.glob("*.gguf") if file.name != IMATRIX]
+    return files[0] if len(files) == 1 and not (place / "config.json").exists() else None

@@ -11,18 +11,20 @@ from pipelines.cli.commands.env import env
 from pipelines.cli.commands.plan import plan
 from pipelines.cli.commands.published import publish, pull, verify
 from pipelines.cli.commands.recipes import list_, show, validate
+from pipelines.cli.commands.recommend import recommend
 from pipelines.cli.commands.release import release
 from pipelines.cli.commands.repair import repair
 from pipelines.cli.commands.reports import compare, report
 from pipelines.cli.commands.run import run
+from pipelines.cli.commands.serve_config import serve_config
 from pipelines.cli.commands.stages import evaluate, gate, quantize
 from pipelines.cli.output import complain, leave_standard_output
 from pipelines.core.errors import QuantgateError
 from pipelines.core.exit_codes import EXITS, SEVERAL
 
 COMMANDS = (
-    list_, show, validate, plan, run, release, quantize, evaluate, gate, compare, report, repair, publish, pull, verify,
-    env,
+    list_, show, validate, recommend, plan, run, release, quantize, evaluate, gate, compare, report, repair, publish,
+    pull, verify, serve_config, env,
 )  # fmt: skip
 """Names of the subcommands, in the order of docs/cli.md."""
 HELP = "Quantize a checkpoint, prove that it is still good, and publish it only then."

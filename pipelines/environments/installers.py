@@ -79,13 +79,15 @@ def pip_configuration() -> dict[str, tuple[str, ...]]:
 
 
 def fill(with_: Installer, requirements: Sequence[str], lock: Path | None, unwanted: Sequence[str], log: Path) -> None:
-    """Make the environment, install `requirements` and then exactly what `lock` says, remove what is `unwanted`.
+    """Make the environment, install `requirements` if any, then just what `lock` says, and remove what is `unwanted`.
 
     Raises:
         QuantgateError: a step failed; with the end of `log`.
     """
     find = [*with_.install, *with_.options]
-    commands = [list(with_.create), [*find, *with_.constraints, *requirements]]
+    commands = [list(with_.create)]
+    if requirements:
+        commands.append([*find, *with_.constraints, *requirements])
     if lock:
         commands.append([*find, "--no-deps", "--require-hashes", "--requirement", str(lock)])
     if unwanted:

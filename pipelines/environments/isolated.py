@@ -92,6 +92,12 @@ ENVIRONMENTS = {
                 "cuda": Build(requirements=("vllm==0.32.0",), unwanted=VISION_AND_AUDIO),
             },
         ),
+        Environment(
+            name="aiconfigurator",
+            module="aiconfigurator",
+            builds=dict.fromkeys(("cpu", "cuda"), Build(requirements=(), lock="aiconfigurator.txt")),
+        ),
+        Environment(name="guidellm", module="guidellm", builds=_locked("guidellm.txt")),
         *(
             Environment(name=engine.name, module=engine.imports, builds=_locked(engine.lock))
             for engine in ENGINES.values()
@@ -151,6 +157,10 @@ def remove(name: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_VERSION = "getattr(it, '__version__', None) or __import__('importlib.metadata').metadata.version(it.__name__)"
+"""Expression for the version of the package `it`, which it tells itself, or its distribution of the same name."""
+
+
 def check(name: str) -> str:
     """Return the version of the runtime in the environment `name`, once it was seen to start.
 
@@ -164,7 +174,7 @@ def check(name: str) -> str:
         llama_build.check(entry)
         return llama_build.version()
     module = ENVIRONMENTS[name].module
-    code = f"import sys, {module}, {module.partition('.')[0]} as it; print(it.__version__, file=sys.stderr)"
+    code = f"import sys, {module}, {module.partition('.')[0]} as it; print({_VERSION}, file=sys.stderr)"
     done = subprocess.run(
         [str(entry), "-c", code],
         env=clean_variables(),

@@ -7,14 +7,18 @@ from pipelines.environments import isolated
 from pipelines.formats.schemes import SchemeName
 from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.stage import read_artifact
+from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import RECORD, Manifest
+from pipelines.reporting.serving import manifest_formats
 from pipelines.runtimes.vllm import Comparison, compare, runs_on_cpu
 
 
 def why_not_in_vllm(folder: Path, device: str) -> str | None:
     """Return why vLLM cannot run the artifact in `folder` on `device`; None if it can."""
-    formats, kv_cache = _formats(folder)
-    return runs_on_cpu(formats, kv_cache) if device == "cpu" else None
+    recipe, formats = _made(folder)
+    if device != "cpu" or recipe.makes_gguf:
+        return None
+    return runs_on_cpu(formats, recipe.kv_cache, recipe.packing)
 
 
 def compare_in_vllm(folder: Path, device: str, python: Path | None = None) -> Comparison:
@@ -25,12 +29,11 @@ def compare_in_vllm(folder: Path, device: str, python: Path | None = None) -> Co
     return compare(folder, python or isolated.make("vllm"), device)
 
 
-def _formats(folder: Path) -> tuple[list[tuple[SchemeName, int | None]], str | None]:
-    """Return the schemes of an artifact with their group sizes, and that of its KV cache; it may be published, or be as
-    the quantize stage left it."""
+def _made(folder: Path) -> tuple[Recipe, list[tuple[SchemeName, int | None]]]:
+    """Return the recipe of an artifact, and its schemes with their group sizes; it may be published, or be as the
+    quantize stage left it."""
     if not (folder / RECORD).is_file():
         plan = read_artifact(folder).plan
-        return list(plan.formats) if isinstance(plan, CheckpointPlan) else [], plan.recipe.kv_cache
+        return plan.recipe, list(plan.formats) if isinstance(plan, CheckpointPlan) else []
     manifest = read_record(folder / RECORD, Manifest, "an artifact")
-    formats = [(module.scheme, module.group_size) for module in manifest.modules if module.scheme]
-    return formats, manifest.recipe.kv_cache
+    return manifest.recipe, manifest_formats(manifest)

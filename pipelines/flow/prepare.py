@@ -235,5 +235,5 @@ def _check_checkpoint_runtime(plan: CheckpointPlan, runtime: Runtime, device: st
         return
     from pipelines.runtimes.vllm import runs_on_cpu
 
-    if reason := runs_on_cpu(plan.formats, plan.recipe.kv_cache):
+    if reason := runs_on_cpu(plan.formats, plan.recipe.kv_cache, plan.recipe.packing):
         raise bad_input(f"recipe {plan.recipe.name}", reason, "leave out --runtime vllm")

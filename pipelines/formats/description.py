@@ -153,17 +153,6 @@ class Changes(Frozen):
     """Number of earlier runs it was seen in; 0 for what is typical of a scheme."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CpuKernels:
-    """The needs of vLLM 0.32's CPU build for a scheme, by trial."""
-
-    refusal: str = ""
-    """Reason why vLLM cannot run the scheme at all, to follow "vLLM for CPUs"; empty if it can."""
-    needs_amx: bool = False
-    block: int | None = None
-    """Only side of blocks that vLLM has kernels for; None where it takes any."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheme:
     """A pair of number formats, for weights and for activations, and how they are stored."""
@@ -175,15 +164,12 @@ class Scheme:
     weights: Weights
     activations: Activations | None = None
     """Format of activations; None where they stay in 16 bits."""
-    hardware: str
-    """Hardware that a runtime has kernels for."""
     own: bool = True
     """Whether quantgate's own engine writes the scheme."""
     experts_are_read: bool = False
     """Whether transformers reads a mixture's experts in the scheme; seen by loading them, and by equal logits."""
     reads_kept_experts: bool = False
     """Whether transformers reads experts that are kept in 16 bits beside modules of the scheme."""
-    vllm_cpu: CpuKernels = CpuKernels()
 
     @property
     def format(self) -> str:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.formats.description import CpuKernels, Element, Family
+from pipelines.formats.description import Element, Family
 
 if TYPE_CHECKING:
     import torch
@@ -58,4 +58,3 @@ FAMILY = Family(
     "FP4",
     "4-bit floating point (E2M1) with shared scales, which the newest GPUs compute with.",
 )
-NO_CPU_KERNEL = CpuKernels("has no kernel for FP4")

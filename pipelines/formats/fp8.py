@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.formats.description import Activations, Changes, CpuKernels, Element, Family, Scheme, Weights
-from pipelines.formats.hardware import ADA, HOPPER
+from pipelines.formats.description import Activations, Changes, Element, Family, Scheme, Weights
 from pipelines.formats.linear import one_byte, scale_onto
 from pipelines.formats.rows import by_rows, in_groups, token_scale
 
@@ -113,7 +112,6 @@ STORAGE = one_byte("float-quantized", "F8_E4M3")
 ROWS = Weights(element=ELEMENT, strategy="channel", scale=scale)
 TOKENS = Activations(element=ELEMENT, strategy="token", dynamic=True, round=round_tokens)
 MEASURED = Activations(element=ELEMENT, strategy="tensor", round=round_static, measure=measured_scale)
-_RUN_TIME_ONLY = CpuKernels("rounds activations only with scales found at run time")
 
 DYNAMIC = Scheme(
     family=FAMILY,
@@ -121,7 +119,6 @@ DYNAMIC = Scheme(
     storage=STORAGE,
     weights=ROWS,
     activations=TOKENS,
-    hardware=f"{ADA}, AMD MI300",
     experts_are_read=True,
     reads_kept_experts=True,
 )
@@ -131,10 +128,8 @@ STATIC = Scheme(
     storage=STORAGE,
     weights=ROWS,
     activations=MEASURED,
-    hardware=f"{ADA}, AMD MI300",
     experts_are_read=True,
     reads_kept_experts=True,
-    vllm_cpu=_RUN_TIME_ONLY,
 )
 TENSOR = Scheme(
     family=FAMILY,
@@ -142,10 +137,8 @@ TENSOR = Scheme(
     storage=STORAGE,
     weights=Weights(element=ELEMENT, strategy="tensor", scale=scale),
     activations=MEASURED,
-    hardware=ADA,
     own=False,
     reads_kept_experts=True,
-    vllm_cpu=_RUN_TIME_ONLY,
 )
 """FP8 with one scale for the whole weight: Model Optimizer's way, and TensorRT-LLM's."""
 BLOCK = Scheme(
@@ -154,7 +147,5 @@ BLOCK = Scheme(
     storage=STORAGE,
     weights=Weights(element=ELEMENT, strategy="block", group_size=128, scale=scale),
     activations=Activations(element=ELEMENT, strategy="group", group_size=128, dynamic=True, round=round_groups),
-    hardware=HOPPER,
     reads_kept_experts=True,
-    vllm_cpu=CpuKernels(needs_amx=True, block=128),
 )

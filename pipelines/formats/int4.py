@@ -3,8 +3,7 @@
 from functools import partial
 
 from pipelines.formats import fp8, integers
-from pipelines.formats.description import Changes, CpuKernels, Family, Scheme, Weights
-from pipelines.formats.hardware import HOPPER_ONLY, TURING
+from pipelines.formats.description import Changes, Family, Scheme, Weights
 
 ELEMENT = integers.element(4)
 FAMILY = Family(
@@ -19,7 +18,6 @@ W4A16 = Scheme(
     changes=CHANGES,
     storage=integers.PACKED,
     weights=GROUPS,
-    hardware=f"{TURING}, x86 CPUs",
     experts_are_read=True,
 )
 W4A16_ASYM = Scheme(
@@ -33,7 +31,6 @@ W4A16_ASYM = Scheme(
         symmetric=False,
         scale=partial(integers.scale, bits=4),
     ),
-    hardware=f"{TURING}, x86 CPUs",
 )
 W4AFP8 = Scheme(
     family=FAMILY,
@@ -41,7 +38,5 @@ W4AFP8 = Scheme(
     storage=integers.PACKED,
     weights=GROUPS,
     activations=fp8.TOKENS,
-    hardware=HOPPER_ONLY,
     experts_are_read=True,
-    vllm_cpu=CpuKernels("leaves INT4 weights with FP8 activations to Hopper GPUs"),
 )

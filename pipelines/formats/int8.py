@@ -4,8 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.formats import integers
-from pipelines.formats.description import Activations, Changes, CpuKernels, Family, Scheme, Weights
-from pipelines.formats.hardware import AMPERE, TURING, TURING_TO_HOPPER
+from pipelines.formats.description import Activations, Changes, Family, Scheme, Weights
 from pipelines.formats.linear import one_byte
 from pipelines.formats.rows import by_rows, token_scale
 
@@ -44,7 +43,6 @@ W8A8 = Scheme(
     storage=STORAGE,
     weights=ROWS,
     activations=Activations(element=ELEMENT, strategy="token", dynamic=True, round=round_tokens),
-    hardware=f"{TURING_TO_HOPPER}, x86 CPUs",
 )
 W8A8_STATIC = Scheme(
     family=FAMILY,
@@ -52,7 +50,6 @@ W8A8_STATIC = Scheme(
     storage=STORAGE,
     weights=ROWS,
     activations=Activations(element=ELEMENT, strategy="tensor", round=round_static),
-    hardware=AMPERE,
     own=False,
 )
 """INT8 with one measured scale for all activations: Model Optimizer's way, and TensorRT-LLM's."""
@@ -61,7 +58,5 @@ W8A16 = Scheme(
     changes=Changes(discordance=0.015, deviation=0.02),
     storage=integers.PACKED,
     weights=ROWS,
-    hardware=TURING,
     experts_are_read=True,
-    vllm_cpu=CpuKernels("has kernels for INT4 weights, but not for INT8 weights with 16-bit activations"),
 )

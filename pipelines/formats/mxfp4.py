@@ -7,7 +7,6 @@ from pipelines.checkpoint.headers import Layout
 from pipelines.formats import e2m1
 from pipelines.formats.bits import pack_nibbles, unpack_nibbles
 from pipelines.formats.description import Activations, Changes, Scales, Scheme, Storage, Weights, group_count
-from pipelines.formats.hardware import BLACKWELL
 from pipelines.formats.rows import in_groups
 
 if TYPE_CHECKING:
@@ -82,7 +81,5 @@ MXFP4 = Scheme(
     storage=STORAGE,
     weights=Weights(element=e2m1.ELEMENT, strategy="group", group_size=32, scale=scale),
     activations=Activations(element=e2m1.ELEMENT, strategy="group", group_size=32, dynamic=True, round=round_groups),
-    hardware=f"{BLACKWELL}, AMD MI350",
     experts_are_read=True,
-    vllm_cpu=e2m1.NO_CPU_KERNEL,
 )

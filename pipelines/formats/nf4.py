@@ -11,7 +11,6 @@ from pipelines.checkpoint.dtypes import NAMES
 from pipelines.checkpoint.headers import Layout
 from pipelines.core.errors import QuantgateError
 from pipelines.formats.description import Changes, Element, Family, Scales, Scheme, Storage, Weights, group_count
-from pipelines.formats.hardware import PASCAL
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +88,5 @@ NF4 = Scheme(
         group_size=64,
         scale=_left_to_bitsandbytes,
     ),
-    hardware=f"{PASCAL}, AMD and Intel GPUs, CPUs",
     own=False,
 )

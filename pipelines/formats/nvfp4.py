@@ -9,7 +9,6 @@ from pipelines.formats.bits import pack_nibbles, unpack_nibbles
 from pipelines.formats.description import Activations, Changes, Scales, Scheme, Storage, Weights, group_count
 from pipelines.formats.e2m1 import FP4_MAX
 from pipelines.formats.fp8 import FP8_MAX
-from pipelines.formats.hardware import BLACKWELL
 from pipelines.formats.rows import in_groups
 
 if TYPE_CHECKING:
@@ -92,14 +91,10 @@ NVFP4 = Scheme(
         round=round_groups,
         measure=tensor_scale,
     ),
-    hardware=BLACKWELL,
-    vllm_cpu=e2m1.NO_CPU_KERNEL,
 )
 NVFP4A16 = Scheme(
     family=e2m1.FAMILY,
     changes=Changes(discordance=0.08, deviation=0.12),
     storage=STORAGE,
     weights=WEIGHTS,
-    hardware=f"{BLACKWELL}; through Marlin also from Turing on",
-    vllm_cpu=e2m1.NO_CPU_KERNEL,
 )

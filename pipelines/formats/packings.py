@@ -19,7 +19,6 @@ from pipelines.checkpoint.headers import Layout
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats import nf4
 from pipelines.formats.description import group_count
-from pipelines.formats.hardware import AMPERE
 from pipelines.formats.schemes import SCHEMES, SchemeName
 from pipelines.formats.schemes import layout as stored
 
@@ -32,8 +31,6 @@ HOLDS: dict[Packing, tuple[SchemeName, ...]] = {
     "bitsandbytes": ("NF4",),
 }
 """Packing other than compressed-tensors → the schemes that it can hold."""
-TENSORRT_ONLY: tuple[SchemeName, ...] = ("W8A8_STATIC", "W4A16")
-"""Schemes that nothing but TensorRT-LLM reads from a modelopt checkpoint."""
 WORD = 8
 """Number of codes of 4 bits in a word of 32: it must divide the size that is packed."""
 
@@ -77,13 +74,6 @@ def layout(packing: Packing, scheme: SchemeName, shape: tuple[int, ...], dtype: 
             packed: Layout = {"weight": ("U8", (rows, columns // 2)), "weight_scale_2": ("F32", ())}
             return {**packed, **scales, "weight_scale": ("F8_E4M3", (rows, groups))}
     assert_never(packing)
-
-
-def hardware(packing: Packing, scheme: SchemeName) -> str:
-    """Return the hardware on which a runtime that reads this packing has kernels for the scheme."""
-    if packing == "modelopt" and scheme in TENSORRT_ONLY:
-        return AMPERE
-    return SCHEMES[scheme].hardware
 
 
 def cannot_hold(packing: Packing, modules: Mapping[str, tuple[SchemeName, int | None, tuple[int, ...]]]) -> str | None:

@@ -4,6 +4,7 @@ Plain data, no torch; each entry is described in the module of its number format
 computes with it.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipelines.checkpoint.headers import Layout
@@ -60,6 +61,19 @@ def config_group(scheme: SchemeName, targets: list[str], group_size: int | None)
         "input_activations": _arguments(chosen.activations, group_size, chosen) if chosen.activations else None,
         "output_activations": None,
     }
+
+
+def scheme_of(group: Mapping[str, Any]) -> tuple[SchemeName, int | None]:
+    """Return the scheme and group size of a group of compressed-tensors' `quantization_config`.
+
+    Raises:
+        ValueError: it is of none that is known here.
+    """
+    size = group["weights"].get("group_size") or (group["weights"].get("block_structure") or [None])[0]
+    found = (name for name in SCHEMES if config_group(name, group["targets"], size) == group)
+    if scheme := next(found, None):
+        return scheme, size
+    raise ValueError("a scheme that is not known here")
 
 
 def quantization_config(

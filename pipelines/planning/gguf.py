@@ -7,11 +7,9 @@ architectures below, which are the ones that the tests convert.
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from pipelines.checkpoint.headers import Checkpoint, TensorInfo
 from pipelines.core.errors import Problem
-from pipelines.core.paths import expanded
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.gguf_types import BLOCKS, Choice, Shape, TensorType, choose
 from pipelines.recipe.methods import Gguf
@@ -32,8 +30,6 @@ ARCHITECTURES = {
 }
 """Name of an architecture in transformers → its name in llama.cpp."""
 OTHER_RUNTIME = "use a recipe that makes no GGUF, like fp8 or int8-weight-only"
-IMATRIX = "imatrix.gguf"
-"""Name of the importance matrix's file, beside the GGUF."""
 EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.*)$")
 NOT_STORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$")
 """Constants in old checkpoints, which every runtime computes."""
@@ -182,13 +178,3 @@ def _computed(checkpoint: Checkpoint) -> Iterable[GgufTensor]:
     names = {"llama3": ("rope_freqs",), "longrope": ("rope_factors_long", "rope_factors_short")}.get(str(kind), ())
     for name in names:
         yield GgufTensor(name=f"{name}.weight", sources=(), shape=(rotary // 2,), type="F32", quantized=False)
-
-
-def find_gguf(model: str | Path) -> Path | None:
-    """Return the GGUF that `model` is, or the only one in its folder unless that is a checkpoint; None if there is
-    none."""
-    place = expanded(model)
-    if place.is_file():
-        return place if place.suffix == ".gguf" else None
-    files = [file for file in place.glob("*.gguf") if file.name != IMATRIX]
-    return files[0] if len(files) == 1 and not (place / "config.json").exists() else None

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.core.errors import Problem
 from pipelines.core.strict_yaml import Frozen
-from pipelines.formats.packings import TENSORRT_ONLY, Packing
+from pipelines.formats.packings import Packing
 from pipelines.formats.schemes import SCHEMES, SchemeName
+from pipelines.serving.where import serves
 
 if TYPE_CHECKING:
     from pipelines.checkpoint.headers import Checkpoint
@@ -52,7 +53,7 @@ HOMES: dict[Packing, Home] = {
 
 def home(recipe: "Recipe") -> Home:
     """Return what loads the artifacts of `recipe`, which makes no GGUF."""
-    if recipe.packing == "modelopt" and recipe.schemes[0] in TENSORRT_ONLY:
+    if recipe.packing == "modelopt" and not serves("vllm", recipe.packing, [(recipe.schemes[0], None)]):
         return Home(program="TensorRT-LLM", absent="TensorRT-LLM has to load it, on a GPU")
     return HOMES[recipe.packing]
 

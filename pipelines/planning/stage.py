@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.checkpoint.dtypes import check_dtype, choose_dtype
+from pipelines.checkpoint.dtypes import check_dtype, choose_dtype, own_dtype
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.names import HEAD
@@ -38,19 +38,41 @@ def make_plan(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model)
-    refuse_quantized(checkpoint)
-    anatomy = examine(checkpoint)
-    problems = [*check_complete(checkpoint, anatomy), *check_dtype(checkpoint)]
-    if any(place.kind == "transposed" for place in anatomy.places.values()):
-        what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
-        problems.append(Problem(str(checkpoint.folder), what, advice.NONE))
-        refuse(problems)
+    anatomy, problems = _examine(checkpoint)
     computes = choose_dtype(dtype, device or default_device(), checkpoint)
     plan, found = _plan(recipe, checkpoint, computes, anatomy)
     plan = plan.model_copy(update={"needs": machine_needs(plan, to)})
     refuse([*problems, *found, *lacks(plan.needs, plan)])
     refuse(_unreadable(plan, anatomy))
     return plan
+
+
+def plan_elsewhere(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
+    """Return the plan of `recipe` for `checkpoint` on a machine that has room for it: it tells no needs.
+
+    Raises:
+        BadInput: everything that makes the recipe impossible for this model.
+    """
+    anatomy, problems = _examine(checkpoint)
+    plan, found = _plan(recipe, checkpoint, own_dtype(checkpoint), anatomy)
+    refuse([*problems, *found])
+    refuse(_unreadable(plan, anatomy))
+    return plan
+
+
+def _examine(checkpoint: Checkpoint) -> tuple[Anatomy, list[Problem]]:
+    """Return what transformers makes of `checkpoint`, and what is wrong with it for every recipe.
+
+    Raises:
+        BadInput: no recipe can do anything with it.
+    """
+    refuse_quantized(checkpoint)
+    anatomy = examine(checkpoint)
+    problems = [*check_complete(checkpoint, anatomy), *check_dtype(checkpoint)]
+    if any(place.kind == "transposed" for place in anatomy.places.values()):
+        what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
+        refuse([*problems, Problem(str(checkpoint.folder), what, advice.NONE)])
+    return anatomy, problems
 
 
 def _plan(

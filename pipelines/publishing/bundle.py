@@ -26,10 +26,11 @@ from pipelines.reporting.card import card
 from pipelines.reporting.hub_results import hub_results
 from pipelines.reporting.record import CARD, RECORD, REPORT, Manifest
 from pipelines.reporting.report import html
+from pipelines.serving.published import FOLDER, NAMES, published_configs
 
 HUB_RESULTS = ".eval_results/quantgate.yaml"
-OURS = frozenset({CARD, REPORT, RECORD, DOCUMENTS, HUB_RESULTS, PROVENANCE})
-"""Names of the files that a bundle holds beside the artifact's own, `SHA256SUMS` and the signature."""
+OURS = frozenset({CARD, REPORT, RECORD, DOCUMENTS, HUB_RESULTS, PROVENANCE, *NAMES.values()})
+"""Names of the files that a bundle may hold beside the artifact's own, `SHA256SUMS` and the signature."""
 
 
 class Bundle(Result):
@@ -99,6 +100,9 @@ def _write_proof(target: Path, artifact: Artifact, manifest: Manifest, verdict: 
     write_documents(baseline, candidate, target / DOCUMENTS)
     (target / HUB_RESULTS).parent.mkdir(exist_ok=True)
     (target / HUB_RESULTS).write_text(hub_results(manifest), encoding="utf-8")
+    (target / FOLDER).mkdir(exist_ok=True)
+    for name, text in published_configs(artifact.checkpoint).items():
+        (target / name).write_text(text, encoding="utf-8")
     said = statement(manifest, folder_digests(target))
     (target / PROVENANCE).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [f"{value}  {name}" for name, value in sorted(folder_digests(target).items())]

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.core.bounds import level
 from pipelines.core.text import size
-from pipelines.formats.packings import hardware
 from pipelines.recipe.methods import Gguf
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.hub_results import eval_results
@@ -23,8 +22,9 @@ from pipelines.reporting.sentences import (
     reader_line,
     verdict_line,
 )
-from pipelines.reporting.serving import gguf_file, loader, serve_line
+from pipelines.reporting.serving import gguf_file, loader, manifest_formats, runtime_lines, serve_line
 from pipelines.reporting.task_table import metric, task_rows
+from pipelines.serving.published import FOLDER, NAMES
 
 SAID_ELSEWHERE = {"method", "rules", "ignore", "kv_cache", "engine", "experimental_cpu"}
 """Settings of a method that the card says in words."""
@@ -158,25 +158,19 @@ def _size(manifest: Manifest) -> list[str]:
 
 def _serve(manifest: Manifest) -> list[str]:
     lines = ["```", serve_line("FOLDER", manifest), "```", ""]
+    told = (
+        f"`{FOLDER}/` has a config for each runtime that is known to serve it; `quantgate serve-config` writes others."
+    )
     if file := gguf_file(manifest):
-        ollama = ["With Ollama, write `Modelfile` beside the file and create the model:", "", "```"]
         name = Path(file).stem.lower()
-        ollama += [f"echo 'FROM ./{file}' > Modelfile", f"ollama create {name} --file Modelfile", "```", ""]
         return [
             *lines,
-            *ollama,
-            "Runs wherever llama.cpp does, LM Studio among them: CPUs, and GPUs of all makers.",
-            "",
+            *("With Ollama, in the folder:", ""),
+            *("```", f"ollama create {name} --file {NAMES['ollama']}", "```", ""),
+            *("Runs wherever llama.cpp does, LM Studio among them: CPUs, and GPUs of all makers.", "", told, ""),
         ]
-    return [*lines, *_hardware_lines(manifest.recipe), loader(manifest.recipe), ""]
-
-
-def _hardware_lines(recipe: Recipe) -> list[str]:
-    """Return lines on where runtimes have kernels: one, or one for each scheme of a mixed artifact, which needs all."""
-    places = {scheme: hardware(recipe.packing, scheme) for scheme in recipe.schemes}
-    if len({*places.values()}) == 1:
-        return [f"Runs on {next(iter(places.values()))}."]
-    return ["Runs where all its formats do:", "", *(f"- {name}: {place}" for name, place in places.items()), ""]
+    runtimes = [f"- {line}" for line in runtime_lines(manifest.recipe.packing, manifest_formats(manifest))]
+    return [*lines, *runtimes, "", loader(manifest.recipe), "", told, ""]
 
 
 def _made(manifest: Manifest) -> list[str]:

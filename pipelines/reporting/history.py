@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.core.cache import cache_dir
 from pipelines.core.device import ComputeDtype, processor
@@ -36,6 +36,40 @@ def finished() -> list[dict[str, Any]]:
 
 RECORDS = (RECORD, "run.json")
 """Names of files that hold the record of a run."""
+
+
+class Outcome(Frozen):
+    """The verdict on a finished run, and the model that it is on."""
+
+    model: str
+    parameters: int
+    suite: str
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    retention: float | None
+
+
+def outcomes(recipe: Recipe) -> tuple[Outcome, ...]:
+    """Return what came of finished runs of `recipe`, or of one that makes the same artifact under another name."""
+    wanted = _made(recipe.model_dump(mode="json"))
+    found = []
+    for record in finished():
+        try:
+            manifest = record["manifest"]
+            if _made(manifest["recipe"]) != wanted:
+                continue
+            judged = {name: manifest["gate"][name] for name in ("verdict", "retention")}
+            model = {"model": manifest["model"]["label"], "parameters": manifest["model"]["parameters"]}
+            found.append(Outcome.model_validate({**model, **judged, "suite": manifest["evaluation"]["suite"]["name"]}))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            continue  # of a version that recorded something else
+    return tuple(found)
+
+
+def _made(recipe: dict[str, Any]) -> list[Any]:
+    """Return what of a recipe decides its artifact."""
+    return [recipe["quantize"], recipe.get("export"), recipe.get("calibrate")]
+
+
 PRIOR = 500
 """Number of documents that what is typical of a recipe counts as, beside those of earlier runs."""
 

@@ -1,26 +1,64 @@
 """The command that serves an artifact, and the programs that load it."""
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
+from pipelines.checkpoint.gguf_file import IMATRIX
 from pipelines.formats.packings import Packing
-from pipelines.planning.gguf import IMATRIX
-from pipelines.planning.readers import home
+from pipelines.formats.schemes import SchemeName
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.record import Manifest
+from pipelines.serving.loads import GGUF_ONLY, TITLES, Runtime
+from pipelines.serving.where import anywhere, line
 
 
 def serve_line(path: str | Path, manifest: Manifest) -> str:
     """Return the command that serves an artifact published in `path`."""
     if file := gguf_file(manifest):
         return f"llama-server --model {shlex.quote(str(Path(path) / file))}"
-    return vllm_line(path, manifest.recipe)
+    return checkpoint_line(path, manifest.recipe)
 
 
-def vllm_line(path: str | Path, recipe: Recipe) -> str:
+def checkpoint_line(path: str | Path, recipe: Recipe) -> str:
     """Return the command that serves an artifact that is no GGUF."""
-    cache = " --kv-cache-dtype fp8" if recipe.kv_cache else ""
-    return f"vllm serve {shlex.quote(str(path))}{cache}"
+    place = shlex.quote(str(path))
+    match runtime_for(recipe):
+        case "tensorrt-llm":
+            return f"trtllm-serve {place}"
+        case "sglang":
+            return f"python -m sglang.launch_server --model-path {place}"
+        case _:
+            return f"vllm serve {place}{' --kv-cache-dtype fp8' if recipe.kv_cache else ''}"
+
+
+def runtime_for(recipe: Recipe) -> Runtime:
+    """Return the first runtime that serves the artifacts of `recipe`, which makes no GGUF, as far as is known."""
+    formats = [(scheme, None) for scheme in recipe.schemes]
+    answers = {runtime: anywhere(runtime, recipe.packing, formats).answer for runtime in CHECKPOINT_RUNTIMES}
+    order = ("native", "emulated", "unknown", "refused", "misread")
+    return min(answers, key=lambda runtime: order.index(answers[runtime]))
+
+
+CHECKPOINT_RUNTIMES: tuple[Runtime, ...] = tuple(runtime for runtime in TITLES if runtime not in GGUF_ONLY)
+"""Runtimes that serve checkpoints, the one first that is named where several do."""
+
+
+def runtime_lines(packing: Packing, formats: Collection[tuple[SchemeName, int | None]]) -> list[str]:
+    """Return a line for each runtime on the hardware that it serves a checkpoint of such modules on, or why it does
+    not."""
+    return [line(runtime, packing, formats) for runtime in CHECKPOINT_RUNTIMES]
+
+
+def answers_line(packing: Packing, formats: Collection[tuple[SchemeName, int | None]]) -> str:
+    """Return what each runtime does with such modules at best: `vLLM native, SGLang native, TensorRT-LLM misread`."""
+    answers = ((runtime, anywhere(runtime, packing, formats).answer) for runtime in CHECKPOINT_RUNTIMES)
+    return ", ".join(f"{TITLES[runtime]} {answer}" for runtime, answer in answers)
+
+
+def manifest_formats(manifest: Manifest) -> list[tuple[SchemeName, int | None]]:
+    """Return the schemes of an artifact's modules, with their group sizes."""
+    return [(module.scheme, module.group_size) for module in manifest.modules if module.scheme]
 
 
 def gguf_file(manifest: Manifest) -> str | None:
@@ -30,16 +68,15 @@ def gguf_file(manifest: Manifest) -> str | None:
 
 LOADERS: dict[Packing, str] = {
     "compressed-tensors": "In transformers it runs on any device, slower.",
-    "gptq": "vLLM and SGLang load it as it is, and so does transformers where the package gptqmodel is installed.",
-    "awq": "vLLM and SGLang load it as it is, and so does transformers where the package gptqmodel is installed.",
-    "modelopt": "TensorRT-LLM, vLLM and SGLang load it as it is; transformers does not.",
-    "bitsandbytes": "Where the package bitsandbytes is installed, transformers, PEFT and vLLM load it as it is.",
+    "gptq": "transformers loads it where the package gptqmodel is installed.",
+    "awq": "transformers loads it where the package gptqmodel is installed.",
+    "modelopt": "transformers does not load it.",
+    "bitsandbytes": "transformers and PEFT load it where the package bitsandbytes is installed, on NVIDIA GPUs of "
+    "compute capability 6.0 or later, AMD and Intel GPUs, and CPUs.",
 }
-"""Sentences on the programs that load each packing."""
+"""Sentences on what loads each packing beside the runtimes that serve it."""
 
 
 def loader(recipe: Recipe) -> str:
-    """Return a sentence on which programs load an artifact beside vLLM."""
-    if home(recipe).program == "TensorRT-LLM":
-        return "TensorRT-LLM loads it; vLLM, SGLang and transformers do not."
+    """Return a sentence on what loads an artifact beside the runtimes that serve it."""
     return LOADERS[recipe.packing]

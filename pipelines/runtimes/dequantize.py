@@ -19,7 +19,7 @@ from pipelines.core.errors import QuantgateError
 from pipelines.formats import rounding
 from pipelines.formats.packings import Form, form_of
 from pipelines.formats.repack import as_compressed_tensors, unpack
-from pipelines.formats.schemes import SCHEMES, config_group
+from pipelines.formats.schemes import SCHEMES, config_group, scheme_of
 
 
 def is_needed(folder: Path, described: dict[str, Any]) -> bool:
@@ -123,8 +123,7 @@ def _group(name: str, described: Any, form: Form | None) -> Any:
 def _dequantize(stored: dict[str, torch.Tensor], group: Any, form: Form | None) -> torch.Tensor:
     if form:
         return rounding.dequantize(*unpack(stored, form, columns=0))
-    size = group["weights"].get("group_size") or (group["weights"].get("block_structure") or [None])[0]
-    scheme = next(name for name in SCHEMES if config_group(name, group["targets"], size) == group)
+    scheme, size = scheme_of(group)
     if "weight_shape" in stored:
         columns = int(stored["weight_shape"][1])
     else:

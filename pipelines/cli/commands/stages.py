@@ -75,13 +75,13 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate MODEL (a checkpoint, an artifact folder or a GGUF file) on a suite."""
+    from pipelines.checkpoint.gguf_file import find_gguf
     from pipelines.checkpoint.load import load_model
     from pipelines.cli.tables.verdict import show_evaluation
     from pipelines.core.cache import write_json
     from pipelines.evaluation.stage import evaluate as evaluate_stage
     from pipelines.evaluation.tasks import check_tasks
     from pipelines.flow.display import command_display
-    from pipelines.planning.gguf import find_gguf
     from pipelines.recipe.load import load_suite
 
     check_output_file(out)

@@ -11,6 +11,7 @@ from pipelines.flow.estimate import Expected, in_all
 from pipelines.gating.power import PowerAnalysis
 from pipelines.planning.gguf import GgufTensor
 from pipelines.planning.plan import CheckpointPlan, GgufPlan, Module, Plan
+from pipelines.reporting.serving import answers_line
 
 
 def show_plan(plan: Plan, seen: PowerAnalysis | None, times: Sequence[Expected]) -> None:
@@ -31,6 +32,8 @@ def show_plan(plan: Plan, seen: PowerAnalysis | None, times: Sequence[Expected])
     out.print(f"{plan.bits_per_weight:.2f}")
     if isinstance(plan, CheckpointPlan) and plan.attentions:
         out.print(f"keys and values of {len(plan.attentions)} attention modules are cached in FP8")
+    if isinstance(plan, CheckpointPlan):
+        out.print(f"loaded by, at best: {answers_line(plan.recipe.packing, plan.formats)}")
     for need in plan.needs:
         out.print(
             f"{need.stage}: about {size(need.needed)} of {need.resource}, {size(need.available)} free {need.where}"

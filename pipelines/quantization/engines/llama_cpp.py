@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 from pipelines.calibration.tokens import CalibrationTokens
+from pipelines.checkpoint.gguf_file import IMATRIX
 from pipelines.core.cache import package_versions
 from pipelines.core.errors import QuantgateError
 from pipelines.core.processes import run_logged
 from pipelines.environments import llama_build
-from pipelines.planning.gguf import IMATRIX, file_name
+from pipelines.planning.gguf import file_name
 from pipelines.planning.plan import GgufPlan
 from pipelines.quantization.gguf.convert import convert
 from pipelines.quantization.gguf.imatrix import write_imatrix

@@ -45,6 +45,7 @@ BIG = "model.safetensors"
 FILES = {
     "README.md", "SHA256SUMS", "config.json", "generation_config.json", "documents.parquet", BIG, "provenance.json",
     "quantgate.json", "report.html", "tokenizer.json", "tokenizer_config.json", ".eval_results/quantgate.yaml",
+    "serve/vllm.yaml", "serve/sglang.yaml", "serve/tensorrt-llm.yaml",
 }  # fmt: skip
 
 
