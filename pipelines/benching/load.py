@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipelines.benching.server import ANSWER_SECONDS, SERVED, Server, no_proxy
+from pipelines.benching.server import ANSWER_SECONDS, BROKEN_SECONDS, SERVED, Server, no_proxy
 from pipelines.benching.timings import Request, Timed
 from pipelines.benching.workload import Arriving, AtATime, Load, Workload
 from pipelines.core.cache import digest, write_json
@@ -67,7 +67,7 @@ def drive(server: Server, workload: Workload, tokenizer: Path, folder: Path) -> 
         ended = None
         while generator.code is None and ended is None:
             ended = server.gone(" in the middle of the load")
-        if ended := ended or server.gone(" in the middle of the load"):
+        if ended := ended or server.gone(" in the middle of the load", BROKEN_SECONDS if generator.code else 0):
             raise ended
         if generator.code != 0 or not out.is_file():
             raise QuantgateError(f"guidellm failed: {generator.ending()}{generator.last_words()}")

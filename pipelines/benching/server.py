@@ -30,6 +30,8 @@ READY_SECONDS = 3600.0
 POLL = 0.2
 ANSWER_SECONDS = 600.0
 """Seconds in which a server has to answer a single request."""
+BROKEN_SECONDS = 10.0
+"""Seconds in which a server has ended whose connection broke: that is seen before its end."""
 DRAFT_TOKENS = 4
 """Tokens that a draft model proposes at a time."""
 LOG_END = 12
@@ -89,7 +91,9 @@ class Server:
             said = error.read().decode(errors="replace")[:300]
             raise bad_input(self.name, f"its server refused {path}: {error.code} {said}") from None
         except (OSError, http.client.HTTPException) as error:
-            raise self.gone() or bad_input(self.name, f"its server does not answer {path}: {error}") from None
+            raise self.gone(within=BROKEN_SECONDS) or bad_input(
+                self.name, f"its server does not answer {path}: {error}"
+            ) from None
 
     def write(self, prompt: str, tokens: int) -> str:
         """Return `tokens` tokens that the model writes after `prompt`, greedily, as text."""
@@ -100,11 +104,14 @@ class Server:
         """Return the server's own counters: name without its runtime's prefix → the sum over labels."""
         return read_counters(self.ask("/metrics"))
 
-    def gone(self, while_: str = "") -> BadInput | None:
-        """Return the error that the server has ended, `while_` it did something; None where it runs."""
-        time.sleep(POLL)  # a connection breaks before the process is gone
-        if self.process.code is None:
-            return None
+    def gone(self, while_: str = "", within: float = POLL) -> BadInput | None:
+        """Return the error that the server has ended, `while_` it did something; None where it still runs after
+        `within` seconds."""
+        end = time.monotonic() + within
+        while self.process.code is None:
+            if time.monotonic() > end:
+                return None
+            time.sleep(POLL / 4)
         what = f"its server is gone{while_}: {self.process.ending()}; the end of its log:"
         return bad_input(self.name, what + self.process.last_words(LOG_END), "ask for less at once, or free memory")
 
