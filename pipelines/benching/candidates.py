@@ -2,7 +2,7 @@
 starts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Origin(Frozen):
     """Source checkpoint's digest."""
     place: str
     """Where the source is to be found: a folder, a hub id with its revision, or a name that `load_model` knows."""
+    files: dict[str, str]
+    """SHA-256 of each file of the artifact."""
     formats: tuple[tuple[SchemeName, int | None], ...] = ()
 
 
@@ -52,6 +54,8 @@ class Candidate(Frozen):
     tokenizer: Path | None
     """Folder with its tokenizer; None where there is none beside it."""
     origin: Origin | None = None
+    artifact: str = ""
+    """Digest by which records know the artifact; empty where its files are not those of its record."""
 
     @property
     def is_gguf(self) -> bool:
@@ -89,7 +93,7 @@ class Lineup(Frozen):
         found: list[tuple[Contender, Candidate]] = []
         for number, one in enumerate(self.candidates):
             over = baseline if number or not baseline else ()
-            found.append((Contender(name=one.name, digest=one.digest, over=over), one))
+            found.append((Contender(name=one.name, digest=one.digest, artifact=one.artifact, over=over), one))
             if self.draft and (number or not baseline):
                 over = (one.name, *baseline)
                 name = f"{one.name} with draft"
@@ -148,9 +152,14 @@ def find_candidate(place: str) -> Candidate:
         read_gguf(file)
         origin = find_origin(file.parent)
         tokenizer = file.parent if (file.parent / "tokenizer.json").is_file() else None
-        path = file.absolute()
-        name = origin.recipe.name if origin else file.stem
-        return Candidate(name=name, digest=file_digest(file), path=path, tokenizer=tokenizer, origin=origin)
+        return Candidate(
+            name=origin.recipe.name if origin else file.stem,
+            digest=file_digest(file),
+            path=file.absolute(),
+            tokenizer=tokenizer,
+            origin=origin,
+            artifact=_recorded(origin, {file.name: file_digest(file)}),
+        )
     checkpoint = load_model(place)
     origin = find_origin(checkpoint.folder)
     return Candidate(
@@ -159,7 +168,13 @@ def find_candidate(place: str) -> Candidate:
         path=checkpoint.folder.absolute(),
         tokenizer=checkpoint.folder.absolute(),
         origin=origin,
+        artifact=_recorded(origin, checkpoint.digests),
     )
+
+
+def _recorded(origin: Origin | None, found: Mapping[str, str]) -> str:
+    """Return the digest of the artifact that `origin` records, where the files `found` are of it, else nothing."""
+    return digest(origin.files) if origin and found.items() <= origin.files.items() else ""
 
 
 def find_origin(folder: Path) -> Origin | None:
@@ -189,6 +204,7 @@ def _published(file: Path) -> Origin:
             label=model["label"],
             digest=model["digest"],
             place=f"{model['hub_id']}{revision}" if model["revision"] else model["label"],
+            files=record["files"],
             formats=tuple((one["scheme"], one["group_size"]) for one in modules if one["scheme"]),
         )
     except (OSError, ValueError, KeyError, TypeError, ValidationError):

@@ -96,14 +96,14 @@ def _cost(measured: Measured, wanted: Wanted) -> Cost:
     )
 
 
-def benches_of(digest: str) -> list[Bench]:
-    """Return the finished benches with the model of this `digest` in them, the newest first."""
+def benches_of(artifact: str) -> list[Bench]:
+    """Return the finished benches of an artifact, which is known by the digest over its files, the newest first."""
     found = []
     for file in (cache_dir() / "stages" / "bench").glob("*/result.json"):
         try:
             kept = Bench.model_validate({**json.loads(file.read_text(encoding="utf-8")), "folder": file.parent})
         except (OSError, ValueError):
             continue  # of another version, or being written
-        if any(one.digest == digest for one in kept.contenders):
+        if any(one.artifact == artifact for one in kept.contenders):
             found.append(kept)
     return sorted(found, key=lambda bench: bench.measured, reverse=True)

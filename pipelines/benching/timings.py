@@ -45,6 +45,8 @@ class Contender(Frozen):
     name: str
     digest: str
     """Digest of what decides what the model computes."""
+    artifact: str = ""
+    """Digest over an artifact's files, as its record has it; empty for what has no record."""
     draft: str = ""
     """Digest of its draft model; empty where it has none."""
     over: tuple[str, ...] = ()
