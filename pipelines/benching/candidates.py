@@ -191,7 +191,14 @@ def find_origin(folder: Path) -> Origin | None:
     source = artifact.source
     formats = artifact.plan.formats if isinstance(artifact.plan, CheckpointPlan) else ()
     place = str(source.folder)
-    return Origin(recipe=artifact.recipe, label=source.label, digest=source.digest, place=place, formats=tuple(formats))
+    return Origin(
+        recipe=artifact.recipe,
+        label=source.label,
+        digest=source.digest,
+        place=place,
+        files=artifact.files,
+        formats=tuple(formats),
+    )
 
 
 def _published(file: Path) -> Origin:

@@ -1,11 +1,12 @@
 """What was measured of served models: a table for each load, ratios, costs, and where they hold."""
 
-from pipelines.benching.measured import CONFIDENCE, Figure, Latency, LoadFigures, Measured, Ratio
+from pipelines.benching.measured import CONFIDENCE, Latency, LoadFigures, Measured, Ratio
 from pipelines.benching.summary import Cost, Summary
 from pipelines.benching.workload import Load
 from pipelines.cli.columns import Column, console, show_table
 from pipelines.core.bounds import level
 from pipelines.core.text import size
+from pipelines.reporting.speeds import bounded
 
 UNSTEADY = 1.1
 """Ratio of the throughputs of a model's own turns above which the machine was not quiet."""
@@ -74,12 +75,8 @@ def _latency(latency: Latency) -> str:
 
 
 def _ratio(name: str, ratio: Ratio) -> tuple[str, ...]:
-    return (name, ratio.over, ratio.load.name, *map(bounded, (ratio.ttft, ratio.itl, ratio.tokens_per_second)))
-
-
-def bounded(figure: Figure | None) -> str:
-    """Return an estimate with its bounds: `1.24 (1.20 … 1.28)`."""
-    return f"{figure.value:.2f} ({figure.lower:.2f} … {figure.upper:.2f})" if figure else "–"
+    tokens = bounded(ratio.tokens_per_second) if ratio.tokens_per_second else "–"
+    return (name, ratio.over, ratio.load.name, bounded(ratio.ttft), bounded(ratio.itl), tokens)
 
 
 def _show_notes(one: Measured) -> None:
