@@ -24,6 +24,8 @@ from pipelines.quantization.stage import read_artifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.vllm import runs_on_cpu
 
+ARTIFACT = "artifact"
+"""Name of the folder that the quantize stage leaves beside its result."""
 PUBLISHED = "quantgate.json"
 """Name of the file by which a folder is a published artifact."""
 
@@ -185,7 +187,7 @@ def find_origin(folder: Path) -> Origin | None:
     """
     if (folder / PUBLISHED).is_file():
         return _published(folder / PUBLISHED)
-    if not (folder.parent / "result.json").is_file():
+    if folder.name != ARTIFACT or not (folder.parent / "result.json").is_file():
         return None
     artifact = read_artifact(folder)
     source = artifact.source

@@ -49,3 +49,15 @@ def bench(contenders: Sequence[Contender], turns: Sequence[Turn], loads: Sequenc
 
 def rates(*values: float) -> tuple[Load, ...]:
     return tuple(Arriving(rate=value) for value in values)
+
+
+def kept_bench(cache: Path, artifact: str) -> Bench:
+    """A bench that is kept in `cache`: the artifact writes twice as many tokens as its baseline."""
+    before = Contender(name="baseline", digest="b")
+    after = Contender(name="artifact", digest="a", artifact=artifact, over=("baseline",))
+    slow, fast = [(100.0, 20.0), (140.0, 24.0)], [(50.0, 10.0), (70.0, 12.0)]
+    made = bench([before, after], [turn("baseline", one_at_a_time(slow)), turn("artifact", one_at_a_time(fast))])
+    folder = cache / "stages" / "bench" / "key"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(made.model_dump_json())
+    return made

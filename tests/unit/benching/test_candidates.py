@@ -53,6 +53,12 @@ def test_an_artifact_is_named_by_its_recipe_and_its_baseline_is_its_source(
     ]
 
 
+def test_a_checkpoint_takes_part_by_its_own_name(smollm2: Checkpoint) -> None:
+    (one,) = find_lineup(["SmolLM2-135M-Instruct"], "vllm").candidates
+    assert (one.name, one.digest, one.artifact) == ("SmolLM2-135M-Instruct", smollm2.digest, "")
+    assert find_candidate(str(smollm2.folder)).origin is None
+
+
 def test_vllm_on_a_cpu_is_told_what_it_does_not_run(artifact: CheckpointArtifact) -> None:
     with pytest.raises(BadInput, match="W8A16: vLLM for CPUs"):
         find_lineup([artifact.checkpoint], "vllm", "cpu")
