@@ -3,7 +3,7 @@
 The order is there and back (A B, B A): what a machine does worse with time, it does to all of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipelines.benching.workload import Workload
 from pipelines.core import progress
 from pipelines.core.cache import cache_dir, keep, now
 from pipelines.core.device import machine
-from pipelines.core.errors import bad_input
+from pipelines.core.errors import QuantgateError, bad_input
 from pipelines.environments import isolated
 from pipelines.quantization.gguf.convert import convert
 from pipelines.runtimes.probe import PROMPT
@@ -56,6 +56,7 @@ def bench(lineup: Lineup, host: Host, workload: Workload, again: bool = False) -
                 progress.note(contender.name)
                 turns.append(_turn(contender, candidate, lineup, host, workload, _made(folder / f"turn-{number}")))
                 bar.update()
+        check_prompts(turns)
         return {**about, "measured": now(), "contenders": contenders, "turns": tuple(turns)}
 
     inputs = {
@@ -66,6 +67,13 @@ def bench(lineup: Lineup, host: Host, workload: Workload, again: bool = False) -
         "generator": isolated.identity(GENERATOR),
     }
     return keep("bench", inputs, Bench, make, lambda _: not again)
+
+
+def check_prompts(turns: Sequence[Turn]) -> None:
+    """Raise `QuantgateError` unless every turn had the same prompts, without which no two can be compared."""
+    asked = [[sorted(request.prompt for request in timed.requests) for timed in turn.timed] for turn in turns]
+    if any(prompts != asked[0] for prompts in asked):
+        raise QuantgateError(f"{GENERATOR} sent other prompts in one turn than in another")
 
 
 def _made(folder: Path) -> Path:

@@ -15,13 +15,13 @@ from filelock import FileLock
 from pipelines.benching import server, stage
 from pipelines.benching.candidates import Lineup, find_lineup
 from pipelines.benching.server import Host, Served, Server
-from pipelines.benching.stage import bench
+from pipelines.benching.stage import bench, check_prompts
 from pipelines.benching.timings import Bench, Timed
 from pipelines.benching.workload import Workload, loads
 from pipelines.core.cache import cache_dir
-from pipelines.core.errors import BadInput
+from pipelines.core.errors import BadInput, QuantgateError
 from pipelines.environments import isolated
-from tests.helpers.benches import one_at_a_time
+from tests.helpers.benches import one_at_a_time, turn
 from tests.unit.benching.test_candidates import write_gguf
 from tests.unit.benching.test_server import STAND_IN
 
@@ -88,3 +88,10 @@ def test_a_draft_is_a_contender_and_has_to_be_asked(
 def test_two_benches_do_not_run_at_once(tiny: Path, tmp_path: Path) -> None:
     with FileLock(cache_dir() / "bench.lock"), pytest.raises(BadInput, match="another one is running"):
         bench(lineup(tmp_path, tiny), HOST, WORK.model_copy(update={"seed": 8}))
+
+
+def test_other_prompts_are_not_compared() -> None:
+    one, other = one_at_a_time([(1.0, 1.0)] * 2), one_at_a_time([(1.0, 1.0)] * 3)
+    check_prompts([turn("a", one), turn("b", one)])
+    with pytest.raises(QuantgateError, match="sent other prompts in one turn"):
+        check_prompts([turn("a", one), turn("b", other)])
