@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipelines.cli.commands.bench import bench
 from pipelines.cli.commands.env import env
 from pipelines.cli.commands.plan import plan
 from pipelines.cli.commands.published import publish, pull, verify
@@ -24,7 +25,7 @@ from pipelines.core.exit_codes import EXITS, SEVERAL
 
 COMMANDS = (
     list_, show, validate, recommend, plan, run, release, quantize, evaluate, gate, compare, report, repair, publish,
-    pull, verify, serve_config, env,
+    pull, verify, serve_config, bench, env,
 )  # fmt: skip
 """Names of the subcommands, in the order of docs/cli.md."""
 HELP = "Quantize a checkpoint, prove that it is still good, and publish it only then."

@@ -189,7 +189,7 @@ def vllm_python(runtime: str, python: Path | None) -> Path | None:
     if python is None:
         return None
     if runtime != "vllm":
-        raise bad_input(f"--vllm-python {python}", "is not used by transformers", "add --runtime vllm")
+        raise bad_input(f"--vllm-python {python}", f"is not used by {runtime}", "add --runtime vllm")
     if not python.is_file():
         raise bad_input(f"--vllm-python {python}", "is not a file", "give the environment's bin/python")
     return python.absolute()

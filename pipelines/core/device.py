@@ -7,6 +7,7 @@ artifact apart, which is noise to a gate that judges what quantization changed.
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -54,6 +55,23 @@ def processor() -> str:
     """Return the processor's name, as far as the system tells it."""
     named = cpu_lines("model name")
     return named[0].split(":", 1)[1].strip() if named else platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str]:
+    """Return what the machine is, for records: platform, processor, cores, memory, and its GPU if it has one."""
+    import psutil
+
+    hardware = {
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+    }
+    if has_cuda():
+        import torch
+
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware
 
 
 def cpu_lines(*fields: str) -> list[str]:

@@ -29,8 +29,11 @@ def main(command: list[str]) -> int:
     _control(PR_SET_CHILD_SUBREAPER, 1)
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_guard
-        )  # no thread runs yet
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_guard,  # noqa: PLW1509
+        )
     except OSError as error:
         print(f"{command[0]} cannot be started: {error.strerror}", file=sys.stderr)
         return 127

@@ -22,8 +22,11 @@ STOP_SECONDS = 30
 class GuardedProcess:
     """A running program, with all that it starts. It ends with the `with` block, with this object, or with us."""
 
-    def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str]) -> None:
-        """Start `command` with the environment `variables`; what it prints goes to the file `log`."""
+    def __init__(
+        self, command: Sequence[str], log: Path, variables: Mapping[str, str], folder: Path | None = None
+    ) -> None:
+        """Start `command` in `folder`, or where we run, with the environment `variables`; what it prints goes to the
+        file `log`."""
         self.log = log
         with log.open("wb") as output:
             self._guard = subprocess.Popen(
@@ -31,6 +34,7 @@ class GuardedProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=folder,
                 env=variables,
             )
         self.stop = weakref.finalize(self, _stop, self._guard)

@@ -1,18 +1,14 @@
 """The package stage: the record of a run, for any verdict."""
 
-import os
-import platform
 import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from pipelines.checkpoint.headers import Checkpoint
 from pipelines.core.cache import Result, now, package_versions
-from pipelines.core.device import processor
+from pipelines.core.device import machine
 from pipelines.core.strict_yaml import Frozen
 from pipelines.evaluation.overlap import measure_overlap
 from pipelines.evaluation.scores import Evaluation
@@ -69,7 +65,7 @@ def make_record(
         expected_memory=expected_memory(artifact.plan),
         versions=versions,
         engine=artifact.written.engine,
-        hardware=_hardware(),
+        hardware=machine(),
     )
 
 
@@ -166,17 +162,3 @@ def _commit() -> str | None:
         return f"{commit}+dirty" if dirty else commit or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _hardware() -> dict[str, str]:
-    import torch
-
-    hardware = {
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cores": str(os.cpu_count()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-    }
-    if torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
-    return hardware

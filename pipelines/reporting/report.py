@@ -48,6 +48,7 @@ from pipelines.reporting.sentences import (
     retained,
     verdict_name,
 )
+from pipelines.reporting.speeds import Speed, bounded, measured_runs
 from pipelines.reporting.task_table import TaskRow, metric, task_rows
 from pipelines.verification.results import LayerError
 
@@ -85,7 +86,8 @@ def _page(
     if len(runs) == 1 and not failed and not top:
         (run,) = runs
         about = f"{run.recipe.summary} Judged on suite {run.evaluation.suite.name}, {run.created}."
-        group = Group("", "run-1", tuple(_run_parts(run, remedies.get(run.artifact_digest))))
+        parts = (*_run_parts(run, remedies.get(run.artifact_digest)), *_speed_parts(runs, run.gate.target))
+        group = Group("", "run-1", parts)
         return Page(f"{run.model.label}, {run.recipe.name}", about, (group,), foot)
     parts = (
         *top,
@@ -134,6 +136,31 @@ def _ranking_parts(ranking: Ranking, runs: Sequence[Manifest]) -> Iterable[Secti
     chart = Chart(frontier(title, "weights, MB", points, target=target), wide=True)
     table = Table(title, columns, rows, ("verdict", ""))
     yield Section(title, (Note(advice), chart, table))
+    yield from _speed_parts(manifests, target)
+
+
+def _speed_parts(runs: Sequence[Manifest], target: float) -> Iterable[Section]:
+    """Yield speed beside retention, where the speed of some artifacts was measured on this machine."""
+    measured = measured_runs(runs)
+    if not measured:
+        return
+    title = "Speed and retention"
+    points = [_by_speed(run, speed) for run, speed in measured]
+    rows = tuple(
+        (run.recipe.name, retained(run.gate.retention), bounded(speed.ratio), speed.load, speed.runtime, speed.machine)
+        for run, speed in measured
+    )
+    columns = ("recipe", "retention", "tokens/s of the baseline's", "load", "in", "on")
+    chart = Chart(frontier(title, "tokens/s of the baseline's", points, target=target), wide=True)
+    about = (
+        f"By quantgate bench, {measured[-1][1].measured}. It holds for that machine and load; bounds are over prompts."
+    )
+    yield Section(title, (chart, Table(title, columns, rows, ("load", "in", "on")), Note(about, muted=True)))
+
+
+def _by_speed(run: Manifest, speed: Speed) -> Point:
+    kept = Interval(run.recipe.name, run.gate.retention, run.gate.lower_bound, run.gate.upper_bound)
+    return Point(speed.ratio.value, kept, run.gate.verdict, efficient=False)
 
 
 def _point(ranked: Ranked, recommended: bool) -> Point:

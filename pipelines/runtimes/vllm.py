@@ -69,7 +69,7 @@ class VllmProcess(WorkerProcess):
         `max_model_len` is in tokens, prompt and continuation together.
         """
         self.max_model_len = max_model_len
-        super().__init__("vLLM", [str(python), *serve("vllm_runtime")], _variables(device))
+        super().__init__("vLLM", [str(python), *serve("vllm_runtime")], process_variables(device))
         place = {"folder": str(folder.absolute()), "device": device.partition(":")[0]}
         loaded = self.ask("load", **place, max_model_len=max_model_len, dtype=dtype or _dtype(folder))
         self.version: str = loaded["version"]
@@ -86,9 +86,9 @@ class VllmProcess(WorkerProcess):
         return tokens
 
 
-def _variables(device: str) -> dict[str, str]:
-    """Return the worker's environment variables: ours, what vLLM remembers in our cache, and for `cuda:N` only that
-    GPU."""
+def process_variables(device: str) -> dict[str, str]:
+    """Return the environment variables of a process with vLLM: ours, what vLLM remembers in our cache, and for `cuda:N`
+    only that GPU."""
     variables = {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")} | clean_variables()
     _, _, index = device.partition(":")
     if index:

@@ -18,15 +18,17 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
     Those of different models, suites, runtimes or devices are ranked apart.
     """
-    from pipelines.cli.tables.runs import show_ranking
+    from pipelines.cli.tables.runs import show_ranking, show_speeds
     from pipelines.reporting.history import compare as rank
     from pipelines.reporting.history import read_runs
 
-    rankings = rank(read_runs(runs))
+    found = read_runs(runs)
+    rankings = rank(found)
     if as_json:
         return print_json([ranking.model_dump(mode="json") for ranking in rankings])
     for ranking in rankings:
         show_ranking(ranking)
+    show_speeds(found)
 
 
 @click.command("report")

@@ -1,6 +1,6 @@
 """Finished runs, one or several side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
@@ -12,8 +12,18 @@ from pipelines.core.text import size
 from pipelines.flow.journal import Run
 from pipelines.reporting.history import Ranking
 from pipelines.reporting.record import Manifest, StageRecord
-from pipelines.reporting.sentences import SHORT, both, changed, distance_line, kept_with_bounds, verdict_name
+from pipelines.reporting.sentences import (
+    SHORT,
+    both,
+    bounds,
+    changed,
+    distance_line,
+    kept_with_bounds,
+    retained,
+    verdict_name,
+)
 from pipelines.reporting.serving import serve_line
+from pipelines.reporting.speeds import bounded, measured_runs
 
 
 def show_run(done: Run) -> None:
@@ -96,6 +106,33 @@ def show_ranking(ranking: Ranking) -> None:
         mark = "recommended" if number == ranking.recommended else "" if run.efficient else "another beats it"
         rows.append((run.manifest.recipe.name, *_size_and_quality(run.manifest), mark))
     show_table(title, _comparison(Column("", text=True)), rows)
+
+
+def show_speeds(runs: Sequence[Manifest]) -> None:
+    """Print speed beside retention, of the runs whose speed was measured here."""
+    rows = [
+        (
+            run.recipe.name,
+            retained(run.gate.retention),
+            bounds(run.gate),
+            bounded(speed.ratio),
+            speed.load,
+            speed.runtime,
+        )
+        for run, speed in measured_runs(runs)
+    ]
+    if rows:
+        show_table("tokens/s of the baseline's, measured on this machine", _SPEEDS, rows)
+
+
+_SPEEDS = (
+    Column("recipe", text=True),
+    Column("retention"),
+    Column("bounds", spare=2),
+    Column("tokens/s"),
+    Column("load", left=True, spare=1),
+    Column("in", text=True),
+)
 
 
 def show_stages(stages: tuple[StageRecord, ...]) -> None:

@@ -16,6 +16,8 @@ from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.report import html, markdown
 from pipelines.reporting.sentences import verdict_line
+from tests.conftest import Cli
+from tests.helpers.benches import kept_bench
 from tests.helpers.suites import little
 
 HOSTILE = '<script>alert(1)</script> | `a` & "b"'
@@ -174,3 +176,20 @@ def test_a_gguf_is_by_llama_cpp(done: Run) -> None:
     record = told(done, "file").model_copy(update={"recipe": load_recipe("gguf-q8_0"), "engine": ""})
     assert re.search(r"engine\W+llama\.cpp", markdown([record]).replace("\\", ""))
     assert "quantgate" not in re.findall(r"\| engine \| (.*?) \|", markdown([record]))
+
+
+def test_speed_stands_beside_retention_where_it_was_measured(done: Run, cli: Cli, cache: Path, tmp_path: Path) -> None:
+    record = told(done, "four")
+    assert "Speed and retention" not in html([record])
+    kept_bench(cache, record.artifact_digest)
+    try:
+        for page in (html([record]), html([record, told(done, "eight")]), markdown([record])):
+            for expected in ("Speed and retention", "2.00 (2.00 … 2.00)", "1 at a time", "llama.cpp of the tests"):
+                assert expected in page
+        assert len(drawings(html([record]))) == CHARTS + 1
+        (tmp_path / "quantgate.json").write_text(record.model_dump_json())
+        ranked = cli("compare", tmp_path)
+        assert ranked.returncode == 0, ranked.stderr
+        assert "95.12%" in ranked.stdout and "2.00 (2.00 … 2.00)" in ranked.stdout
+    finally:
+        shutil.rmtree(cache / "stages" / "bench")
