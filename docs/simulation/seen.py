@@ -106,6 +106,9 @@ Looks = Sequence[Mapping[ScoreKind, Seen]]
 def looks(task: Task, random: np.random.Generator, times: int) -> Looks:
     """Return what is seen of a task in `times` runs."""
     clusters, size = next(iter(task.population.values())).baseline.shape
+    if size == 1 and set(task.population) == {"accuracy"}:
+        counted = _counted(task.population["accuracy"], random, times, _ends(task.documents))
+        return [{"accuracy": seen} for seen in counted]
     drawn = random.integers(0, clusters, (times, math.ceil(task.documents / size)), dtype=np.int32)
     return seen_of(task, drawn, random)
 
@@ -113,7 +116,7 @@ def looks(task: Task, random: np.random.Generator, times: int) -> Looks:
 def seen_of(task: Task, drawn: npt.NDArray[np.int32], random: np.random.Generator) -> Looks:
     """Return what is seen of a task where runs have `drawn` (runs, clusters) of its population; the order of documents
     is the same in all of them, as it is in evaluations."""
-    ends = [documents_at_look(look, task.documents) for look in range(len(LOOKS))]
+    ends = _ends(task.documents)
     size = next(iter(task.population.values())).baseline.shape[1]
     if size == 1:
         found = {kind: list(alone(scores, drawn, ends)) for kind, scores in task.population.items()}
@@ -121,6 +124,11 @@ def seen_of(task: Task, drawn: npt.NDArray[np.int32], random: np.random.Generato
         order = random.permutation(task.documents)
         found = {kind: list(_together(scores, drawn, order, ends)) for kind, scores in task.population.items()}
     return [{kind: at[look] for kind, at in found.items()} for look in range(len(LOOKS))]
+
+
+def _ends(documents: int) -> list[int]:
+    """Return the number of documents at each look."""
+    return [documents_at_look(look, documents) for look in range(len(LOOKS))]
 
 
 def _sums(b: Floats, c: Floats) -> Floats:
@@ -137,11 +145,28 @@ def alone(scores: Scores, drawn: npt.NDArray[np.int32], ends: Sequence[int]) -> 
         if end > before:
             total = total + table[drawn[:, before:end]].sum(axis=1, dtype=np.float64)
             before = end
-        count = float(end)
-        scale = count / (count - 1) / count**2
-        b, c = total[:, 0], total[:, 1]
-        squares = [total[:, 2] - b * b / count, total[:, 3] - b * c / count, total[:, 4] - c * c / count]
-        yield _moments(total, count, squares, scale, 1.0, scores.right_or_wrong)
+        yield _independent(total, end, scores.right_or_wrong)
+
+
+def _counted(scores: Scores, random: np.random.Generator, times: int, ends: Sequence[int]) -> Iterator[Seen]:
+    """Yield what is seen of independent right or wrong answers, of which it is enough to draw how many of each there
+    are."""
+    answers = np.stack([scores.baseline[:, 0], scores.candidate[:, 0]], axis=1)
+    kinds, shares = np.unique(answers, axis=0, return_counts=True)
+    table = _sums(kinds[:, 0], kinds[:, 1])
+    total, before = np.zeros((times, table.shape[1])), 0
+    for end in ends:
+        total = total + random.multinomial(end - before, shares / shares.sum(), times) @ table
+        before = end
+        yield _independent(total, end, True)
+
+
+def _independent(total: Floats, documents: int, right_or_wrong: bool) -> Seen:
+    """Return the moments of independent documents' sums (runs, 11)."""
+    count = float(documents)
+    b, c = total[:, 0], total[:, 1]
+    squares = [total[:, 2] - b * b / count, total[:, 3] - b * c / count, total[:, 4] - c * c / count]
+    return _moments(total, count, squares, 1 / (count - 1) / count, 1.0, right_or_wrong)
 
 
 def _together(scores: Scores, drawn: npt.NDArray[np.int32], order: Ints, ends: Sequence[int]) -> Iterator[Seen]:
