@@ -109,7 +109,10 @@ def _equal(sight: Sight) -> str:
     return f"{sight.certifies_equal:.0%}{median}" + (f" (80% on {more} documents)" if more else "")
 
 
-TYPICAL_CHANGES: dict[str, Changes] = {**{name: scheme.changes for name, scheme in SCHEMES.items()}, **CHANGES}
+TYPICAL_CHANGES: dict[str, Changes] = {
+    **{name: scheme.changes for name, scheme in SCHEMES.items()},
+    **{str(name): changes for name, changes in CHANGES.items()},
+}
 """What changes, by a recipe's `loss_class`: as seen on SmolLM2-135M-Instruct in float32 (torch 2.13.0, transformers
 5.17.0, lm_eval 0.4.13, compressed-tensors 0.19.0). Deviations were measured with `fp8` (FP8_DYNAMIC: 0.060, and 3.9% of
 the answers changed; sciq 1,000 documents, lambada_openai 1,024, piqa 1,024, arc_easy 570, copa 100) and with
