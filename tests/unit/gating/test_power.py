@@ -55,7 +55,8 @@ def changes_of_answers(random: np.random.Generator, size: tuple[int, int]) -> Fl
 def changes_of_probabilities(random: np.random.Generator, size: tuple[int, int]) -> Floats:
     """Long-tailed: the third moment of their sizes over the second is 3.6 standard deviations."""
     tail = random.exponential(size=size) ** 1.5 * random.choice([-1.0, 1.0], size)
-    return tail * CHANGES.deviation / math.sqrt(math.gamma(4))
+    scaled: Floats = tail * CHANGES.deviation / math.sqrt(math.gamma(4))
+    return scaled
 
 
 def test_the_tail_of_the_drawn_changes_is_the_one_that_is_assumed() -> None:
@@ -104,7 +105,8 @@ def _said(kind: ScoreKind, headroom: float, changes: Floats, policy: Policy, loo
 
 
 def _size(changes: Floats) -> Floats:
-    return (np.abs(changes) ** 3).sum(axis=1) / np.maximum((changes**2).sum(axis=1), 1e-12)
+    largest: Floats = (np.abs(changes) ** 3).sum(axis=1) / np.maximum((changes**2).sum(axis=1), 1e-12)
+    return largest
 
 
 def _statistic(
