@@ -9,7 +9,7 @@ from pipelines.flow.journal import Run
 from pipelines.flow.run import run
 from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import RECORD
-from tests.helpers.records import with_result
+from tests.helpers.records import by_accuracy, kept, with_result
 from tests.helpers.suites import little
 
 
@@ -23,9 +23,8 @@ def test_each_record_becomes_a_row(done: Run, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
     results.PAGE.write_text(page, encoding="utf-8")
     smaller = with_result(done.manifest, "small", 100_000, 0.9949, "FAIL")
-    spared = smaller.gate.model_copy(
-        update={"spared": 1000, "lower_bound": 0.98, "upper_bound": 1.01, "confidence": 0.999}
-    )
+    found = {**by_accuracy(kept(0.9949, 0.98, 1.01)), "expected": kept(0.9812, 0.975, 0.9871)}
+    spared = smaller.gate.model_copy(update={"spared": 1000, "confidence": 0.999, **found})
     (tmp_path / "runs" / "deep" / "small").mkdir(parents=True)
     (tmp_path / "runs" / "deep" / "small" / RECORD).write_text(
         smaller.model_copy(update={"gate": spared}).model_dump_json()
@@ -40,8 +39,9 @@ def test_each_record_becomes_a_row(done: Run, tmp_path: Path, monkeypatch: pytes
     header, _, first, second = rows
     assert header == [*results.COLUMNS] and len(first) == len(second) == len(header)
     cells = dict(zip(header, first, strict=True))
-    assert (cells["recipe"], cells["weights"], cells["retention"]) == ("`small`", "0.1 MB", "99.49%")
-    assert (cells["bounds"], cells["verdict"], cells["documents"]) == ("98.0% … 101.0% at 99.9%", "FAIL", "13 of 1,013")
+    assert (cells["recipe"], cells["weights"], cells["verdict"]) == ("`small`", "0.1 MB", "FAIL")
+    assert (cells["accuracy"], cells["expected score"]) == ("99.49% (98.0% … 101.0%)", "98.12% (97.5% … 98.7%)")
+    assert (cells["bounds at"], cells["documents"]) == ("99.9%", "13 of 1,013")
     cells = dict(zip(header, second, strict=True))
     manifest = done.manifest
     distance = manifest.verification.distance

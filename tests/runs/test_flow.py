@@ -138,7 +138,7 @@ def test_several_recipes_are_published_below_one_folder_and_compared(cli: Cli, t
     assert done.returncode == 0, done.stderr
     for name in ("fp8", "int8-weight-only"):
         assert sums_hold(tmp_path / "out" / name)
-        assert re.search(rf"^{name}: PASS, (not )?certified: [\d.]+% of the baseline kept", done.stderr, re.MULTILINE)
+        assert re.search(rf"^{name}: PASS, (not )?certified: [\d.]+% of accuracy kept", done.stderr, re.MULTILINE)
     assert "SmolLM2-135M-Instruct, suite little" in done.stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
     assert [row[0] for row in rows] == ["fp8", "int8-weight-only"]
@@ -151,7 +151,11 @@ def test_several_recipes_are_published_below_one_folder_and_compared(cli: Cli, t
     printed = [Manifest.model_validate(record) for record in json.loads(again.stdout)]
     assert [record.recipe.name for record in printed] == ["fp8", "int8-weight-only"]
     assert all(stage.reused for record in printed for stage in record.stages)
-    assert [f"{record.gate.retention:.2%}" for record in printed] == [row[3] for row in rows]
+    for record, row in zip(printed, rows, strict=True):
+        assert record.gate.accuracy and record.gate.expected
+        assert record.gate.retention == record.gate.accuracy.retention
+        assert row[3].startswith(f"{record.gate.retention:.2%} (")
+        assert row[4].startswith(f"{record.gate.expected.retention:.2%} (")
 
 
 @pytest.mark.slow

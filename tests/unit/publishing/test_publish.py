@@ -652,6 +652,20 @@ def better_the_verdict(bundle: Path, _: Judged) -> None:
     (bundle / "quantgate.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def better_the_expected_score(bundle: Path, _: Judged) -> None:
+    record = json.loads((bundle / "quantgate.json").read_text())
+    record["gate"]["expected"]["lower_bound"] = 1.25
+    (bundle / "quantgate.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def better_the_probabilities(bundle: Path, _: Judged) -> None:
+    rows = parquet.read_table(bundle / "documents.parquet")
+    better = rows.column("artifact_logprobs").to_pylist()
+    better[0][rows.column("right").to_pylist()[0][0]] = 0.0
+    changed = rows.set_column(rows.schema.get_field_index("artifact_logprobs"), "artifact_logprobs", [better])
+    parquet.write_table(changed, bundle / "documents.parquet")
+
+
 def better_the_answers(bundle: Path, _: Judged) -> None:
     rows = parquet.read_table(bundle / "documents.parquet")
     worse = rows.column("baseline_score").to_pylist()
@@ -687,6 +701,8 @@ Tampering = Callable[[Path, Judged], None]
         (take_a_verdict_of_other_bytes, "the verdict in quantgate.json is of other files"),
         (better_the_verdict, "the verdict's retention is not what documents.parquet gives"),
         (better_the_answers, "the verdict's retention is not what documents.parquet gives"),
+        (better_the_expected_score, "the verdict's expected is not what documents.parquet gives"),
+        (better_the_probabilities, "the verdict's expected is not what documents.parquet gives"),
         (change_the_source, "provenance.json is about another recipe, source"),
         (remove_a_file, "the verdict in quantgate.json is of other files"),
         (add_a_file, "the verdict in quantgate.json is of other files"),
@@ -846,6 +862,11 @@ def test_the_statement_is_one_of_in_toto_and_binds_everything(bundle: Path, judg
     assert definition["externalParameters"]["recipe"]["name"] == "fp8"
     (record,) = said["predicate"]["runDetails"]["byproducts"]
     assert record["annotations"]["verdict"] == "PASS" and record["digest"]["sha256"] == subjects["quantgate.json"]
+    both = {
+        name: kept and kept.retention
+        for name, kept in (("accuracy", judged.verdict.accuracy), ("expected", judged.verdict.expected))
+    }
+    assert {name: record["annotations"][name]["retention"] for name in both} == both
 
 
 def _parsed(said: dict[str, Any]) -> Any:
@@ -860,12 +881,16 @@ def test_results_are_in_the_hubs_own_forms(bundle: Path) -> None:
     from huggingface_hub._eval_results import parse_eval_result_entries
     from yaml import safe_load
 
-    (result,) = ModelCard.load(bundle / "README.md").data.eval_results
+    result, expected = ModelCard.load(bundle / "README.md").data.eval_results
     record = json.loads((bundle / "quantgate.json").read_text())
     assert (result.dataset_type, result.metric_type) == ("allenai/sciq", "acc")
     assert result.metric_value == record["gate"]["tasks"][0]["candidate"]
+    assert (expected.dataset_type, expected.metric_type) == ("allenai/sciq", "expected_score")
+    assert expected.metric_value == record["gate"]["tasks"][0]["expected"]["candidate"]
     (entry,) = parse_eval_result_entries(safe_load((bundle / ".eval_results" / "quantgate.yaml").read_text()))
     assert (entry.dataset_id, entry.value) == ("allenai/sciq", result.metric_value)
+    for score, kept in (("accuracy", record["gate"]["accuracy"]), ("expected score", record["gate"]["expected"])):
+        assert f"{score} kept {kept['retention']:.2%} (" in str(entry.notes)
 
 
 def test_nothing_that_a_card_tells_is_markup(bundle: Path) -> None:

@@ -36,9 +36,13 @@ def test_the_committed_schema_is_the_codes() -> None:
 def test_the_schema_promises_what_downstream_ci_reads() -> None:
     schema = json.loads((ROOT / "docs" / "quantgate.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["properties"]["schema_version"]["const"] == 1
+    assert schema["properties"]["schema_version"] == {
+        "default": 2, "enum": [1, 2], "title": "Schema Version", "type": "integer"
+    }  # fmt: skip
     gate = schema["$defs"]["GateRecord"]
     assert {"verdict", "certified", "retention", "lower_bound"} <= set(gate["required"])
+    assert {"statistic", "accuracy", "expected"} <= gate["properties"].keys()
+    assert {"expected", "temperature"} <= schema["$defs"]["TaskVerdict"]["properties"].keys()
     assert gate["properties"]["verdict"]["enum"] == ["PASS", "FAIL", "INCONCLUSIVE"]
     assert "bits_per_weight" in schema["$defs"]["SizeRecord"]["required"]
 

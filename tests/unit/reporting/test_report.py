@@ -15,9 +15,10 @@ from pipelines.gating.measures import Measure
 from pipelines.recipe.load import load_recipe
 from pipelines.reporting.record import Manifest
 from pipelines.reporting.report import html, markdown
-from pipelines.reporting.sentences import verdict_line
+from pipelines.reporting.sentences import retained, verdict_line
 from tests.conftest import Cli
 from tests.helpers.benches import kept_bench
+from tests.helpers.records import by_accuracy, kept
 from tests.helpers.suites import little
 
 HOSTILE = '<script>alert(1)</script> | `a` & "b"'
@@ -35,7 +36,8 @@ def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def told(done: Run, name: str, verdict: str = "FAIL", **gate: Any) -> Manifest:
     """The record of `done` under another name, with another outcome."""
     asked = Measure(name="flips", value=0.3, lower=0.2, upper=0.4, limit=0.1, says="beyond")
-    fields = {"verdict": verdict, "retention": 0.9512, "lower_bound": 0.93, "upper_bound": 0.97, "measures": (asked,)}
+    found = kept(gate.pop("retention", 0.9512), 0.93, 0.97, says="below")
+    fields = {"verdict": verdict, "measures": (asked,), **by_accuracy(found), "expected": kept(0.9634, 0.951, 0.975)}
     return done.manifest.model_copy(
         update={
             "recipe": done.manifest.recipe.model_copy(update={"name": name}),
@@ -46,7 +48,10 @@ def told(done: Run, name: str, verdict: str = "FAIL", **gate: Any) -> Manifest:
 
 def test_the_verdict_in_one_line_says_at_which_confidence_it_was_shown(done: Run) -> None:
     stopped = told(done, "four", confidence=0.999, target=0.99).gate
-    assert verdict_line(stopped) == "FAIL: 95.12% of the baseline kept, at least 93.00% at 99.9% (target 99.00%)."
+    assert verdict_line(stopped) == (
+        "FAIL: 95.12% of accuracy kept, at least 93.00%; 96.34% of the expected score kept, at least 95.10% "
+        "(bounds at 99.9%, target 99.00%)."
+    )
 
 
 def drawings(page: str) -> list[ElementTree.Element]:
@@ -56,7 +61,16 @@ def drawings(page: str) -> list[ElementTree.Element]:
 def test_a_report_says_what_the_record_says(done: Run) -> None:
     record = told(done, "four", spared=1234, reasons=("task sciq is shown to keep less than 90%",))
     for text in (html([record]), markdown([record]).replace("\\", "")):
-        for expected in ("FAIL", "95.12%", "93.0% … 97.0%", "1,234", "sciq is shown to keep less than 90%", "beyond"):
+        both = ("95.12% (93.0% … 97.0%) of accuracy and 96.34% (95.1% … 97.5%) of the expected score kept",)
+        for expected in (
+            *both,
+            "FAIL",
+            "95.12%",
+            "93.0% … 97.0%",
+            "1,234",
+            "sciq is shown to keep less than 90%",
+            "beyond",
+        ):
             assert expected in text
         assert record.model.digest in text
         assert min(record.verification.layers, key=lambda layer: layer.sqnr).module in text
@@ -72,6 +86,19 @@ def test_charts_are_drawings_with_a_name_and_their_numbers_as_text(done: Run) ->
         names = {element.get("id"): "".join(element.itertext()) for element in svg.iter()}
         assert all(names[part].strip() for part in str(svg.get("aria-labelledby")).split())
     assert len(drawings(html([told(done, "a"), told(done, "b", "PASS")]))) == 2 * CHARTS + 1
+
+
+def test_the_chart_of_intervals_and_the_table_of_tasks_show_both_scores(done: Run) -> None:
+    said = " ".join("".join(svg.itertext()) for svg in drawings(html([done.manifest])))
+    rows = [line.split("|")[1:-1] for line in markdown([done.manifest]).splitlines() if line.startswith("| ")]
+    told = {tuple(cell.strip().replace("\\", "") for cell in row[:2]) for row in rows}
+    for task in done.verdict.tasks:
+        assert task.expected is not None
+        for score, found in (("accuracy", task), ("expected score", task.expected)):
+            assert f"{task.task}, {score}: {retained(found.retention)}" in said
+            assert (task.task, score) in told
+    for score in ("accuracy", "expected score"):
+        assert f"all tasks, {score}: " in said
 
 
 def test_several_runs_are_compared_and_those_that_did_not_finish_are_told(done: Run) -> None:
