@@ -10,9 +10,9 @@ from pipelines.core.code import imported_by
 from pipelines.core.errors import BadInput
 from pipelines.evaluation.checks import prompts
 from pipelines.evaluation.choice import LLAMA_WORKER, MODULES
-from pipelines.evaluation.looks import look_confidence
 from pipelines.evaluation.stage import evaluate, looks
 from pipelines.gating.gate import gate
+from pipelines.gating.spending import look_confidence
 from pipelines.recipe import library
 from pipelines.recipe.load import load_suite, load_task
 from pipelines.recipe.suite import Suite, SuiteTask, Task
