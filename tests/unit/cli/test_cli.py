@@ -32,6 +32,7 @@ from tests.helpers.checkpoints import (
 from tests.helpers.paths import ROOT
 
 COMMANDS = (
+    "bench",
     "compare",
     "env",
     "evaluate",
@@ -550,12 +551,12 @@ def test_env_lists_what_there_is_and_knows_no_other(cli: Cli, tmp_path: Path) ->
     own = {"QUANTGATE_CACHE": str(tmp_path / "cache")}
     assert json.loads(cli("env", "list", "--json", **own).stdout) == [
         {"name": name, "place": None}
-        for name in ("vllm", "gptqmodel", "modelopt", "auto-gptq", "autoawq", "llama-cpp", "llama-server")
+        for name in ("vllm", "guidellm", "gptqmodel", "modelopt", "auto-gptq", "autoawq", "llama-cpp", "llama-server")
     ]
     assert re.search(r"│ vllm +│ not made +│", cli("env", "list", **own).stdout)
     for command in ("make", "check", "remove"):
         told = refused(cli, tmp_path, "env", command, "vlm", **own)
-        known = "vllm, gptqmodel, modelopt, auto-gptq, autoawq, llama-cpp, llama-server"
+        known = "vllm, guidellm, gptqmodel, modelopt, auto-gptq, autoawq, llama-cpp, llama-server"
         assert told == f"error: vlm: is not an environment\n    known: {known}\n"
 
 
