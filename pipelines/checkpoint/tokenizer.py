@@ -58,10 +58,9 @@ def _templates(checkpoint: Checkpoint) -> Iterator[tuple[Path, str]]:
             elif path.name == "tokenizer_config.json":
                 named = parse_json(path.read_text(encoding="utf-8"))
                 given = named.get("chat_template") if isinstance(named, dict) else None
-                several = (
-                    [one.get("template") for one in given if isinstance(one, dict)] if isinstance(given, list) else []
-                )
-                yield from ((path, text) for text in [given, *several] if isinstance(text, str))
+                several = given if isinstance(given, list) else [{"template": given}]
+                texts = (one.get("template") for one in several if isinstance(one, dict))
+                yield from ((path, text) for text in texts if isinstance(text, str))
 
 
 def _check_ids(file: Path) -> None:

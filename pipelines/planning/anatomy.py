@@ -89,10 +89,8 @@ def check_complete(checkpoint: Checkpoint, anatomy: Anatomy) -> Iterator[Problem
         what = f"tensor {name} is {list(stored)}, and {list(wanted)} in {who} of its config"
         yield Problem(where, what, "give the config.json that belongs to these weights")
     if anatomy.integers:
-        (first, *_), stored = anatomy.integers, {tensor.name: tensor.dtype for tensor in checkpoint.tensors}
-        what = (
-            f"holds {_named(anatomy.integers)} as {stored[first]}, and {who} computes with floating-point numbers there"
-        )
+        kind = next(tensor.dtype for tensor in checkpoint.tensors if tensor.name == anatomy.integers[0])
+        what = f"holds {_named(anatomy.integers)} as {kind}, and {who} computes with floating-point numbers there"
         yield Problem(where, what, "give a checkpoint in BF16, F16 or F32")
     if anatomy.unexpected:
         what = f"holds {_named(anatomy.unexpected)} that {who} does not read"
