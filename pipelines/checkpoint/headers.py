@@ -23,6 +23,8 @@ BYTES = {
 """Bytes per element of safetensors' dtypes."""
 FLOAT = ("F32", "BF16", "F16")
 """Types of weights that can be quantized."""
+FLOATING = (*FLOAT, "F64", "F8_E4M3", "F8_E5M2")
+"""Types of numbers that need not be whole."""
 MAX_HEADER = 100 << 20
 """Bytes of the longest header that is read."""
 SINGLE = "model.safetensors"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pipelines.checkpoint.architecture import Family, load_config, load_on_meta, model_class, quiet
-from pipelines.checkpoint.headers import Checkpoint, TensorInfo
+from pipelines.checkpoint.headers import FLOATING, Checkpoint, TensorInfo
 from pipelines.checkpoint.names import ONE_BY_ONE
 from pipelines.checkpoint.safety import entries
 from pipelines.core.cache import Result, keep
@@ -51,6 +51,8 @@ class Anatomy(Result):
     """Tensors of the checkpoint that the model does not read."""
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     """Name, shape in the checkpoint and shape in the model of each tensor whose shapes differ."""
+    integers: tuple[str, ...]
+    """Tensors of the checkpoint that hold whole numbers, where the model computes with others."""
     trial: Trial
     """Findings on the way of a text through the model."""
     inseparable: tuple[str, ...]
@@ -86,6 +88,10 @@ def check_complete(checkpoint: Checkpoint, anatomy: Anatomy) -> Iterator[Problem
     for name, stored, wanted in anatomy.mismatched[:3]:
         what = f"tensor {name} is {list(stored)}, and {list(wanted)} in {who} of its config"
         yield Problem(where, what, "give the config.json that belongs to these weights")
+    if anatomy.integers:
+        kind = next(tensor.dtype for tensor in checkpoint.tensors if tensor.name == anatomy.integers[0])
+        what = f"holds {_named(anatomy.integers)} as {kind}, and {who} computes with floating-point numbers there"
+        yield Problem(where, what, "give a checkpoint in BF16, F16 or F32")
     if anatomy.unexpected:
         what = f"holds {_named(anatomy.unexpected)} that {who} does not read"
         yield Problem(where, what, "remove them from the weights, or name the model's real class in config.json")
@@ -104,9 +110,15 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
             tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in checkpoint.tensors}
             model, info = load_on_meta(chosen, config, tensors)
             places = dict(_places(checkpoint, model))
+            integers = tuple(_integers(checkpoint, places, model))
             head, head_is_embedding = _head(model)
             inseparable = tuple(_inseparable(places, model))
             tried = trial.run(model)
+    except ImportError as error:  # transformers names the package, and needs it for a part of the model
+        what = f"transformers cannot make a {chosen.__name__} of it: {brief(error)}"
+        package = re.search(r"requires the (\S+) library", str(error))
+        remedy = f"pip install {package[1]}" if package else "install what it names"
+        raise bad_input(checkpoint.folder / "config.json", what, f"{remedy}, where quantgate is installed") from None
     except Exception as error:  # a config whose numbers do not fit together fails in as many ways as there are models
         what = f"transformers cannot make a {chosen.__name__} of it: {brief(error)}"
         remedy = "give the config.json that belongs to these weights"
@@ -118,6 +130,7 @@ def _examine(checkpoint: Checkpoint) -> dict[str, Any]:
         "missing": tuple(sorted(info["missing_keys"])),
         "unexpected": tuple(sorted(info["unexpected_keys"])),
         "mismatched": tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]),
+        "integers": integers,
         "trial": tried,
         "inseparable": inseparable,
         "head": head,
@@ -168,6 +181,16 @@ def _inseparable(places: dict[str, Place], model: Any) -> list[str]:
     """Return the modules that hold experts which the checkpoint stores one by one, and cannot be taken apart."""
     together = {place.module for name, place in places.items() if place.kind == "experts" and ONE_BY_ONE.match(name)}
     return sorted(together - separable_experts(model)) if together else []
+
+
+def _integers(checkpoint: Checkpoint, places: dict[str, Place], model: Any) -> Iterator[str]:
+    """Yield the tensors that the checkpoint stores as whole numbers, and that the model has as floating-point ones."""
+    own = model.state_dict()
+    for tensor in checkpoint.tensors:
+        if tensor.dtype not in FLOATING and tensor.name in places:
+            name = f"{places[tensor.name].module}.{tensor.name.rpartition('.')[2]}"
+            if name in own and own[name].is_floating_point():
+                yield tensor.name
 
 
 def _head(model: Any) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.names import HEAD
 from pipelines.checkpoint.quantized import refuse_quantized
+from pipelines.checkpoint.tokenizer import check_templates
 from pipelines.core.device import ComputeDtype, Dtype, default_device
 from pipelines.core.errors import BadInput, Problem, refuse
 from pipelines.planning.anatomy import Anatomy, check_complete, examine
@@ -68,9 +69,10 @@ def _examine(checkpoint: Checkpoint) -> tuple[Anatomy, list[Problem]]:
     """
     refuse_quantized(checkpoint)
     anatomy = examine(checkpoint)
-    problems = [*check_complete(checkpoint, anatomy), *check_dtype(checkpoint)]
+    problems = [*check_complete(checkpoint, anatomy), *check_dtype(checkpoint), *check_templates(checkpoint)]
     if any(place.kind == "transposed" for place in anatomy.places.values()):
         what = f"is a {anatomy.architecture}, which keeps its weights transposed (Conv1D)"
+        what += ": transformers gives no such module the scales of a quantized weight"
         refuse([*problems, Problem(str(checkpoint.folder), what, advice.NONE)])
     return anatomy, problems
 

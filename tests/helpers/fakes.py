@@ -31,7 +31,7 @@ def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
     return Anatomy(
         stage="anatomy", key="", inputs={}, versions={}, seconds=0, peak_memory=0, folder=cache_dir(),
         family="AutoModelForCausalLM", architecture="LlamaForCausalLM", places=places, missing=(), unexpected=(),
-        mismatched=(), trial=UNTRIED, inseparable=(), head="lm_head", head_is_embedding=tied,
+        mismatched=(), integers=(), trial=UNTRIED, inseparable=(), head="lm_head", head_is_embedding=tied,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a plan knows of a model before any weight is read: what transformers makes of its config and its headers, and of
 the artifact that is to be made."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from pipelines.runtimes.generation import generate
 from pipelines.runtimes.loading import load_for_inference
 from pipelines.verification.stage import verify
 from tests.conftest import Cli, edit_json
+from tests.helpers.checkpoints import write_checkpoint
 from tests.helpers.families import EXPERTS, UNTIED, Make, make, text
 from tests.helpers.plans import plan_checkpoint
 
@@ -146,6 +148,27 @@ def test_tensors_are_those_of_the_model(
     make: Make, tmp_path: Path, change: Callable[[Weights], Weights], says: str
 ) -> None:
     assert says in told("fp8", changed(make("llama"), tmp_path / "model", change))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool])
+@pytest.mark.parametrize(
+    ("ending", "named"), [("model.norm.weight", "model.norm.weight"), ("norm.weight", "7 tensors, like {first},")]
+)
+def test_norms_of_whole_numbers_are_refused(
+    make: Make, tmp_path: Path, dtype: torch.dtype, ending: str, named: str
+) -> None:
+    names: list[str] = []
+
+    def whole(weights: Weights) -> Weights:
+        names.extend(sorted(name for name in weights if name.endswith(ending)))
+        return {name: weight.to(dtype) if name in names else weight for name, weight in weights.items()}
+
+    model = changed(make("llama"), tmp_path / "whole", whole)
+    stored = read_checkpoint(model)
+    first = next(tensor for tensor in stored.tensors if tensor.name == names[0])
+    what = f"holds {named.format(first=names[0])} as {first.dtype}, and a LlamaForCausalLM computes with floating-point"
+    said = told("fp8", model, HEAD)
+    assert said == f"{model}: {what} numbers there\n    give a checkpoint in BF16, F16 or F32"
 
 
 def test_norms_of_another_dtype_stay_what_they_are(make: Make, text: tuple[str, ...], tmp_path: Path) -> None:
@@ -312,6 +335,18 @@ def test_a_config_that_makes_no_model_is_told_before_the_work(
     edit_json(model / "config.json", **change)
     said = told("fp8", model)
     assert said.startswith(f"{model / 'config.json'}: ") and says in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_package_that_a_model_needs_is_named(tmp_path: Path) -> None:
+    layers = {"num_hidden_layers": 2, "num_kv_shared_layers": 0}
+    folder = write_checkpoint(tmp_path / "model", model_type="gemma3n", text_config=layers)
+    with pytest.raises(BadInput) as caught:
+        examine(read_checkpoint(folder))
+    (problem,) = caught.value.problems
+    assert problem.where == str(folder / "config.json")
+    assert "TimmWrapperModel requires the timm library" in problem.what
+    assert problem.remedy == "pip install timm, where quantgate is installed"
 
 
 def test_what_was_found_is_kept_for_the_next_plan(make: Make, cli: Cli) -> None:

@@ -16,6 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipelines.checkpoint.headers import BYTES, Checkpoint, read_checkpoint
+from pipelines.checkpoint.tokenizer import check_templates
 from pipelines.core.cache import digest
 from pipelines.core.errors import BadInput
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
@@ -700,12 +701,46 @@ def decided(quantize: Quantize, model: Checkpoint) -> dict[str, int | None]:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("chat_template.jinja", "{% for m in messages %}\n{{ m.content }\n{% endfor %}", "chat_template.jinja:2"),
+        ("tokenizer_config.json", {"chat_template": "{% if messages %}"}, "tokenizer_config.json"),
+        (
+            "tokenizer_config.json",
+            {
+                "chat_template": [
+                    {"name": "default", "template": "{{ messages }}"},
+                    {"name": "rag", "template": "{% x %}"},
+                ]
+            },
+            "tokenizer_config.json",
+        ),
+    ],
+)
+def test_a_chat_template_that_is_none_is_told(tiny_copy: Path, name: str, content: object, where: str) -> None:
+    (tiny_copy / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(BadInput) as caught:
+        make_plan("fp8", tiny_copy)
+    (problem,) = caught.value.problems
+    assert problem.where == str(tiny_copy / where)
+    assert problem.what.startswith("its chat template is none: ")
+    assert problem.remedy == "copy the tokenizer files again, or mend the template"
+
+
+def test_what_transformers_adds_to_jinja_is_no_mistake(tiny_copy: Path) -> None:
+    text = "{% for m in messages %}{% if not m %}{% break %}{% endif %}{%- generation -%}{{ m.content }}"
+    (tiny_copy / "chat_template.jinja").write_text(text + "{% endgeneration %}{% endfor %}")
+    assert list(check_templates(read_checkpoint(tiny_copy))) == []
+
+
 def test_models_with_transposed_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=32)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     shutil.copyfile(tiny / "tokenizer.json", tmp_path / "tokenizer.json")
     (problem,) = told(Rtn(method="rtn", scheme="FP8_DYNAMIC"), read_checkpoint(tmp_path))
     assert "is a GPT2LMHeadModel, which keeps its weights transposed (Conv1D)" in problem
+    assert "(Conv1D): transformers gives no such module the scales of a quantized weight" in problem
 
 
 def test_all_fused_sets_treated_differently_are_one_problem(smollm2: Checkpoint) -> None:

@@ -107,12 +107,14 @@ def test_a_folder_of_runs_stands_for_each_of_them_once(cli: Cli, done: Run, tmp_
 
 def test_a_report_is_written_beside_and_renamed(done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader sees the old one or the new one, even where the disk is full in the middle of it."""
+    folder = tmp_path / "reports"
+    folder.mkdir()
     for name in ("report.html", "report.md"):
-        (tmp_path / name).write_text("old")
+        (folder / name).write_text("old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(QuantgateError, match=r"report\.html cannot be written: No space left on device"):
-        write_report([done.manifest], folder=tmp_path)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.html": "old", "report.md": "old"}
+        write_report([done.manifest], folder=folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"report.html": "old", "report.md": "old"}
 
 
 def test_everything_that_is_no_run_is_named_at_once(done: Run, tmp_path: Path) -> None:
