@@ -19,6 +19,7 @@ from pipelines.core.text import percent, size
 from pipelines.flow.candidates import Candidate, LeftOut, candidate, reads, unquantized
 from pipelines.flow.expected import Expected, expected
 from pipelines.gating.power import typical_changes
+from pipelines.planning.stage import check_model
 from pipelines.recipe import library
 from pipelines.recipe.load import load_recipe
 from pipelines.serving import second_opinion
@@ -126,8 +127,9 @@ def recommend(checkpoint: Checkpoint, wish: Wish, model: str | None = None) -> R
     user does.
 
     Raises:
-        BadInput: the model or the wish makes no sense.
+        BadInput: no recipe can be made of the model, or the wish makes no sense.
     """
+    check_model(checkpoint)
     traffic = _traffic(checkpoint, wish)
     plain = unquantized(checkpoint)
     rates = _rates(wish, plain)

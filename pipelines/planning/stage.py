@@ -61,6 +61,16 @@ def plan_elsewhere(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     return plan
 
 
+def check_model(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that no recipe can be planned for.
+
+    Raises:
+        BadInput: everything that is wrong with it.
+    """
+    _, problems = _examine(checkpoint)
+    refuse(problems)
+
+
 def _examine(checkpoint: Checkpoint) -> tuple[Anatomy, list[Problem]]:
     """Return what transformers makes of `checkpoint`, and what is wrong with it for every recipe.
 

@@ -235,6 +235,27 @@ def test_validate_reports_every_problem_of_every_recipe(cli: Cli, tmp_path: Path
     )
 
 
+# recommend
+
+
+def test_recommend_says_where_to_begin_and_refuses_what_it_does_not_know(cli: Cli, tiny: Path) -> None:
+    done = cli("recommend", "--model", tiny, "--hardware", "h100", "--for", "latency", "--keep", "0.9", "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["hardware"], made["goal"], made["context"], made["concurrency"]) == ("H100", "latency", 512, 1)
+    assert made["choices"][0]["commands"][0] == f"quantgate run {made['choices'][0]['recipe']} --model {tiny}"
+    named = [one["recipe"] for one in (*made["choices"], *made["left_out"])]
+    assert sorted(named) == library.names("recipe")
+    for arguments, why in (
+        (["--hardware", "V100"], "--hardware V100: nothing is known of its bandwidth and operations"),
+        (["--hardware", "MI300", "--ask", "aiconfigurator"], "--ask aiconfigurator: knows nothing of MI300"),
+        (["--hardware", "H100", "--context", "513"], "--context 513: is more than the 512 positions of tiny"),
+    ):
+        done = cli("recommend", "--model", tiny, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert why in done.stderr
+
+
 # plan and run
 
 

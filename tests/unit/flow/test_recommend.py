@@ -163,6 +163,13 @@ def test_it_ends_in_the_commands_that_prove_it(llama: Checkpoint) -> None:
     )
 
 
+def test_a_model_that_is_quantized_already_is_refused_once(llama: Checkpoint) -> None:
+    quantized = llama.model_copy(update={"config": {**llama.config, "quantization_config": {"quant_method": "gptq"}}})
+    with pytest.raises(BadInput) as refused:
+        recommend(quantized, Wish(goal="latency", hardware=CPU))
+    assert len(refused.value.problems) == 1
+
+
 def test_a_wish_that_makes_no_sense_is_refused_with_every_reason(llama: Checkpoint) -> None:
     with pytest.raises(BadInput) as refused:
         recommend(llama, Wish(goal="edge", hardware=CPU, gpus=2, context=200_000))
