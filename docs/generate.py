@@ -75,8 +75,7 @@ MAKE = """\
 make answers 2 for any failed command and prints the code it saw (`Error 3`). A job that tells 3 from 4 calls
 `quantgate` itself. In a release job, the code is all there is to check. The record `quantgate.json`
 ([schema](quantgate.schema.json)) holds the rest: `gate.verdict`, `gate.certified`, `gate.retention`,
-`gate.lower_bound` (those of `gate.statistic`), `gate.accuracy` and `gate.expected` side by side, and
-`size.bits_per_weight`.
+`gate.lower_bound` (those of `gate.statistic`), `gate.accuracy` and `gate.expected`, `size.bits_per_weight`.
 
 Code 4 of `quantgate verify --runtime vllm` means that vLLM cannot run this format on this machine. Code 1 of the same
 command means that vLLM does not agree with transformers.

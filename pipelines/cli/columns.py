@@ -13,7 +13,7 @@ from rich.text import Text
 
 WIDE_TEXT, NARROW_TEXT = 16, 8
 """Fewest characters that a longer column of text keeps: while there are other means, and in the end."""
-PIPED = 140
+PIPED = 160
 """Characters of a line where there is no terminal."""
 BREAKS = {" → ": "\n→ ", " … ": "\n… ", ", ": ",\n", " (": "\n("}
 """Text between two figures, or a verdict and what it lacks → the same with the second below the first."""

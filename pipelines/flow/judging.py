@@ -9,7 +9,6 @@ from pipelines.evaluation.looks import LOOKS
 from pipelines.evaluation.scores import Evaluation
 from pipelines.evaluation.stage import looks
 from pipelines.flow.prepare import Job
-from pipelines.gating.decision import SCORES
 from pipelines.gating.gate import gate
 from pipelines.gating.power import analyze_recipe_power
 from pipelines.gating.spending import look_confidence
@@ -17,7 +16,7 @@ from pipelines.gating.verdict import Verdict
 from pipelines.quantization.artifact import Artifact
 from pipelines.recipe.load import expected_documents
 from pipelines.reporting.history import changes
-from pipelines.reporting.sentences import both, kept_with_bounds
+from pipelines.reporting.sentences import kept_words
 from pipelines.runtimes.distance import Distance
 
 
@@ -43,19 +42,13 @@ def judge(job: Job, artifact: Artifact, distance: Distance | None, python: Path 
             if look == 0 and (seen := analyze_recipe_power(job.recipe, job.suite, changes(job.recipe), baseline)):
                 progress.say(seen.sentence(job.suite.name))
             if verdict.retention is not None:
-                progress.note(f"{_so_far(verdict)}, on {candidate.documents:,} documents")
+                progress.note(f"so far {kept_words(verdict)}, on {candidate.documents:,} documents")
             if verdict.shown and verdict.spared and not job.full:
                 what = f"decided after {candidate.documents} of {candidate.of} documents"
                 progress.say(f"{what}: {verdict.reasons[0]}")
             if verdict.shown and not job.full:
                 break
     return verdict
-
-
-def _so_far(verdict: Verdict) -> str:
-    """Return what is kept as it seems now: `so far 99.60% (98.1% … 101.3%) of accuracy kept`."""
-    found = {kind: kept for kind, kept in both(verdict).items() if kept}
-    return f"so far {', '.join(f'{kept_with_bounds(kept)} of {SCORES[kind]}' for kind, kept in found.items())} kept"
 
 
 def _fit_both(job: Job) -> bool:

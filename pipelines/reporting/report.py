@@ -43,6 +43,7 @@ from pipelines.reporting.sentences import (
     changed,
     distance_words,
     kept_with_bounds,
+    kept_words,
     no_expected_line,
     reader_line,
     retained,
@@ -200,8 +201,7 @@ def _run_parts(run: Manifest, remedy: str | None, titled: bool = False) -> Itera
 
 def _banner(run: Manifest) -> Banner:
     gate = run.gate
-    found = [f"{kept_with_bounds(kept)} of {SCORES[kind]}" for kind, kept in both(gate).items() if kept]
-    kept = "No retention measured" if gate.retention is None else f"{' and '.join(found)} kept"
+    kept = "No retention measured" if gate.retention is None else kept_words(gate)
     about = f"Target {retained(gate.target)}, one-sided {level(gate.confidence)} bounds, suite {_suite(run)}."
     reasons = [*gate.reasons]
     if gate.more_documents is not None:

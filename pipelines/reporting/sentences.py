@@ -113,6 +113,12 @@ def kept_with_bounds(kept: Retained | None) -> str:
     return "–" if kept is None or kept.retention is None else f"{retained(kept.retention)} ({bounds(kept)})"
 
 
+def kept_words(gate: Verdict | GateRecord) -> str:
+    """Return `99.60% (98.1% … 101.3%) of accuracy and 99.80% (99.4% … 100.2%) of the expected score kept`."""
+    found = [f"{kept_with_bounds(kept)} of {SCORES[kind]}" for kind, kept in both(gate).items() if kept]
+    return f"{' and '.join(found)} kept"
+
+
 def bounds(kept: Retained) -> str:
     """Return `98.1% … 101.3%`, or a dash where the data bounds nothing."""
     low = "–" if kept.lower_bound is None else f"{kept.lower_bound:.1%}"

@@ -84,7 +84,7 @@ def test_the_command_ranks_records_and_artifacts(cli: Cli, done: Run, tmp_path: 
     assert first["manifest"] == passed.model_dump(mode="json")
     assert second["manifest"] == done.manifest.model_dump(mode="json")
     shown = cli("compare", done.record.parent, published).stdout
-    assert re.search(r"│ small +│.* 99.50% \([^│]+ … [^│]+\) │ +\d[^│]+% \([^│]+\) │.*│ recommended", shown)
+    assert re.search(r"│ small +│.* 99.50% \([^│]+ … [^│]+\) │ +98.76% \(98.0% … 99.5%\) │.*│ recommended", shown)
     assert re.search(r"│ fp8 +│", shown)
 
 

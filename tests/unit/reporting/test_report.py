@@ -95,7 +95,8 @@ def test_the_chart_of_intervals_and_the_table_of_tasks_show_both_scores(done: Ru
     for task in done.verdict.tasks:
         assert task.expected is not None
         for score, found in (("accuracy", task), ("expected score", task.expected)):
-            assert f"{task.task}, {score}: {retained(found.retention)}" in said
+            number = "no retention" if found.retention is None else retained(found.retention)
+            assert f"{task.task}, {score}: {number}" in said
             assert (task.task, score) in told
     for score in ("accuracy", "expected score"):
         assert f"all tasks, {score}: " in said

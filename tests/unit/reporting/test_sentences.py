@@ -8,7 +8,7 @@ from pipelines.evaluation.scores import Document
 from pipelines.gating.gate import judge
 from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Policy, ScoreKind
-from pipelines.reporting.sentences import no_expected_line, verdict_line
+from pipelines.reporting.sentences import kept_words, no_expected_line, verdict_line
 from pipelines.reporting.task_table import task_rows
 from tests.helpers.evaluations import documents, suite
 from tests.helpers.records import kept
@@ -42,6 +42,11 @@ def verdict(statistic: ScoreKind, probability: float, wrong: int = 0) -> Verdict
 )
 def test_both_statistics_are_named_with_their_bounds(said: Verdict, line: str) -> None:
     assert verdict_line(said) == line
+
+
+def test_what_is_kept_so_far_is_said_of_both() -> None:
+    said = kept_words(verdict("accuracy", 0.45))
+    assert said == "100.00% (99.7% … 100.3%) of accuracy and 90.00% (89.7% … 90.3%) of the expected score kept"
 
 
 def test_a_pass_names_accuracy_only_where_that_is_shown() -> None:
