@@ -1,5 +1,5 @@
 """Simulates the gate where the truth is known: `python -m docs.simulate` writes the tables and figures of
-docs/figures/gate-*, in a few minutes on one core; `--quick` in seconds, with too few runs to quote.
+docs/figures/gate-*, in a few minutes on one core; `--runs 20` in seconds, with too few runs to quote.
 
 What is simulated are the answers (`docs.simulation`). Verdicts are by the gate's formulas, for all runs at once; the
 tests hold them against the gate itself.
@@ -65,7 +65,7 @@ def expected_settings() -> Iterable[Setting]:
 
 def clustered_settings() -> Iterable[Setting]:
     """Yield expected scores in clusters of five."""
-    for kind, loss, count in itertools.product(KINDS, LOSSES, (500, 2000)):
+    for kind, loss, count in itertools.product(KINDS, LOSSES, (500, 1000)):
         population: Population = {"expected": expected(kind, 0.1, loss, cluster=5)}
         yield Setting((kind, "0.1", loss, f"{count:,}, in clusters of 5"), [Task(population, count)])
 
@@ -284,10 +284,10 @@ def second_terms(times: int) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all simulations, and write what they give."""
     parser = argparse.ArgumentParser(description="Simulate the gate; write its tables and figures.")
-    parser.add_argument("--quick", action="store_true", help="few runs: to see that it works")
+    parser.add_argument("--runs", type=int, default=2000, help="runs of each setting, for errors; a tenth for power")
     parser.add_argument("--to", type=Path, default=HERE / "figures", help="folder for what is written")
     wanted = parser.parse_args(arguments)
-    times, fewer = (20, 10) if wanted.quick else (2000, 200)
+    times, fewer = wanted.runs, max(2, wanted.runs // 10)
     tables, accuracy = accuracy_errors(times)
     more, expected_figure = expected_errors(times)
     seen, power, stopping = power_and_stopping(fewer)

@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 TARGET = 0.99
 TOGETHER = 0.7
 """Probability that a document goes as its cluster does, rather than its own way."""
-DOCUMENTS = 40_000
+DOCUMENTS = 20_000
 """Number of documents in a population of expected scores."""
 
 

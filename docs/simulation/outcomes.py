@@ -17,7 +17,7 @@ from pipelines.recipe.suite import Policy, ScoreKind
 Words = npt.NDArray[np.int8]
 """Verdict of each run: `CERTIFIED`, `FAIL`, or `OPEN` where neither is shown."""
 CERTIFIED, OPEN, FAIL = 1, 0, -1
-BATCH = 1_000_000
+BATCH = 500_000
 """Number of documents held in memory at a time."""
 EXPECTED = Policy(statistic="expected")
 ACCURACY = Policy(statistic="accuracy")

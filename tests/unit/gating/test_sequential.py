@@ -491,7 +491,7 @@ def test_an_unseen_loss_costs_the_gate_fewer_documents_than_bounds_that_suppose_
 
 
 def test_the_command_writes_its_tables_and_figures(tmp_path: Path) -> None:
-    simulate.main(["--quick", "--to", str(tmp_path)])
+    simulate.main(["--runs", "20", "--to", str(tmp_path)])
     written = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     figures = {f"gate-{name}.svg" for name in ("errors-accuracy", "errors-expected", "power", "stopping", "looks")}
     assert set(written) == {"gate-simulation.md", *figures}
