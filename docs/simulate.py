@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from docs.simulation import rules, terms
-from docs.simulation.answers import KINDS, TARGET, Loss, Population, both, expected, right_or_wrong
+from docs.simulation.answers import KINDS, TARGET, Kind, Loss, Population, both, expected, right_or_wrong
 from docs.simulation.outcomes import ACCURACY, EXPECTED, Outcomes, seeded, simulate
 from docs.simulation.seen import Task
 from pipelines.recipe.load import load_suite, load_task
@@ -33,6 +33,7 @@ RATES = ("certified, all at once", "certified, with looks", "FAIL, all at once",
 LOSSES = tuple(loss for loss in get_args(Loss) if loss != "breaks of the surest")
 NOISES = (0.02, 0.1, 0.4)
 """Standard deviations of what is added to the logit of each right answer."""
+THREE: tuple[Kind, ...] = ("middling", "wide", "single answer")
 COUNTS = (100, 300, 1000, 5000)
 RETENTIONS = (0, 0.5, 0.8, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 1.0, 1.01, 1.02)
 POWERFUL = RETENTIONS[3:]
@@ -70,7 +71,11 @@ def clustered_settings() -> Iterable[Setting]:
         yield Setting((kind, "0.1", loss, f"{count:,}, in clusters of 5"), [Task(population, count)])
 
 
-UNEQUAL = (("middling", 500, 1.0), ("wide", 300, 3.0), ("single answer", 1500, 1.0))
+UNEQUAL: tuple[tuple[Kind, int, float], ...] = (
+    ("middling", 500, 1.0),
+    ("wide", 300, 3.0),
+    ("single answer", 1500, 1.0),
+)
 """Tasks of a suite: kind, number of documents, weight."""
 
 
@@ -91,7 +96,7 @@ def suite_settings() -> Iterable[Setting]:
 
 def joint_settings() -> Iterable[Setting]:
     """Yield documents of which both statistics are exactly at the target."""
-    for kind, noise, count in itertools.product(("middling", "wide", "single answer"), NOISES, (300, 1000, 5000)):
+    for kind, noise, count in itertools.product(THREE, NOISES, (300, 1000, 5000)):
         yield Setting(
             (kind, f"{noise:g}", "both statistics", f"{count:,}"), [Task(both(kind, noise, "a shift"), count)]
         )
@@ -173,7 +178,7 @@ def expected_errors(times: int) -> tuple[dict[str, str], str]:
 def known_errors(times: int) -> str:
     """Return the table of what the bound does not cover: breaks of the documents that the baseline is surest of."""
     rows = []
-    for kind, count in itertools.product(("middling", "wide", "single answer"), (450, 600, 800, 1600)):
+    for kind, count in itertools.product(THREE, (450, 600, 800, 1600)):
         population: Population = {"expected": expected(kind, 0.02, "breaks of the surest")}
         rates = simulate([Task(population, count)], times, EXPECTED, seed=seeded(kind, count)).rates
         rows.append([kind, f"{count:,}", *percents(rates)])

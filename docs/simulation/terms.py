@@ -6,7 +6,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from docs.simulation.answers import TARGET, Floats, Scores, expected, right_or_wrong
+from docs.simulation.answers import TARGET, Floats, Kind, Scores, expected, right_or_wrong
 from docs.simulation.seen import alone
 
 ALPHA = 0.05
@@ -15,14 +15,23 @@ COUNTS = tuple(round(64 * 2 ** (step / 4)) for step in range(39))
 MOST_OF_IT = 0.75
 """Share of the capital that a bet may lose."""
 
+KEPT: tuple[tuple[Kind, float], ...] = (
+    ("middling", 0.02),
+    ("middling", 0.1),
+    ("middling", 0.4),
+    ("wide", 0.1),
+    ("high", 0.1),
+    ("single answer", 0.1),
+)
+"""Kinds of tasks, and the noise of an artifact that keeps all of them."""
+
 Bools = npt.NDArray[np.bool_]
 NAMES = ("ours", "betting", "empirical Bernstein")
 
 
 def settings() -> dict[str, Scores]:
     """Return populations of which nothing is lost, by name."""
-    kept = [("middling", noise) for noise in (0.02, 0.1, 0.4)] + [("wide", 0.1), ("high", 0.1), ("single answer", 0.1)]
-    found = {f"expected, {kind}, noise {noise:g}": expected(kind, noise, "a shift", 1.0) for kind, noise in kept}
+    found = {f"expected, {kind}, noise {noise:g}": expected(kind, noise, "a shift", 1.0) for kind, noise in KEPT}
     for changed in (0.0, 0.02):
         found[f"accuracy, {changed:.0%} changed"] = right_or_wrong(0.6, changed, 0.25, retention=1.0)["accuracy"]
     return found

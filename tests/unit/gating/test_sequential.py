@@ -16,7 +16,7 @@ from scipy import stats
 
 from docs import simulate
 from docs.simulate import CORE, SIZES, core_runs
-from docs.simulation.answers import TARGET, Population, Scores, both, expected, right_or_wrong
+from docs.simulation.answers import TARGET, Kind, Loss, Population, Scores, both, expected, right_or_wrong
 from docs.simulation.outcomes import (
     ACCURACY,
     CERTIFIED,
@@ -325,6 +325,17 @@ def boundary(population: Population, *counts: int) -> list[Task]:
     return [Task(population, count) for count in counts]
 
 
+CONTINUOUS: Sequence[tuple[Kind, float, Loss, int]] = (
+    ("middling", 0.02, "breaks to chance", 300),
+    ("middling", 0.1, "a shift", 1000),
+    ("wide", 0.02, "breaks to a random answer", 300),
+    ("wide", 0.1, "half of the margin", 1000),
+    ("near chance", 0.1, "breaks to chance", 1000),
+    ("high", 0.02, "breaks to chance", 300),
+    ("high", 0.4, "a shift", 1000),
+    ("single answer", 0.02, "breaks to chance", 300),
+    ("single answer", 0.4, "half of the margin", 1000),
+)
 BOUNDARY: Mapping[str, tuple[list[Task], Policy]] = {
     "few documents": (boundary(right_or_wrong(0.4, 0.1), 500), ACCURACY),
     "few changes": (boundary(right_or_wrong(0.7, 0.02, 0.25), 2000), ACCURACY),
@@ -349,17 +360,7 @@ BOUNDARY: Mapping[str, tuple[list[Task], Policy]] = {
             boundary({"expected": expected(kind, noise, loss)}, count),
             EXPECTED.model_copy(update={"floor": None}),
         )
-        for kind, noise, loss, count in (
-            ("middling", 0.02, "breaks to chance", 300),
-            ("middling", 0.1, "a shift", 1000),
-            ("wide", 0.02, "breaks to a random answer", 300),
-            ("wide", 0.1, "half of the margin", 1000),
-            ("near chance", 0.1, "breaks to chance", 1000),
-            ("high", 0.02, "breaks to chance", 300),
-            ("high", 0.4, "a shift", 1000),
-            ("single answer", 0.02, "breaks to chance", 300),
-            ("single answer", 0.4, "half of the margin", 1000),
-        )
+        for kind, noise, loss, count in CONTINUOUS
     },
     "expected, in clusters": (
         boundary({"expected": expected("middling", 0.1, "breaks to chance", cluster=5)}, 1000),
