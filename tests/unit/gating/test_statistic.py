@@ -121,8 +121,7 @@ def test_what_did_not_change_at_all_is_bounded_by_a_break_that_was_not_seen(coun
     exact = stats.binomtest(0, count).proportion_ci(0.90, method="exact").high
     assert exact <= alike.margin(TARGET, 0.95, alike.loss) / alike.baseline < exact * (1 + 6 / count)
     half = seen([0.65, 0.25] * (count // 2), [0.65, 0.25] * (count // 2), 0.25)
-    twice = 2 * -math.log(ALPHA) / count  # and a little: d of half of the documents is 1% of their scores
-    assert half.margin(TARGET, 0.95, half.loss) / half.baseline == pytest.approx(twice, rel=2e-3)
+    assert half.margin(1.0, 0.95, half.loss) / half.baseline == pytest.approx(2 * -math.log(ALPHA) / count)
 
 
 def test_of_right_and_wrong_answers_the_bound_is_the_one_of_accuracy() -> None:
