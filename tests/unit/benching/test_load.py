@@ -49,8 +49,8 @@ def test_what_cannot_be_compared_is_refused(report: dict[str, Any]) -> None:
     assert "its server failed a request of '2/s': ReadTimeout: no answer" in said(
         lambda parts: parts[0]["requests"]["errored"].append(failed)
     )
-    assert "its server answered 5 of 6 requests of '4/s'" in said(
-        lambda parts: parts[1]["requests"]["successful"].pop()
+    assert "guidellm tells of 5 of 6 requests of '4/s' to q8, none of which failed" in said(
+        lambda parts: parts[1]["requests"]["successful"].pop(), QuantgateError
     )
     assert "its server wrote 9 tokens where 16 were asked for" in said(
         lambda parts: parts[0]["requests"]["successful"][2].update(output_tokens=9)
