@@ -99,7 +99,7 @@ def both(kind: Kind, noise: float, loss: Loss, retention: float = TARGET, cluste
     order = np.argsort(-scores.candidate, axis=None)
     still = np.zeros(right.size, dtype=bool)
     still[order[:kept]] = True
-    answers = Scores(right - chance, still.reshape(right.shape) - chance, True)
+    answers = Scores(np.subtract(right, chance), np.subtract(still.reshape(right.shape), chance), True)
     return {"expected": scores, "accuracy": answers}
 
 

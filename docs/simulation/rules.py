@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -71,9 +72,7 @@ def confidence_sequence(tuned: float = 0.125) -> Rule:
         mixture = 2 * math.sqrt(weight / total) * math.exp(bound**2 * share / (2 * total))
         return mixture * NORMAL.cdf(bound * math.sqrt(share / total)) - 1 / ALPHA
 
-    return Rule(
-        EVERY_BLOCK, [_root(lambda bound, share=share: excess(bound, share), 0.0, 10.0) for share in EVERY_BLOCK]
-    )
+    return Rule(EVERY_BLOCK, [_root(partial(excess, share=share), 0.0, 10.0) for share in EVERY_BLOCK])
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -84,7 +84,8 @@ def combine(moments: Sequence[Seen], weights: Sequence[float]) -> Seen:
         return np.asarray(sum(w**power * getattr(m, name) for w, m in zip(shares, moments, strict=True)))
 
     def largest(name: str) -> Floats:
-        return np.max([w * getattr(m, name) for w, m in zip(shares, moments, strict=True)], axis=0)
+        found: Floats = np.max([w * getattr(m, name) for w, m in zip(shares, moments, strict=True)], axis=0)
+        return found
 
     return Seen(
         baseline=summed("baseline", 1),
@@ -198,11 +199,14 @@ def _moments(
     unseen = np.where(has > 0, above * square / np.maximum(has, 1e-300) ** 2, 1.0)
     if right_or_wrong:
         loss = gain = unseen = np.ones(len(total))
-    variances = [np.maximum(square, 0) * scale if i != 1 else square * scale for i, square in enumerate(squares)]
+    baseline_variance, candidate_variance = (np.maximum(squares[i], 0) * scale for i in (0, 2))
+    covariance = squares[1] * scale
     return Seen(
         total[:, 0] / count,
         total[:, 1] / count,
-        *variances,
+        baseline_variance,
+        covariance,
+        candidate_variance,
         leverage=leverage,
         loss=leverage * loss,
         gain=leverage * gain,

@@ -29,7 +29,7 @@ def shared(confidence: float, share: float) -> float:
     Strict tests at different looks coincide less often than lenient ones, so a level has to fall faster than the error
     that it may cause: by the power 1.15 of the share, which is enough for every share (docs/gate.md).
     """
-    return 1 - (1 - confidence) * share**SHARING
+    return 1 - (1 - confidence) * math.pow(share, SHARING)
 
 
 def spent(share: float, alpha: float) -> float:

@@ -152,7 +152,7 @@ def test_non_inferiority_is_that_of_the_paired_t_test(pairs: Pairs, target: floa
     if gate.upper(target, 0.95) < 0:
         assert below <= ALPHA
     margin = stats.ttest_1samp(c - target * b, 0).confidence_interval(0.90)
-    assert -1e-4 / len(b) <= gate.margin(target, 0.95) - (margin.high - margin.low) / 2 <= 3 / len(b)
+    assert -1e-4 / len(b) <= gate.margin(target, 0.95, gate.loss) - (margin.high - margin.low) / 2 <= 3 / len(b)
 
 
 @every_pairs
@@ -278,7 +278,10 @@ def retention(card: Card, chance: Mapping[str, float]) -> float:
             baseline_variance=0.0,
             covariance=0.0,
             candidate_variance=0.0,
-            **dict.fromkeys(("leverage", "loss", "gain", "unseen"), 0.0),
+            leverage=0.0,
+            loss=0.0,
+            gain=0.0,
+            unseen=0.0,
         )
         for name, b, c in rows
         if name in chance

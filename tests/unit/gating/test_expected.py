@@ -239,4 +239,4 @@ def test_both_are_told_of_the_suite_and_of_each_task() -> None:
     means = [np.mean(scores(side["a"])) + 3 * np.mean(scores(side["b"])) for side in (ours, theirs)]
     assert verdict.expected.baseline == pytest.approx(means[0] / 4)
     assert verdict.expected.retention == pytest.approx(means[1] / means[0])
-    assert verdict.expected.retention < 1 == verdict.accuracy.retention
+    assert verdict.expected.retention is not None and verdict.expected.retention < 1 == verdict.accuracy.retention

@@ -92,7 +92,10 @@ def cluster_moments(baseline: Ints, candidate: Ints, sizes: Sequence[int], chanc
             baseline_variance=row[2],
             covariance=row[3],
             candidate_variance=row[4],
-            **dict.fromkeys(("leverage", "loss", "gain", "unseen"), max(sizes) / count),
+            leverage=max(sizes) / count,
+            loss=max(sizes) / count,
+            gain=max(sizes) / count,
+            unseen=max(sizes) / count,
         )
         for row in np.stack(columns, axis=1).tolist()
     ]

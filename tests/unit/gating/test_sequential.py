@@ -16,6 +16,7 @@ from scipy import stats
 
 from docs import simulate
 from docs.simulate import CORE, SIZES, core_runs
+from docs.simulation import rules, terms
 from docs.simulation.answers import TARGET, Kind, Loss, Population, Scores, both, expected, right_or_wrong
 from docs.simulation.outcomes import (
     ACCURACY,
@@ -28,7 +29,8 @@ from docs.simulation.outcomes import (
     outcomes_of,
     verdicts,
 )
-from docs.simulation.rules import motions, simulated_bounds
+from docs.simulation.outcomes import simulate as simulate_runs
+from docs.simulation.rules import confidence_sequence, motions, simulated_bounds
 from docs.simulation.seen import Task, combine, seen_of
 from pipelines.evaluation.looks import BLOCK, LOOKS, blocks_by_look, documents_at_look
 from pipelines.evaluation.scores import Document
@@ -230,7 +232,8 @@ def answered(task: Task, row: Sequence[int], chance: float, order: Sequence[int]
     size = next(iter(task.population.values())).baseline.shape[1]
 
     def score(scores: Scores, place: int) -> float:
-        return float(scores[side][row[place // size], place % size]) + chance
+        found = (scores.baseline, scores.candidate)[side]
+        return float(found[row[place // size], place % size]) + chance
 
     def logprobs(place: int) -> tuple[float, float]:
         probability = min(max(score(task.population["expected"], place), 1e-12), 1 - 1e-12)
@@ -377,7 +380,7 @@ def test_errors_stay_within_alpha_all_at_once_and_with_looks(tasks: list[Task], 
     for task in tasks:
         for scores in task.population.values():
             assert scores.retention == pytest.approx(TARGET, abs=5e-4)
-    for rate in simulate.simulate(tasks, TIMES, policy).rates:
+    for rate in simulate_runs(tasks, TIMES, policy).rates:
         assert within_alpha(rate, TIMES)
 
 
@@ -389,20 +392,20 @@ def test_errors_of_unequal_tasks_stay_within_alpha_where_one_has_all_of_the_loss
     kept = [task.weight * task.population["expected"].candidate.mean() for task in tasks]
     assert sum(kept) / sum(worth) == pytest.approx(TARGET, abs=1e-4)
     assert sum(task.population["expected"].retention < 0.999 for task in tasks) == 1
-    for rate in simulate.simulate(tasks, TIMES, EXPECTED.model_copy(update={"floor": None})).rates:
+    for rate in simulate_runs(tasks, TIMES, EXPECTED.model_copy(update={"floor": None})).rates:
         assert within_alpha(rate, TIMES)
 
 
 def test_looking_as_often_without_paying_for_it_would_break_the_promise() -> None:
     tasks, policy = BOUNDARY["many documents"]
-    rates = simulate.simulate(tasks, TIMES, policy, levels=lambda _look, confidence: confidence).rates
+    rates = simulate_runs(tasks, TIMES, policy, levels=lambda _look, confidence: confidence).rates
     assert max(rates[1], rates[3]) > 0.1
 
 
 def test_breaks_of_the_documents_that_the_baseline_is_surest_of_are_not_covered() -> None:
     """As docs/gate.md tells: what was seen bounds what was not only where losses fall without regard to the score."""
     tasks = boundary({"expected": expected("wide", 0.02, "breaks of the surest")}, 600)
-    certified = simulate.simulate(tasks, TIMES, EXPECTED).rates[0]
+    certified = simulate_runs(tasks, TIMES, EXPECTED).rates[0]
     assert 0.06 < certified < 0.13
 
 
@@ -413,7 +416,7 @@ def test_breaks_of_the_documents_that_the_baseline_is_surest_of_are_not_covered(
 def test_an_artifact_that_only_guesses_is_refused_at_the_first_look(accuracy: float, chance: float) -> None:
     guessing = right_or_wrong(accuracy, 0.0, chance, retention=0.0)
     tasks = [Task(guessing, count) for count in SIZES["`core`"]]
-    found = simulate.simulate(tasks, 20, ACCURACY)
+    found = simulate_runs(tasks, 20, ACCURACY)
     assert set(found.sequential) == {FAIL}
     assert found.share.max() == sum(documents_at_look(0, task.documents) for task in tasks) / 20_169 < 0.05
 
@@ -461,7 +464,8 @@ def motions_needed(retention: float, error: float) -> np.ndarray:
     standardized = motion + (retention - TARGET) / error * np.sqrt(LOOKS)
     decides = np.abs(standardized) > stats.norm.isf(levels(0.05))
     decides[:, -1] = True
-    return 3570 * np.array(LOOKS)[decides.argmax(axis=1)]
+    found: np.ndarray = 3570 * np.array(LOOKS)[decides.argmax(axis=1)]
+    return found
 
 
 def test_half_of_the_runs_are_decided_after_so_many_documents_as_the_documentation_says() -> None:
@@ -473,20 +477,20 @@ def test_half_of_the_runs_are_decided_after_so_many_documents_as_the_documentati
 
 
 def test_the_confidence_sequence_that_is_compared_errs_at_most_at_alpha() -> None:
-    rule = simulate.rules.confidence_sequence()
+    rule = confidence_sequence()
     motion = motions(rule.looks, 20_000, np.random.default_rng(4)) / np.sqrt(rule.looks)
     err = float((motion > rule.bounds).any(axis=1).mean())
     assert 0.01 < err < 0.05
 
 
 def test_the_rule_of_the_gate_needs_the_fewest_documents_of_those_compared() -> None:
-    found = {name: needed[-1] for name, needed in simulate.rules.compared(4000).items()}
+    found = {name: needed[-1] for name, needed in rules.compared(4000).items()}
     assert min(found, key=lambda name: found[name]) == "Lan–DeMets, Pocock-like"
     assert found["Lan–DeMets, Pocock-like"] < 0.8 * found["Haybittle–Peto, six looks"]
 
 
 def test_an_unseen_loss_costs_the_gate_fewer_documents_than_bounds_that_suppose_nothing() -> None:
-    for name, counts in simulate.terms.compared(20).items():
+    for name, counts in terms.compared(20).items():
         ours, betting, bernstein = (count or math.inf for count in counts)
         assert ours <= betting and ours < bernstein, name
 
