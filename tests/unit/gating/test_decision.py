@@ -59,8 +59,8 @@ def decided(
         (NEITHER, ABOVE, "accuracy", "PASS", "above 99.00% on accuracy ("),
         (ABOVE, NEITHER, "accuracy", "INCONCLUSIVE", ""),
         (BELOW, ABOVE, "accuracy", "FAIL", "below 99.00% on the expected score ("),
-        (None, ABOVE, "accuracy", "PASS", "above 99.00% on accuracy ("),
-        (None, BELOW, "accuracy", "FAIL", "below 99.00% on accuracy ("),
+        (None, ABOVE, "accuracy", "PASS", "above 99.00% ("),
+        (None, BELOW, "accuracy", "FAIL", "below 99.00% ("),
         (None, NEITHER, "accuracy", "INCONCLUSIVE", ""),
     ],
 )
