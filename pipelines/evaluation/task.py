@@ -15,7 +15,7 @@ from pipelines.recipe.suite import SuiteTask, Task
 
 SEED = 1234
 """Seed of the examples that a prompt begins with, and of what is drawn."""
-NOT_ASKED = {"metric", "documents", "tokens", "dataset"}
+NOT_ASKED = {"metric", "documents", "tokens", "noise", "dataset"}
 """Fields of a task that change nothing of what a model is asked."""
 NOT_FOR_US = {
     "MULTIMODAL": "shows pictures or plays sounds, and models are asked in text here",

@@ -137,6 +137,9 @@ class Task(Frozen):
     tokens: int | None = Field(default=None, gt=0)
     """Tokens that a model reads for a document without examples, all choices included and what they share counted once,
     so that a plan can say how long it will take."""
+    noise: float = Field(default=1.0, gt=0)
+    """Standard deviation of a document's change of the expected score, relative to what is typical of the artifact's
+    scheme, so that a plan can say what a suite will see."""
     dataset: HubDataset | None = None
     """Data set under which the hub lists what was measured; nothing is read from there because of it."""
     offline: OfflineData | None = None

@@ -311,7 +311,7 @@ def test_above_chance_a_published_loss_is_larger(card: Card) -> None:
 
 def by_accuracy(above_chance: float) -> Headroom:
     """Of a baseline whose accuracy is all that was published."""
-    return Headroom(accuracy=above_chance, expected=None, unseen=1.0)
+    return Headroom(accuracy=above_chance, expected=None)
 
 
 @every_card

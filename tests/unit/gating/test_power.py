@@ -35,7 +35,8 @@ from tests.helpers.paths import ROOT
 
 RUNS = 1000
 CHANGES = Changes(discordance=0.04, deviation=0.05)
-HEADROOM = Headroom(accuracy=0.6, expected=0.25, unseen=0.25)
+UNSEEN = 0.25
+HEADROOM = Headroom(accuracy=0.6, expected=0.25, unseen={"a": UNSEEN})
 
 
 class Shown(NamedTuple):
@@ -89,7 +90,7 @@ def _said(kind: ScoreKind, headroom: float, changes: Floats, policy: Policy, loo
     sizes = [_size(np.minimum(changes, 0)), _size(np.maximum(changes, 0))]
     if kind == "accuracy":
         sizes = [np.ones(RUNS), np.ones(RUNS)]
-    unseen = HEADROOM.unseen if kind == "expected" else 1.0
+    unseen = UNSEEN if kind == "expected" else 1.0
     silent = _statistic(0.5, 0.5, 1.0, 1.0, 1.0, 1.0)
     other: ScoreKind = "accuracy" if kind == "expected" else "expected"
     rows = zip(changes.mean(axis=1), changes.var(axis=1) / (count - 1), *sizes, strict=True)
@@ -165,6 +166,16 @@ def test_the_statistic_that_is_asked_for_refuses_sooner() -> None:
     assert chosen.certifies_equal <= other.certifies_equal, "what is refused first is not certified"
 
 
+def test_a_task_whose_scores_hardly_move_needs_few_documents() -> None:
+    """As HellaSwag, by its task's file: the same documents show more with it than with a task that is like others."""
+    steady, usual = (
+        analyze_power({"a": 3000, name: 200}, suite(CERTIFIED, {"a": 1.0, name: 1.0}), TARGET, CHANGES).expected
+        for name in ("hellaswag", "arc_easy")
+    )
+    assert steady is not None and usual is not None
+    assert steady.fails_below > usual.fails_below + 0.005
+
+
 def test_nothing_certifies_an_equal_artifact_at_a_target_of_100_percent() -> None:
     seen = analyze_power({"a": 5000}, suite(), 1.0, CHANGES)
     for sight in filter(None, (seen.accuracy, seen.expected)):
@@ -188,7 +199,8 @@ def test_the_headroom_is_the_baseline_s_own() -> None:
     seen = headroom_of({"a": tuple(task)}, suite())
     assert seen.accuracy == pytest.approx((lines.argmax(axis=1) == 0).mean() - 0.25)
     assert seen.expected == pytest.approx(above.mean())
-    assert seen.unseen == pytest.approx(above.mean() * (above.clip(0) ** 2).mean() / above.clip(0).mean() ** 2)
+    unseen = above.mean() * (above.clip(0) ** 2).mean() / above.clip(0).mean() ** 2
+    assert seen.unseen is not None and seen.unseen["a"] == pytest.approx(unseen)
     assert headroom_of({"a": tuple(task[:1])}, suite()) == TYPICAL_HEADROOM
 
 
