@@ -218,7 +218,7 @@ def test_a_policy_that_asks_for_accuracy_says_none_where_a_task_has_none() -> No
     verdict = judge(given_, given_, suite(accuracy, dict.fromkeys(given_, 1.0)), 0.99)
     assert verdict.expected is None
     assert verdict.accuracy is not None and verdict.accuracy.retention == 1.0
-    assert {task.expected for task in verdict.tasks} == {None}
+    assert {task.task for task in verdict.tasks if task.expected} == {"a"}
 
 
 def test_both_are_told_of_the_suite_and_of_each_task() -> None:
