@@ -95,11 +95,11 @@ A suite is a file that `gate.suite` (or `--suite`) names by its path, as seen fr
 ```yaml
 version: 1
 name: little
-summary: two tasks, the first documents of each
+summary: two tasks, some documents of each
 tasks:
   - {task: sciq, limit: 200}
   - {task: arc_easy, limit: 200, weight: 2}
-policy: {decide: certified, floor: 0.9}
+policy: {statistic: expected, decide: certified, floor: 0.9}
 ```
 """
 PATTERNS = f"""\

@@ -277,7 +277,7 @@ def _choice(one: Candidate, wish: Wish, traffic: Traffic, rates: Rates, model: s
         calibrated=one.recipe.calibrated,
         engine=one.recipe.engine,
         why=tuple(_why(one)),
-        commands=tuple(_commands(one, used, traffic, model)),
+        commands=tuple(_commands(one, used, traffic, model, wish.keep)),
     )
 
 
@@ -376,10 +376,12 @@ def _why(one: Candidate) -> Iterable[str]:
         yield "needs no calibration"
 
 
-def _commands(one: Candidate, gpus: int, traffic: Traffic, model: str | None) -> Sequence[str]:
+def _commands(one: Candidate, gpus: int, traffic: Traffic, model: str | None, keep: float) -> Sequence[str]:
     name = one.recipe.name
     artifact = shlex.quote(f"artifacts/{one.plan.checkpoint.label.rpartition('/')[2]}/{name}")
-    commands = [f"quantgate run {name}" + (f" --model {shlex.quote(model)}" if model else "")]
+    of_model = f" --model {shlex.quote(model)}" if model else ""
+    asked_for = f" --set gate.retention={keep:g}" if keep != one.recipe.gate.retention else ""
+    commands = [f"quantgate run {name}{of_model}{asked_for}"]
     if one.runtime in ("vllm", "llama.cpp"):
         commands.append(f"quantgate bench {artifact} --baseline --runtime {one.runtime}")
     asked = f"--context {traffic.read + traffic.written} --concurrency {traffic.concurrency}"

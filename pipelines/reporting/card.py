@@ -20,6 +20,7 @@ from pipelines.reporting.sentences import (
     measure_line,
     no_expected_line,
     reader_line,
+    tasks_below_line,
     verdict_line,
 )
 from pipelines.reporting.serving import gguf_file, loader, manifest_formats, runtime_lines, serve_line
@@ -98,7 +99,12 @@ def _verdict(manifest: Manifest) -> list[str]:
     gate = manifest.gate
     limits = [f"- {measure_line(measure)}" for measure in gate.measures if measure.limit is not None]
     return [
-        *(f"**{verdict_line(gate)}**", "", *(f"- {plain(reason)}" for reason in gate.reasons), ""),
+        *(
+            f"**{verdict_line(gate)}**",
+            "",
+            *(f"- {plain(said)}" for said in (*gate.reasons, tasks_below_line(gate)) if said),
+            "",
+        ),
         *(*_task_table(manifest), ""),
         *(line for sentence in _sentences(manifest) for line in (sentence, "")),
         *([*limits, ""] if limits else []),

@@ -71,14 +71,29 @@ def verdict_name(gate: Verdict | GateRecord) -> str:
 
 
 def verdict_line(gate: Verdict | GateRecord) -> str:
-    """Return the verdict as a sentence.
+    """Return the verdict as a sentence, the statistic that must be shown first.
 
     `PASS, certified on the expected score: 99.80% of the expected score kept, at least 99.40%; 99.60% of accuracy kept,
-    at least 98.10% (bounds at 95%, target 99.00%).`
+    at least 98.10% (bounds at 97.99%, which is 95% over all looks; target 99.00%).`
     """
-    lines = [_kept_line(kept, SCORES[kind]) for kind, kept in both(gate).items() if kept]
+    ordered = sorted(both(gate).items(), key=lambda one: one[0] != gate.statistic)
+    lines = [_kept_line(kept, SCORES[kind]) for kind, kept in ordered if kept]
     told = "; ".join(filter(None, [*lines, no_expected_line(gate)])) if any(lines) else "no retention measured"
-    return f"{certified_name(gate)}: {told} (bounds at {level(gate.confidence)}, target {gate.target:.2%})."
+    over_all = gate.policy.confidence
+    looks = "," if gate.confidence == over_all else f", which is {level(over_all)} over all looks;"
+    return f"{certified_name(gate)}: {told} (bounds at {level(gate.confidence)}{looks} target {gate.target:.2%})."
+
+
+def tasks_below_line(gate: Verdict | GateRecord) -> str:
+    """Return which tasks alone are shown to keep less than the target, which a good mean hides; else nothing."""
+    found: dict[str, list[str]] = {}
+    for task in gate.tasks:
+        sides: dict[ScoreKind, Retained | None] = {"expected": task.expected, "accuracy": task}
+        for kind, kept in sides.items():
+            if kept and kept.upper_bound is not None and kept.upper_bound < gate.target:
+                found.setdefault(task.task, []).append(f"{retained(kept.retention)} of {SCORES[kind]}")
+    named = [f"{task} ({', '.join(kept)})" for task, kept in found.items()]
+    return f"by itself shown to be below the target: {'; '.join(named)}" if named else ""
 
 
 def certified_name(gate: Verdict | GateRecord) -> str:

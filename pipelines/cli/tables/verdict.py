@@ -4,7 +4,7 @@ from pipelines.cli.columns import Column, console, show_table
 from pipelines.cli.tables.lists import show_list
 from pipelines.evaluation.scores import Evaluation
 from pipelines.gating.verdict import Verdict
-from pipelines.reporting.sentences import measure_line, verdict_line
+from pipelines.reporting.sentences import measure_line, tasks_below_line, verdict_line
 from pipelines.reporting.task_table import TaskRow, task_rows
 
 MANY_DOCUMENTS = 1_000_000
@@ -32,6 +32,8 @@ def show_verdict(verdict: Verdict) -> None:
     out.print(verdict_line(verdict), style=f"bold {COLOURS[verdict.verdict]}")
     for reason in verdict.reasons:
         out.print(f"  {reason}")
+    if below := tasks_below_line(verdict):
+        out.print(f"  {below}")
     if verdict.spared:
         out.print(f"  {verdict.spared:,} documents were spared: the verdict was shown without them")
     for measure in verdict.measures:

@@ -86,7 +86,7 @@ def test_a_proof_of_version_1_is_judged_by_its_own_rules() -> None:
     assert contradictions(statement, manifest, files) == []
     assert verdict_line(manifest.gate) == (
         "PASS, not certified: 100.00% of accuracy kept, at least 53.12%; no expected score "
-        "(bounds at 95.5%, target 95.00%)."
+        "(bounds at 95.5%, which is 95% over all looks; target 95.00%)."
     )
 
 

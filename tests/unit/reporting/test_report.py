@@ -50,7 +50,7 @@ def test_the_verdict_in_one_line_says_at_which_confidence_it_was_shown(done: Run
     stopped = told(done, "four", confidence=0.999, target=0.99).gate
     assert verdict_line(stopped) == (
         "FAIL: 95.12% of accuracy kept, at least 93.00%; 96.34% of the expected score kept, at least 95.10% "
-        "(bounds at 99.9%, target 99.00%)."
+        "(bounds at 99.9%, which is 95% over all looks; target 99.00%)."
     )
 
 

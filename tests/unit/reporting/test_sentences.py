@@ -8,7 +8,7 @@ from pipelines.evaluation.scores import Document
 from pipelines.gating.gate import judge
 from pipelines.gating.verdict import Verdict
 from pipelines.recipe.suite import Policy, ScoreKind
-from pipelines.reporting.sentences import kept_words, no_expected_line, verdict_line
+from pipelines.reporting.sentences import kept_words, no_expected_line, tasks_below_line, verdict_line
 from pipelines.reporting.task_table import task_rows
 from tests.helpers.evaluations import documents, suite
 from tests.helpers.records import kept
@@ -30,8 +30,8 @@ def verdict(statistic: ScoreKind, probability: float, wrong: int = 0) -> Verdict
     [
         (
             verdict("expected", 0.5),
-            "PASS, certified on the expected score and on accuracy: 100.00% of accuracy kept, at least 99.70%; "
-            "100.00% of the expected score kept, at least 99.70% (bounds at 95%, target 95.00%).",
+            "PASS, certified on the expected score and on accuracy: 100.00% of the expected score kept, "
+            "at least 99.70%; 100.00% of accuracy kept, at least 99.70% (bounds at 95%, target 95.00%).",
         ),
         (
             verdict("accuracy", 0.45),
@@ -44,6 +44,20 @@ def test_both_statistics_are_named_with_their_bounds(said: Verdict, line: str) -
     assert verdict_line(said) == line
 
 
+def test_a_task_that_alone_is_below_the_target_is_named() -> None:
+    assert tasks_below_line(verdict("accuracy", 0.45)) == (
+        "by itself shown to be below the target: a (90.00% of the expected score)"
+    )
+    assert tasks_below_line(verdict("expected", 0.5)) == ""
+
+
+def test_at_a_look_the_confidence_over_all_of_them_is_told() -> None:
+    policy = Policy(statistic="expected", floor=None)
+    scored = {"a": answered(0.5)}
+    said = judge(scored, scored, suite(policy), 0.95, confidence=0.99)
+    assert verdict_line(said).endswith("(bounds at 99%, which is 95% over all looks; target 95.00%).")
+
+
 def test_what_is_kept_so_far_is_said_of_both() -> None:
     said = kept_words(verdict("accuracy", 0.45))
     assert said == "100.00% (99.7% … 100.3%) of accuracy and 90.00% (89.7% … 90.3%) of the expected score kept"
@@ -51,7 +65,7 @@ def test_what_is_kept_so_far_is_said_of_both() -> None:
 
 def test_a_pass_names_accuracy_only_where_that_is_shown() -> None:
     assert verdict_line(verdict("expected", 0.5, 48)).startswith(
-        "PASS, certified on the expected score: 95.20% of accuracy"
+        "PASS, certified on the expected score: 100.00% of the expected score kept, at least 99.70%; 95.20% of accuracy"
     )
     assert verdict_line(verdict("accuracy", 0.4755)).startswith("PASS, certified on accuracy: 100.00% of accuracy")
 
