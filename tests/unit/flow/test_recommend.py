@@ -9,6 +9,7 @@ from pipelines.checkpoint.headers import Checkpoint
 from pipelines.cli.tables.recommend import show_recommendation
 from pipelines.core.errors import BadInput
 from pipelines.flow.recommend import Recommendation, Wish, recommend, with_second_opinion
+from pipelines.formats.schemes import SCHEMES
 from pipelines.recipe.load import load_recipe
 from pipelines.serving.hardware import GPUS, Hardware
 from pipelines.serving.roofline import Measured, Traffic
@@ -36,7 +37,9 @@ def names(made: Recommendation) -> list[str]:
 
 
 def first(made: Recommendation) -> str:
-    return load_recipe(made.choices[0].recipe).loss_class
+    """The family of formats, or the GGUF type, of the recipe to begin with."""
+    kind = load_recipe(made.choices[0].recipe).loss_class
+    return {name: scheme.family.name for name, scheme in SCHEMES.items()}.get(kind, kind)
 
 
 @pytest.mark.parametrize(
