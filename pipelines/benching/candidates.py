@@ -1,7 +1,6 @@
 """The models that are served: artifacts, what they were made of, and a draft model, found and checked before anything
 starts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from pydantic import ValidationError
 
 from pipelines.benching.server import Served, ServerRuntime
 from pipelines.benching.timings import Contender
-from pipelines.checkpoint.gguf_file import find_gguf, read_gguf
+from pipelines.checkpoint.gguf_file import find_gguf, read_gguf, read_tokens
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.checkpoint.load import load_model
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import digest, file_digest
 from pipelines.core.errors import BadInput, Problem, Problems, bad_input, refuse
+from pipelines.core.records import parse_json
 from pipelines.core.strict_yaml import Frozen
 from pipelines.formats.schemes import SchemeName
 from pipelines.planning.plan import CheckpointPlan
@@ -204,7 +204,7 @@ def find_origin(folder: Path) -> Origin | None:
 
 def _published(file: Path) -> Origin:
     try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         model, modules = record["model"], record["modules"]
         revision = f"@{model['revision']}" if model["revision"] else ""
         return Origin(
@@ -290,7 +290,7 @@ def _vocabulary(one: Candidate) -> dict[int, str]:
     """Return the text of each token, by its number."""
     assert one.path
     if one.is_gguf:
-        return dict(enumerate(read_gguf(one.path).fields["tokenizer.ggml.tokens"].contents()))
+        return dict(enumerate(read_tokens(one.path)))
     vocabulary: dict[str, int] = load_tokenizer(read_checkpoint(one.path)).get_vocab()
     return {number: token for token, number in vocabulary.items()}
 

@@ -25,6 +25,19 @@ def read_gguf(file: Path) -> Any:
         raise bad_input(file, what, "copy it again") from None
 
 
+def read_tokens(file: Path) -> list[str]:
+    """Return the text of each token of the GGUF `file`, by its number.
+
+    Raises:
+        BadInput: it is no whole GGUF, or has no vocabulary.
+    """
+    field = read_gguf(file).fields.get("tokenizer.ggml.tokens")
+    tokens = field.contents() if field else None
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise bad_input(file, "has no vocabulary", "give a GGUF with the tokenizer in it")
+    return tokens
+
+
 def find_gguf(model: str | Path) -> Path | None:
     """Return the GGUF that `model` is, or the only one in its folder unless that is a checkpoint; None if there is
     none."""

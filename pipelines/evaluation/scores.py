@@ -45,6 +45,18 @@ class Document(Frozen):
         """Whether the score is a number, and each log-probability that an expected score is made of."""
         return math.isfinite(self.score) and all(map(math.isfinite, self.logprobs))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether guessing scores within [0, 1], right answers are among those offered, and each length is one of them
+        and above 0."""
+        offered = len(self.logprobs)
+        return (
+            0 <= self.chance <= 1
+            and all(0 <= place < offered for place in self.right)
+            and len(self.lengths) in (0, offered)
+            and all(length > 0 for length in self.lengths)
+        )
+
 
 Scores = Mapping[str, tuple[Document, ...]]
 """Scored documents by task."""

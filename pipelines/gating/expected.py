@@ -44,7 +44,7 @@ class Expected(NamedTuple):
 def expected_scores(pairs: Pairs) -> Expected | None:
     """Return the expected scores of a task's paired documents; None where one has none."""
     ours, theirs = [document for document, _ in pairs], [document for _, document in pairs]
-    if not all(map(has_expected, (*ours, *theirs))):
+    if not all(map(has_expected, (*ours, *theirs))) or len({bool(document.logprobs) for document in ours}) > 1:
         return None
     temperature = fit_temperature(ours) if any(document.lengths for document in ours) else None
     scores = zip(ours, _expected(ours, temperature), _expected(theirs, temperature), strict=True)
@@ -71,8 +71,9 @@ def _expected(documents: Sequence[Document], temperature: float | None) -> list[
     if not documents[0].logprobs:
         return [document.score for document in documents]
     offered, right = _offered(documents)
-    probability: list[float] = np.exp(_log_right(offered / (temperature or 1.0), right)).tolist()
-    return [min(1.0, value) for value in probability]
+    probability = np.exp(_log_right(offered / (temperature or 1.0), right))
+    found: list[float] = np.minimum(probability, 1.0).tolist()  # which keeps what is no number
+    return found
 
 
 def _offered(documents: Sequence[Document]) -> "tuple[np.ndarray, np.ndarray]":

@@ -29,8 +29,11 @@ def pairing_problems(task: str, baseline: Sequence[Document], candidate: Sequenc
             problems.append(
                 Problem(f"task {task}", what, "compute in float32, or look for what is wrong with the model")
             )
+        if not all(d.is_whole for d in documents):
+            what = f"the {side} has answers whose lengths, right ones or chance cannot be"
+            problems.append(Problem(f"task {task}", what, "evaluate it again, or choose another metric"))
     if unmatched := len({_identity(d) for d in baseline} ^ {_identity(d) for d in candidate}):
-        what = f"{unmatched} documents or prompts are on one side only"
+        what = f"{unmatched} documents, prompts or answers to choose from are on one side only"
         problems.append(Problem(f"task {task}", what, "evaluate both models on the same documents"))
     elif len({d.cluster for d in baseline}) < FEWEST_INDEPENDENT:
         problems.append(Problem(f"task {task}", TOO_FEW, RAISE_LIMIT))
@@ -47,6 +50,9 @@ def pair_documents(baseline: Sequence[Document], candidate: Sequence[Document]) 
     return [(document, theirs[_identity(document)]) for document in baseline]
 
 
-def _identity(document: Document) -> tuple[int, str, str, str]:
-    """Return what tells a document from others, and from the same position in other data."""
-    return document.id, document.doc_hash, document.prompt_hash, document.target_hash
+def _identity(document: Document) -> tuple[object, ...]:
+    """Return what tells a document from others and from the same position in other data, and how it was scored: what
+    both sides must have alike."""
+    hashes = document.doc_hash, document.prompt_hash, document.target_hash
+    offered = len(document.logprobs), document.lengths, document.right
+    return document.id, *hashes, document.cluster, document.chance, *offered, document.times

@@ -37,7 +37,7 @@ class Policy(Frozen):
     statistic: ScoreKind = "accuracy"
     """ScoreKind whose retention must be shown: the task's metric, or the probability that the model gives the right
     answer (docs/gate.md). An artifact is refused when either is shown to be below the target."""
-    confidence: float = Field(default=0.95, ge=0.8, lt=1)
+    confidence: float = Field(default=0.95, ge=0.8, le=0.9999)
     """Confidence of each one-sided bound."""
     chance_correction: bool = True
     """Whether retention is measured on the score above chance."""
@@ -57,7 +57,7 @@ class SuiteTask(Frozen):
     """Number of solved examples before each question."""
     limit: int | None = Field(default=None, gt=0)
     """Number of documents, drawn at random from the task's split and always the same; all unless given."""
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
     """Weight of the task in the suite's retention, against those of the others."""
     temperature: float | None = Field(default=None, gt=0, le=5)
     """Temperature at which the answers of a task are drawn, where answers are written; unless given, as lm-eval's task

@@ -3,7 +3,7 @@ same."""
 
 from collections.abc import Mapping
 
-from pipelines.checkpoint.gguf_file import read_gguf
+from pipelines.checkpoint.gguf_file import read_tokens
 from pipelines.checkpoint.headers import read_checkpoint
 from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.errors import bad_input
@@ -30,7 +30,4 @@ def vocabulary(served: Served) -> Mapping[str, int]:
     if served.stored != "gguf":
         found: dict[str, int] = load_tokenizer(read_checkpoint(served.model)).get_vocab()
         return found
-    field = read_gguf(served.model).fields.get("tokenizer.ggml.tokens")
-    if field is None:
-        raise bad_input(served.model, "has no vocabulary", "give a GGUF with the tokenizer in it")
-    return {token: number for number, token in enumerate(field.contents())}
+    return {token: number for number, token in enumerate(read_tokens(served.model))}

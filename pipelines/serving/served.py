@@ -1,6 +1,8 @@
 """An artifact as a server sees it: its files alone say how its weights are stored, and what it can read."""
 
 import json
+from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,8 @@ def _read_gguf(file: Path) -> Served:
     fields = read_gguf(file).fields
     architecture = fields["general.architecture"].contents() if "general.architecture" in fields else ""
     found = fields.get(f"{architecture}.context_length")
-    return Served(model=file.absolute(), stored="gguf", formats=(), positions=int(found.contents()) if found else None)
+    positions = _first_count([found.contents()]) if found else None
+    return Served(model=file.absolute(), stored="gguf", formats=(), positions=positions)
 
 
 def _formats(described: Any) -> tuple[Stored, tuple[tuple[SchemeName, int | None], ...]]:
@@ -85,6 +88,10 @@ def _formats(described: Any) -> tuple[Stored, tuple[tuple[SchemeName, int | None
 
 def _positions(config: dict[str, Any]) -> int | None:
     """Return how many tokens a model reads at once, by its `config.json`; None if that sets no limit."""
-    places = (config, config.get("text_config") or {})
-    found = (place.get(name) for place in places for name in POSITIONS)
-    return next((count for count in found if isinstance(count, int) and count > 0), None)
+    places = (place for place in (config, config.get("text_config")) if isinstance(place, dict))
+    return _first_count(place.get(name) for place in places for name in POSITIONS)
+
+
+def _first_count(found: Iterable[Any]) -> int | None:
+    """Return the first that is a whole number above 0; None if none is."""
+    return next((int(count) for count in found if isinstance(count, Integral) and count > 0), None)

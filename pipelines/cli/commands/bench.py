@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipelines.cli.options import FILE, device_option, json_option, python_option, vllm_python
+from pipelines.cli.options import FILE, FiniteRange, device_option, json_option, python_option, vllm_python
 from pipelines.cli.output import check_output_file, print_json
 
 if TYPE_CHECKING:
     from pipelines.benching.server import ServerRuntime
     from pipelines.benching.summary import Wanted
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
+POSITIVE = FiniteRange(min=0, min_open=True)
 
 
 @click.command("bench")
@@ -43,7 +43,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--traffic", type=POSITIVE, help="Requests a second to come: tell how many such servers keep the SLO.")
 @click.option(
     "--headroom",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=FiniteRange(min=0, max=1, min_open=True),
     default=0.75,
     show_default=True,
     help="Share of the rate that was shown to be kept which each server of --traffic gets.",

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli.commands.serve_config import GOALS
-from pipelines.cli.options import json_option, model_option
+from pipelines.cli.options import FiniteRange, json_option, model_option
 from pipelines.cli.output import print_json
 
 if TYPE_CHECKING:
     from pipelines.serving.serving import Goal
+
+MOST = 10**9
+"""Largest number of GPUs, tokens or requests that is asked about: a float holds what is computed from it."""
 
 
 @click.command("recommend")
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     help="What is to serve it: cpu, or a GPU, like H100, L40S, A100 or B200. Default: this machine.",
 )
 @click.option(
-    "--gpus", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="How many of them, at most."
+    "--gpus", type=click.IntRange(1, MOST), metavar="N", default=1, show_default=True, help="How many of them, at most."
 )
 @click.option(
     "--for",
@@ -32,14 +35,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--keep",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     metavar="SHARE",
     default=0.99,
     show_default=True,
     help="Share of the baseline's score that must be kept.",
 )
-@click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens of a request, prompt and answer.")
-@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Requests at once.")
+@click.option("--context", type=click.IntRange(1, MOST), metavar="N", help="Tokens of a request, prompt and answer.")
+@click.option("--concurrency", type=click.IntRange(1, MOST), metavar="N", help="Requests at once.")
 @click.option(
     "--ask",
     type=click.Choice(["aiconfigurator"]),

@@ -76,7 +76,7 @@ def serve_config(
         context=context,
         concurrency=concurrency,
         kv_cache=kv_cache,
-        draft=_draft(runtime, served, draft) if draft else None,
+        draft=_draft(runtime, served, draft) if draft is not None else None,
     )
     config = make_config(runtime, served, serving)
     checked = check(config, served, serving)

@@ -1,10 +1,14 @@
 """An artifact's own files say how its weights are stored: every format that can be made here is known again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
+from pipelines.checkpoint.gguf_file import read_tokens
 from pipelines.core.errors import BadInput
 from pipelines.formats.packings import Form, quantization_config
 from pipelines.formats.schemes import OWN_SCHEMES, SCHEMES, SchemeName
@@ -67,3 +71,36 @@ def test_what_is_none_is_refused(config: Any, what: str, tmp_path: Path) -> None
         write_config(tmp_path, config)
     with pytest.raises(BadInput, match=what):
         read_served(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["x", ["x"]])
+def test_a_config_of_other_types_sets_no_limit(text: Any, tmp_path: Path) -> None:
+    place = write_checkpoint(tmp_path / "mine", ("W8A8", None))
+    config = json.loads((place / "config.json").read_text())
+    config.pop("max_position_embeddings")
+    (place / "config.json").write_text(json.dumps({**config, "text_config": text}))
+    assert read_served(place).positions is None
+
+
+@pytest.mark.parametrize("value", ["x", [1, 2], -7])
+def test_a_gguf_of_other_types_sets_no_limit_and_has_no_vocabulary(value: Any, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
+    writer.add_key_value("llama.context_length", value, *_types(value))
+    writer.add_uint32("tokenizer.ggml.tokens", 3)
+    writer.add_tensor("x", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert read_served(tmp_path / "odd.gguf").positions is None
+    with pytest.raises(BadInput, match="has no vocabulary"):
+        read_tokens(tmp_path / "odd.gguf")
+
+
+def _types(value: Any) -> tuple[gguf.GGUFValueType, ...]:
+    match value:
+        case str():
+            return (gguf.GGUFValueType.STRING,)
+        case list():
+            return (gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32)
+    return (gguf.GGUFValueType.INT32,)
