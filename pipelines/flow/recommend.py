@@ -358,10 +358,10 @@ def _merits(choice: Choice) -> tuple[object, ...]:
     return (
         choice.answer != "native",
         choice.engine not in ("quantgate", "llama.cpp"),
-        choice.changes,
+        round(choice.changes, 1),  # which schemes of as many bits differ in by less than models do
         choice.calibrated,
-        -(choice.expected.low or 0.0),
         -round(choice.speed, 2),
+        -(choice.expected.low or 0.0),
         choice.recipe,
     )
 

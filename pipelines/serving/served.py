@@ -94,4 +94,4 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 def _first_count(found: Iterable[Any]) -> int | None:
     """Return the first that is a whole number above 0; None if none is."""
-    return next((int(count) for count in found if isinstance(count, Integral) and count > 0), None)
+    return next((int(count) for count in found if isinstance(count, Integral) and int(count) > 0), None)

@@ -65,7 +65,7 @@ def test_fp8_from_checkpoint_to_published_artifact_and_again(cli: Cli, tmp_path:
     card = (out / "README.md").read_text()
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert [row.count("|") for row in rows[:4]] == [9, 9, 9, 9] and set(rows[1]) == {"|", "-"}
-    assert rows[2].startswith("| sciq | acc, 0-shot | 12 | ")
+    assert rows[2].startswith("| sciq | accuracy | acc, 0-shot | 12 | ")
     for expected in (
         'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"',
         'base_model_relation: "quantized"',

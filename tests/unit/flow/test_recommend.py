@@ -39,7 +39,7 @@ def names(made: Recommendation) -> list[str]:
 def first(made: Recommendation) -> str:
     """The family of formats, or the GGUF type, of the recipe to begin with."""
     kind = load_recipe(made.choices[0].recipe).loss_class
-    return {name: scheme.family.name for name, scheme in SCHEMES.items()}.get(kind, kind)
+    return {str(name): scheme.family.name for name, scheme in SCHEMES.items()}.get(kind, kind)
 
 
 @pytest.mark.parametrize(

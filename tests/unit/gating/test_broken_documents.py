@@ -17,7 +17,7 @@ SOUND: dict[str, Any] = {"chance": 0.25, "logprobs": (-1.0, -2.0, -3.0, -4.0), "
 
 
 def documents(**fields: Any) -> tuple[Document, ...]:
-    hashes = dict.fromkeys(("doc_hash", "prompt_hash", "target_hash"), "same")
+    hashes: dict[str, Any] = dict.fromkeys(("doc_hash", "prompt_hash", "target_hash"), "same")
     return tuple(Document(id=i, cluster=str(i), score=1.0, **hashes, **(SOUND | fields)) for i in range(40))
 
 

@@ -537,8 +537,8 @@ FEW = documents([1.0, 0.0] * 5)
 
 
 def test_missing_documents_are_refused() -> None:
-    assert "task a: 1 documents or prompts are on one side only" in refusal(FEW, FEW[:-1])
-    assert "task a: 1 documents or prompts are on one side only" in refusal(FEW[1:], FEW)
+    assert "task a: 1 documents, prompts or answers to choose from are on one side only" in refusal(FEW, FEW[:-1])
+    assert "task a: 1 documents, prompts or answers to choose from are on one side only" in refusal(FEW[1:], FEW)
     assert "on one side only" in refusal((), FEW)
 
 
@@ -552,7 +552,7 @@ def test_documents_given_twice_are_refused() -> None:
 @pytest.mark.parametrize("what", ["id", "doc_hash", "prompt_hash", "target_hash"])
 def test_different_documents_are_refused(what: str) -> None:
     other = FEW[0].model_copy(update={what: 99 if what == "id" else "other"})
-    assert "2 documents or prompts are on one side only" in refusal(FEW, (other, *FEW[1:]))
+    assert "2 documents, prompts or answers to choose from are on one side only" in refusal(FEW, (other, *FEW[1:]))
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, 100.0])
