@@ -243,7 +243,8 @@ def test_recommend_says_where_to_begin_and_refuses_what_it_does_not_know(cli: Cl
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert (made["hardware"], made["goal"], made["context"], made["concurrency"]) == ("H100", "latency", 512, 1)
-    assert made["choices"][0]["commands"][0] == f"quantgate run {made['choices'][0]['recipe']} --model {tiny}"
+    run = f"quantgate run {made['choices'][0]['recipe']} --model {tiny} --set gate.retention=0.9"
+    assert made["choices"][0]["commands"][0] == run
     named = [one["recipe"] for one in (*made["choices"], *made["left_out"])]
     assert sorted(named) == library.names("recipe")
     for arguments, why in (
