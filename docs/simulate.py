@@ -13,6 +13,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
+from docs.markdown import table
 from docs.simulation import rules, terms
 from docs.simulation.answers import KINDS, TARGET, Kind, Loss, Population, both, expected, right_or_wrong
 from docs.simulation.outcomes import ACCURACY, EXPECTED, Outcomes, seeded, simulate
@@ -100,12 +101,6 @@ def joint_settings() -> Iterable[Setting]:
         yield Setting(
             (kind, f"{noise:g}", "both statistics", f"{count:,}"), [Task(both(kind, noise, "a shift"), count)]
         )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table as Markdown."""
-    ruled = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
 def percents(values: Iterable[float], digits: int = 1) -> list[str]:

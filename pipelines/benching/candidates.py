@@ -9,10 +9,9 @@ from pydantic import ValidationError
 
 from pipelines.benching.server import Served, ServerRuntime
 from pipelines.benching.timings import Contender
-from pipelines.checkpoint.gguf_file import find_gguf, read_gguf, read_tokens
+from pipelines.checkpoint.gguf_file import find_gguf, read_gguf
 from pipelines.checkpoint.headers import Checkpoint, read_checkpoint
 from pipelines.checkpoint.load import load_model
-from pipelines.checkpoint.tokenizer import load_tokenizer
 from pipelines.core.cache import digest, file_digest
 from pipelines.core.errors import BadInput, Problem, Problems, bad_input, refuse
 from pipelines.core.records import parse_json
@@ -22,6 +21,7 @@ from pipelines.planning.plan import CheckpointPlan
 from pipelines.quantization.stage import read_artifact
 from pipelines.recipe.recipe import Recipe
 from pipelines.runtimes.vllm import runs_on_cpu
+from pipelines.serving.drafts import vocabulary
 
 ARTIFACT = "artifact"
 """Name of the folder that the quantize stage leaves beside its result."""
@@ -227,7 +227,7 @@ def _check_loads(place: str, one: Candidate, runtime: ServerRuntime, device: str
     if runtime == "vllm" and one.is_gguf:
         raise bad_input(place, "is a GGUF, which is for llama.cpp", "add --runtime llama.cpp")
     if runtime == "vllm" and device == "cpu" and one.origin:
-        reason = runs_on_cpu(one.origin.formats, one.origin.recipe.kv_cache)
+        reason = runs_on_cpu(one.origin.formats, one.origin.recipe.kv_cache, one.origin.recipe.packing)
         if reason:
             raise bad_input(place, reason, "serve it on a GPU")
 
@@ -276,23 +276,15 @@ def _with_tokenizer(one: Candidate, model: str | None) -> Candidate:
 
 def _other_words(one: Candidate, draft: Candidate, place: str) -> list[Problem]:
     """Return the problem that the draft model's tokens are not the model's, if they are not."""
-    ours, theirs = _vocabulary(one), _vocabulary(draft)
+    assert one.path and draft.path
+    ours, theirs = vocabulary(one.path), vocabulary(draft.path)
     if ours == theirs:
         return []
     what = f"has another vocabulary than {one.name}: {len(theirs)} tokens beside {len(ours)}"
     if len(ours) == len(theirs):
-        differing = sum(token != ours.get(number) for number, token in theirs.items())
+        differing = sum(number != ours.get(token) for token, number in theirs.items())
         what = f"has another vocabulary than {one.name}: {differing} of {len(ours)} tokens differ"
     return [Problem(f"--draft {place}", what, "a draft model proposes tokens: take one of the same tokenizer")]
-
-
-def _vocabulary(one: Candidate) -> dict[int, str]:
-    """Return the text of each token, by its number."""
-    assert one.path
-    if one.is_gguf:
-        return dict(enumerate(read_tokens(one.path)))
-    vocabulary: dict[str, int] = load_tokenizer(read_checkpoint(one.path)).get_vocab()
-    return {number: token for token, number in vocabulary.items()}
 
 
 def _named_apart(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -165,6 +165,7 @@ def _task_verdict(name: str, pairs: Pairs, both: Both, weight: float, policy: Po
     """Return what the gate sees of one task alone."""
     moments = both.accuracy.moments[name]
     accuracy = both.accuracy.kept_of(name, policy.confidence)
+    offered = both.offered if name in both.temperatures else None
     return TaskVerdict(
         task=name,
         documents=moments.documents,
@@ -179,8 +180,8 @@ def _task_verdict(name: str, pairs: Pairs, both: Both, weight: float, policy: Po
         lost=sum(theirs.score < ours.score for ours, theirs in pairs),
         gained=sum(theirs.score > ours.score for ours, theirs in pairs),
         below_floor=below,
-        expected=both.by_task[name].kept_of(name, policy.confidence) if name in both.by_task else None,
-        deviation=_deviation(both.by_task[name].scored[name]) if name in both.by_task else None,
+        expected=offered.kept_of(name, policy.confidence) if offered else None,
+        deviation=_deviation(offered.scored[name]) if offered else None,
         temperature=both.temperatures.get(name),
     )
 

@@ -369,11 +369,12 @@ def headroom_of(scores: Scores, suite: Suite) -> Headroom:
         return TYPICAL_HEADROOM
     same = {task: [(document, document) for document in scored] for task, scored in scores.items()}
     both = weigh_both(same, suite, suite.policy)
-    expected = both.expected.overall if both.expected else None
+    if not both.expected:
+        return Headroom(accuracy=both.accuracy.overall.baseline, expected=None)
     return Headroom(
         accuracy=both.accuracy.overall.baseline,
-        expected=expected.baseline if expected else None,
-        unseen={name: one.moments[name].unseen / one.moments[name].leverage for name, one in both.by_task.items()},
+        expected=both.expected.overall.baseline,
+        unseen={name: moments.unseen / moments.leverage for name, moments in both.expected.moments.items()},
     )
 
 

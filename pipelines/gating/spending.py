@@ -7,8 +7,12 @@ stopped crosses it with what the look may spend (Armitage, McPherson and Rowe 19
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 from pipelines.evaluation.looks import LOOKS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STEPS = 800
 """Number of steps of the numerical integration; with twice as many no level changes by a ten thousandth of itself."""
@@ -50,12 +54,7 @@ def levels(alpha: float, looks: tuple[float, ...] = LOOKS) -> tuple[float, ...]:
     for look in looks:
         deviation = math.sqrt(look - before)
         budget = spent(look, alpha) - used
-
-        def excess(at: float, mass: "np.ndarray" = mass, grid: "np.ndarray" = grid) -> float:
-            """Return by how much crossing `at` now is likelier than the look may spend."""
-            return float((mass * norm.sf((at - grid) / deviation)).sum()) - budget  # noqa: B023
-
-        bound = brentq(excess, -FARTHEST, FARTHEST)
+        bound = brentq(_excess, -FARTHEST, FARTHEST, args=(grid, mass, deviation, budget))
         found.append(float(norm.sf(bound / math.sqrt(look))))
         reached = np.linspace(-FARTHEST * math.sqrt(look), bound, STEPS)
         density = (norm.pdf((reached[:, None] - grid) / deviation) / deviation * mass).sum(axis=1)
@@ -63,3 +62,10 @@ def levels(alpha: float, looks: tuple[float, ...] = LOOKS) -> tuple[float, ...]:
         weights[[0, -1]] /= 2
         grid, mass, before, used = reached, density * weights, look, used + budget
     return tuple(found)
+
+
+def _excess(at: float, grid: "np.ndarray", mass: "np.ndarray", deviation: float, budget: float) -> float:
+    """Return by how much a motion that has its `mass` on `grid` crosses `at` likelier than by `budget`."""
+    from scipy.stats import norm
+
+    return float((mass * norm.sf((at - grid) / deviation)).sum()) - budget

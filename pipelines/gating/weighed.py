@@ -20,12 +20,13 @@ from pipelines.recipe.suite import Policy, ScoreKind, Suite
 
 
 class Weighed(NamedTuple):
-    """One statistic of all documents."""
+    """One statistic of the documents of the tasks that have it."""
 
     scored: Mapping[str, Sequence[Scored]]
     """Scores of each task's documents."""
     moments: Mapping[str, PairedMoments]
     overall: Statistic
+    """Statistic over these tasks."""
 
     def kept(self, shares: Mapping[str, float], confidence: float) -> Kept:
         """Return what is kept over the suite, whose tasks have these `shares`."""
@@ -42,12 +43,15 @@ class Both(NamedTuple):
     """Both statistics of a suite's documents."""
 
     accuracy: Weighed
-    expected: Weighed | None
-    """None where a task has no expected score."""
-    by_task: Mapping[str, Weighed]
-    """Expected score of each task that has one, by itself."""
+    offered: Weighed | None
+    """Expected score of the tasks that have one; None where none has."""
     temperatures: Mapping[str, float | None]
     """Temperature of the softmax of each task that has one."""
+
+    @property
+    def expected(self) -> Weighed | None:
+        """Expected score of all tasks; None where one has none."""
+        return self.offered if len(self.temperatures) == len(self.accuracy.moments) else None
 
     @property
     def found(self) -> dict[ScoreKind, Weighed]:
@@ -66,8 +70,7 @@ def weigh_both(pairs: Mapping[str, Pairs], suite: Suite, policy: Policy) -> Both
     expected = {name: one.scored for name, one in found.items() if one}
     return Both(
         accuracy=_weigh(accuracy, suite, policy, RIGHT_OR_WRONG),
-        expected=_weigh(expected, suite, policy, None) if len(expected) == len(pairs) else None,
-        by_task={name: _weigh({name: scored}, suite, policy, None) for name, scored in expected.items()},
+        offered=_weigh(expected, suite, policy, None) if expected else None,
         temperatures={name: one.temperature for name, one in found.items() if one},
     )
 

@@ -2,6 +2,7 @@
 same."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipelines.checkpoint.gguf_file import read_tokens
 from pipelines.checkpoint.headers import read_checkpoint
@@ -16,7 +17,7 @@ def check_draft(served: Served, draft: Served) -> None:
     if (served.stored == "gguf") != (draft.stored == "gguf"):
         kind = "a GGUF" if served.stored == "gguf" else "a checkpoint"
         raise bad_input(draft.model, f"cannot guess for {served.name}: that is {kind}, and this is not", "give another")
-    ours, theirs = vocabulary(served), vocabulary(draft)
+    ours, theirs = vocabulary(served.model), vocabulary(draft.model)
     if ours == theirs:
         return
     differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
@@ -25,9 +26,9 @@ def check_draft(served: Served, draft: Served) -> None:
     raise bad_input(draft.model, f"{what}, like {differing[0]!r})", remedy)
 
 
-def vocabulary(served: Served) -> Mapping[str, int]:
-    """Return the ids of all tokens, by the tokenizer of the model."""
-    if served.stored != "gguf":
-        found: dict[str, int] = load_tokenizer(read_checkpoint(served.model)).get_vocab()
-        return found
-    return {token: number for number, token in enumerate(read_tokens(served.model))}
+def vocabulary(model: Path) -> Mapping[str, int]:
+    """Return the ids of all tokens of a model, a folder or a GGUF, by its tokenizer."""
+    if model.suffix == ".gguf":
+        return {token: number for number, token in enumerate(read_tokens(model))}
+    found: dict[str, int] = load_tokenizer(read_checkpoint(model)).get_vocab()
+    return found
